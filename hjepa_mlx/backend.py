@@ -1,0 +1,122 @@
+"""Device, BLAS, memory and precision policy: the one place that knows what machine this is.
+
+Importing this module puts OpenBLAS in front of the reference BLAS that MLX's Linux wheel links
+to (about 30 times faster). It must therefore be imported before `mlx.core`, which the package's
+`__init__` sees to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from hjepa_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+GB = 1e9
+
+
+def _put_openblas_first() -> ctypes.CDLL | None:
+    """Load OpenBLAS into the global symbol scope, so that MLX's BLAS calls reach it."""
+    if sys.platform != "linux" or "mlx.core" in sys.modules:
+        return None
+    for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
+        try:
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+    return None
+
+
+_openblas = _put_openblas_first()
+
+
+def blas_name() -> str:
+    """The BLAS behind MLX's CPU matmul, in words."""
+    if sys.platform == "darwin":
+        return "Accelerate"
+    if _openblas is None:
+        return "Netlib reference (slow)"
+    _openblas.openblas_get_config.restype = ctypes.c_char_p
+    return _openblas.openblas_get_config().decode().strip()
+
+
+def restore_blas_threads() -> None:
+    """Give OpenBLAS all cores again: mlx-data's prefetch threads set it to one."""
+    if _openblas is not None:
+        _openblas.openblas_set_num_threads(cpu_count())
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_gb() -> float:
+    """Physical memory, GB (10^9 bytes)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+
+
+def on_metal() -> bool:
+    """Whether MLX computes on an Apple GPU."""
+    import mlx.core as mx
+
+    return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
+
+
+def chip() -> str:
+    """The processor's name, e.g. 'Apple M1 Max'."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    import mlx.core as mx
+
+    return str(mx.device_info().get("device_name", platform.processor()))
+
+
+def set_memory_limits() -> None:
+    """Keep freed buffers for the next step, and on a Mac stay inside what the GPU may use.
+
+    The CPU allocator keeps only 32 MiB by default, which costs a page fault per page and step.
+    """
+    import mlx.core as mx
+
+    if on_metal():
+        working_set = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_memory_limit(working_set)
+        mx.set_cache_limit(working_set // 4)
+    else:
+        mx.set_cache_limit(int(min(4 * GB, memory_gb() * GB / 4)))
+
+
+def precision(name: str) -> mx.Dtype:
+    """The dtype in which the networks compute; weights and losses are always float32.
+
+    `auto` is float32 everywhere: float16 on an Apple GPU is offered, but has not been measured
+    by this project, and on a CPU both half precisions are far slower than float32.
+    """
+    import mlx.core as mx
+
+    dtypes = {
+        "auto": mx.float32,
+        "float32": mx.float32,
+        "float16": mx.float16,
+        "bfloat16": mx.bfloat16,
+    }
+    if name not in dtypes:
+        raise UsageError(f"precision={name!r} is not one of {', '.join(dtypes)}.")
+    return dtypes[name]
+
+
+def can_compile() -> bool:
+    """Whether `mx.compile` fuses kernels here: always on Metal, on Linux only with g++."""
+    return on_metal() or sys.platform == "darwin" or shutil.which("g++") is not None

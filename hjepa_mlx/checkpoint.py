@@ -1,0 +1,140 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `step-XXXXXXXX` that appears under its name only when complete; the file
+`latest` beside it names the newest. `state.json` holds the SHA-256 of the two weight files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.files import atomic_write, sha256, sync_folder
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.step import Step
+
+FORMAT = 1
+
+
+def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last: int) -> Path:
+    """Write checkpoint `number` into `folder`, then delete older ones that are no milestones.
+
+    state: what the training loop has to remember; a true `milestone` keeps the checkpoint for good.
+    """
+    name = f"step-{number:08d}"
+    part, final = folder / f".{name}.part", folder / name
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {
+        "model.safetensors": dict(tree_flatten(step.model.parameters())),
+        "optimizer.safetensors": dict(tree_flatten(step.optimizer.state)),
+    }
+    digests = {}
+    for file_name, arrays in weights.items():
+        with atomic_write(part / file_name) as file:
+            mx.save_safetensors(file, arrays)
+        digests[file_name] = sha256(part / file_name)
+    state = {
+        "format": FORMAT,
+        "step": number,
+        **state,
+        "random_state": mx.random.state[0].tolist(),  # type: ignore[index]
+        "loss_scale": {key: value.item() for key, value in step.scaler.items()},
+        "sha256": digests,
+    }
+    with atomic_write(part / "state.json") as file:
+        file.write(json.dumps(state, indent=1).encode())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    with atomic_write(folder / "latest") as file:
+        file.write(name.encode())
+    _prune(folder, keep_last)
+    return final
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's state.json."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text())
+        if state["format"] != FORMAT:
+            raise HJEPAError(
+                f"Checkpoint {checkpoint} has format {state['format']}; this version of hjepa-mlx "
+                f"reads format {FORMAT}."
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
+    return state
+
+
+def load_model(checkpoint: Path, model: HJEPA) -> None:
+    """Put the checkpoint's weights into `model`, after comparing checksum, names and shapes."""
+    arrays = _load(checkpoint, "model.safetensors")
+    expected = {name: w.shape for name, w in dict(tree_flatten(model.parameters())).items()}
+    found = {name: w.shape for name, w in arrays.items()}
+    if expected != found:
+        differing = sorted({n for n, _ in set(expected.items()) ^ set(found.items())})
+        name = differing[0]
+        raise HJEPAError(
+            f"Checkpoint {checkpoint} belongs to another config: {len(differing)} weights differ, "
+            f"e.g. {name} is {found.get(name, 'missing')} there and "
+            f"{expected.get(name, 'missing')} here."
+        )
+    model.load_weights(list(arrays.items()))
+    mx.eval(model.parameters())
+
+
+def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
+    """Put a checkpoint back into model, optimizer, random numbers and loss scale; its state."""
+    state = read_state(checkpoint)
+    load_model(checkpoint, step.model)
+    optimizer = tree_unflatten(list(_load(checkpoint, "optimizer.safetensors").items()))
+    step.optimizer.state.update(optimizer)
+    step.optimizer.init(step.model.trainable_parameters())
+    mx.eval(step.optimizer.state)
+    high, low = state["random_state"]
+    mx.random.seed((high << 32) | low)
+    step.scaler.update({key: mx.array(value) for key, value in state["loss_scale"].items()})
+    return state
+
+
+def _load(checkpoint: Path, file_name: str) -> dict[str, mx.array]:
+    path = checkpoint / file_name
+    if not path.is_file():
+        raise _damaged(checkpoint, f"{file_name} is missing")
+    if sha256(path) != read_state(checkpoint)["sha256"][file_name]:
+        raise _damaged(checkpoint, f"{file_name} does not match its checksum")
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def _damaged(checkpoint: Path, what: str) -> HJEPAError:
+    return HJEPAError(
+        f"Checkpoint {checkpoint} is damaged: {what}. Delete that folder; the newest one before "
+        "it is used then."
+    )
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    passing = [path for path in complete(folder) if not read_state(path).get("milestone")]
+    for path in passing[:-keep_last]:
+        shutil.rmtree(path)
+    sync_folder(folder)

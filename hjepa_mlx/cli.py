@@ -1,0 +1,235 @@
+"""The command line. Heavy modules are imported inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from hjepa_mlx.errors import HJEPAError
+
+if TYPE_CHECKING:
+    from hjepa_mlx.config import Config
+
+app = typer.Typer(
+    help="Pretrain and study a hierarchical JEPA on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Folder with one folder per data set. Default: $HJEPA_DATA, else ./data."),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': print)."),
+]
+
+
+def main() -> None:
+    """Entry point; `--debug` may stand anywhere and shows tracebacks."""
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["HJEPA_DEBUG"] = "1"
+    app(prog_name="hjepa-mlx")
+
+
+def _readable(command: Command) -> Command:
+    """End with a status and one line instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if os.environ.get("HJEPA_DEBUG"):
+                traceback.print_exc()
+            line, status = _line_and_status(error)
+            print(f"hjepa-mlx: {line}", file=sys.stderr)
+            raise typer.Exit(status) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _line_and_status(error: Exception) -> tuple[str, int]:
+    if isinstance(error, HJEPAError):
+        return str(error), error.exit_status
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}.", 1
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Pretrain and study a hierarchical JEPA on your own machine."""
+    if version:
+        from hjepa_mlx import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+@_readable
+def train(
+    config: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; may be repeated."),
+    ] = None,
+    data_dir: DataDir = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
+    ] = False,
+) -> None:
+    """Train a recipe, then evaluate what it learned.
+
+    Example: `hjepa-mlx train demo --set optim.epochs=5`
+    """
+    from hjepa_mlx.config import load_config
+
+    loaded = load_config(config, overrides)
+    if data_dir is not None:
+        loaded.data.dir = data_dir
+    if run_dir is not None:
+        loaded.run.dir = run_dir
+    if dry_run:
+        _print_plan(loaded)
+        return
+    from hjepa_mlx.train import Interrupted
+    from hjepa_mlx.train import train as start
+
+    try:
+        run = start(loaded, resume)
+    except Interrupted as stopped:
+        print(f"hjepa-mlx: {stopped}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # data threads may still hold images
+    _evaluate(run.path, None, None, None)
+
+
+@app.command(name="eval")
+@_readable
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_CONFIG", help="Evaluate on this data set instead."),
+    ] = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what a run learned: k-NN per level beside random initialisation and raw pixels.
+
+    Example: `hjepa-mlx eval runs/demo-20260101-120000 --json scores.json`
+    """
+    _evaluate(Path(run), data, data_dir, json_file)
+
+
+def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str | None) -> None:
+    from rich.console import Console
+
+    from hjepa_mlx.eval.report import evaluate
+    from hjepa_mlx.runs import load
+
+    model = load(path)
+    console = Console(stderr=True)
+    with console.status("Evaluating"):
+        report = evaluate(model, data, data_dir)
+    if json_file != "-":
+        Console().print(report)
+    if json_file == "-":
+        print(json.dumps(report.scores, indent=1))
+    elif json_file is not None:
+        report.save(Path(json_file))
+    if data is None and (path / "config.yaml").is_file():
+        report.save(path / "eval.json")
+
+
+@app.command()
+@_readable
+def doctor(json_file: JsonFile = None) -> None:
+    """Show machine, libraries and speed, and what to put right.
+
+    Example: `hjepa-mlx doctor`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from hjepa_mlx.doctor import examine
+
+    facts = examine()
+    if json_file == "-":
+        print(json.dumps(facts, indent=1))
+        return
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(facts, indent=1) + "\n")
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        if key != "advice":
+            table.add_row(key.replace("_", " "), str(value))
+    Console().print(table)
+    for line in facts["advice"] or ["Nothing to put right."]:
+        print(line)
+
+
+def _print_plan(config: Config) -> None:
+    """The resolved config as YAML; what follows from it as YAML comments."""
+    from mlx.utils import tree_flatten
+
+    from hjepa_mlx import backend
+    from hjepa_mlx.bench.costs import costs
+    from hjepa_mlx.data.sources import open_source
+    from hjepa_mlx.models.hjepa import HJEPA
+    from hjepa_mlx.train import steps_per_epoch
+
+    model = HJEPA(config)
+    weights = {
+        name: sum(w.size for w in dict(tree_flatten(getattr(model, name).parameters())).values())
+        for name in ("context_encoder", "target_encoder", "predictor")
+    }
+    cost = costs(
+        config, weights["context_encoder"] + weights["predictor"], weights["target_encoder"]
+    )
+    cells = ", ".join(f"level {n}: {count:.0f}" for n, count in enumerate(cost.predicted_cells))
+    lines = [
+        "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in weights.items()),
+        f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
+        f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
+        f"GFLOP/image  {cost.total:.2f} (target {cost.target:.2f}, context {cost.context:.2f}, "
+        f"predictor {cost.predictor:.2f})",
+        f"memory       about {cost.memory_gb:.1f} GB (estimated) of {backend.memory_gb():.0f} GB",
+    ]
+    try:
+        source = open_source(config.data, "train", fetch=False)
+        steps = steps_per_epoch(config, len(source))
+        total = steps * config.optim.epochs
+        lines.append(f"steps        {len(source):,} images, {steps} an epoch, {total:,} in all")
+    except HJEPAError as error:
+        lines.append(f"steps        unknown: {error}")
+    print(config.to_yaml() + "\n".join(f"# {line}" for line in lines))

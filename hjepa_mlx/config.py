@@ -1,0 +1,347 @@
+"""The one schema: strict YAML recipes, dotted overrides, and errors that name the nearest key.
+
+A recipe states only what differs from the defaults below. `load_config` returns it with every
+`auto` resolved; that resolved form is printed by `--dry-run` and saved with each run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hjepa_mlx.errors import UsageError
+
+SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
+    "nano": (128, 6, 2),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+LEVEL_WEIGHTS = (1.0, 0.7, 0.5, 0.35)
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+_two = Field(min_length=2, max_length=2)
+Pair = Annotated[list[Annotated[float, Field(ge=0)]], _two]
+UnitPair = Annotated[list[Fraction], _two]
+Areas = Annotated[list[Annotated[float, Field(gt=0, le=1)]], _two]
+Aspects = Annotated[list[Positive], _two]
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _two]
+
+
+class Section(BaseModel):
+    """A part of the config: no unknown keys, no silent conversions, also on assignment."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+
+
+class Data(Section):
+    """What is trained on."""
+
+    name: str = "folder"
+    dir: str | None = None
+    image_size: Count = 224
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    limit: Count | None = None
+    crop_scale: Areas = [0.3, 1.0]
+    flip: bool = True
+    workers: Auto | Count = "auto"
+
+
+class Model(Section):
+    """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`."""
+
+    size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
+    dim: Auto | Count = "auto"
+    depth: Auto | Count = "auto"
+    heads: Auto | Count = "auto"
+    patch_size: Count = 16
+    levels: Annotated[int, Field(ge=1, le=4)] = 3
+    level_blocks: Auto | list[Count] = "auto"
+    level_pool: Auto | list[Count] = "auto"
+    predictor_dim: Count = 192
+    predictor_depth: Count = 6
+    checkpoint_blocks: bool = False
+
+
+class Masks(Section):
+    """How target and context blocks are drawn; areas are fractions of the grid."""
+
+    targets: Count = 4
+    target_area: Areas = [0.15, 0.2]
+    target_aspect: Aspects = [0.75, 1.5]
+    context_area: Areas = [0.85, 1.0]
+    context_tokens: Auto | Count = "auto"
+
+
+class Loss(Section):
+    """Prediction loss and the optional regularisers' weights (0: off)."""
+
+    kind: Literal["smooth_l1", "mse"] = "smooth_l1"
+    level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
+    vicreg: Annotated[float, Field(ge=0)] = 0.0
+    sigreg: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Optim(Section):
+    """AdamW and the schedules; pairs are [start, end]."""
+
+    epochs: Count = 100
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10
+    lr: Positive = 1.0e-3
+    final_lr: Annotated[float, Field(ge=0)] = 1.0e-6
+    betas: Betas = [0.9, 0.95]
+    weight_decay: Pair = [0.04, 0.4]
+    momentum: UnitPair = [0.996, 1.0]
+    grad_clip: Annotated[float, Field(ge=0)] = 3.0
+    accumulate: Count = 1
+
+
+class Run(Section):
+    """Where a run is kept and how often it reports, checks and saves."""
+
+    dir: str | None = None
+    log_every: Count = 10
+    signals_every: Count = 100
+    checkpoint_minutes: Positive = 15
+    keep_last: Count = 3
+    milestone_epochs: Annotated[int, Field(ge=0)] = 25
+    eval_every_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "custom"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    compile: Auto | bool = "auto"
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    masks: Masks = Field(default_factory=Masks)
+    loss: Loss = Field(default_factory=Loss)
+    optim: Optim = Field(default_factory=Optim)
+    run: Run = Field(default_factory=Run)
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side of the image."""
+        return self.data.image_size // self.model.patch_size
+
+    def to_yaml(self) -> str:
+        """The config as YAML, in the schema's order."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, default_flow_style=None)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+# An integer also matches the pattern above: integers are tried first.
+for _first in "-+0123456789":
+    _resolvers = _Loader.yaml_implicit_resolvers[_first]
+    _resolvers.sort(key=lambda resolver: resolver[0] != "tag:yaml.org,2002:int")
+
+
+def config_folder() -> Path:
+    """The folder of the recipes that come with the package."""
+    inside = Path(__file__).parent / "configs"  # in a wheel
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = config_folder()
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def find_config(name_or_path: str) -> Path:
+    """The YAML file of a recipe given by name or by path."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise UsageError(f"Config file {path} does not exist.")
+    names = config_names()
+    if name_or_path in names:
+        return config_folder() / f"{name_or_path}.yaml"
+    near = difflib.get_close_matches(name_or_path, names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise UsageError(
+        f"No config named '{name_or_path}'.{hint} There are: {', '.join(names)}; "
+        "or give the path of a .yaml file."
+    )
+
+
+def load_config(name_or_path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a recipe, apply `a.b=value` overrides, check it, and resolve every `auto`.
+
+    Raises UsageError with one line that names the key, what was given and what is allowed.
+    """
+    path = find_config(str(name_or_path))
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} must hold 'key: value' lines; it holds a {type(tree).__name__}.")
+    tree.setdefault("name", path.stem)
+    for override in overrides or []:
+        _override(tree, override)
+    return resolve(parse(tree))
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Check a tree of plain values against the schema."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override!r}: write it as key=value, e.g. optim.lr=3e-4.")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override!r}: the value is not valid YAML.") from None
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {override!r}: '{section}' is a value, not a section.")
+    tree[last] = value
+
+
+def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the schema, e.g. 'optim.lr'."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first thing that is wrong."""
+    first = error.errors(include_url=False)[0]
+    # pydantic puts union members' types into the location; keep the schema's own names
+    location = [str(part) for part in first["loc"]]
+    known = dotted_keys()
+    if first["type"] == "extra_forbidden":
+        key = ".".join(location)
+        same_name = [k for k in known if k.split(".")[-1] == location[-1]]
+        near = same_name or difflib.get_close_matches(key, [*Config.model_fields, *known], 1, 0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return f"Unknown config key '{key}'.{hint}"
+    while len(location) > 1 and ".".join(location) not in known:
+        location.pop()
+    key = ".".join(location)
+    reasons = [
+        e["msg"]
+        for e in error.errors(include_url=False)
+        if e["loc"][: len(location)] == first["loc"][: len(location)]
+    ]
+    reason = "; or ".join(dict.fromkeys(reasons)).replace("Input should", "it should")
+    return f"Config key '{key}': {reason} (given: {_given(error, location)!r})."
+
+
+def _given(error: ValidationError, location: list[str]) -> Any:
+    matches = [e for e in error.errors() if [str(p) for p in e["loc"]][: len(location)] == location]
+    return min(matches, key=lambda e: len(e["loc"]))["input"]
+
+
+def resolve(config: Config) -> Config:
+    """Replace every `auto` that follows from the config alone, and check fields against each other.
+
+    `precision`, `compile` and `data.workers` depend on the machine and are resolved when used.
+    """
+    config = config.model_copy(deep=True)
+    _resolve_model(config)
+    _check_ranges(config)
+    masks = config.masks
+    if masks.context_tokens == "auto":
+        # Target blocks land independently, so this share of the context block is left on average;
+        # 0.7 of it leaves few images to be drawn again (I-JEPA's truncation keeps 0.68: 56 of 82).
+        left = (1 - sum(masks.target_area) / 2) ** masks.targets * sum(masks.context_area) / 2
+        masks.context_tokens = max(1, int(0.7 * left * config.grid**2))
+    return config
+
+
+def _resolve_model(config: Config) -> None:
+    model = config.model
+    if model.size != "custom":
+        size = dict(zip(("dim", "depth", "heads"), SIZES[model.size], strict=True))
+        given = {key: getattr(model, key) for key in size if getattr(model, key) != "auto"}
+        if any(given[key] != size[key] for key in given):
+            model.size = "custom"
+        for key, value in size.items():
+            if key not in given:
+                setattr(model, key, value)
+    if "auto" in (model.dim, model.depth, model.heads):
+        raise UsageError("model.size=custom needs model.dim, model.depth and model.heads.")
+    depth, levels = int(model.depth), model.levels
+    if depth < levels:
+        raise UsageError(f"model.levels={levels} needs at least as many blocks; depth is {depth}.")
+    if model.level_blocks == "auto":
+        model.level_blocks = [round(depth * (level + 1) / levels) for level in range(levels)]
+    if model.level_pool == "auto":
+        model.level_pool = [2**level for level in range(levels)]
+    if config.loss.level_weights == "auto":
+        config.loss.level_weights = list(LEVEL_WEIGHTS[:levels])
+
+
+def _check_ranges(config: Config) -> None:
+    data, model, optim = config.data, config.model, config.optim
+    if data.image_size % model.patch_size:
+        raise UsageError(
+            f"data.image_size={data.image_size} is not a multiple of "
+            f"model.patch_size={model.patch_size}."
+        )
+    for key, value in (("dim", model.dim), ("predictor_dim", model.predictor_dim)):
+        if int(value) % 4:
+            raise UsageError(f"model.{key}={value} must be a multiple of 4 (2-D positions).")
+    if int(model.dim) % int(model.heads):
+        raise UsageError(f"model.dim={model.dim} is not a multiple of model.heads={model.heads}.")
+    for key, values in (
+        ("model.level_blocks", model.level_blocks),
+        ("model.level_pool", model.level_pool),
+        ("loss.level_weights", config.loss.level_weights),
+    ):
+        if len(values) != model.levels:
+            raise UsageError(f"{key}={values} needs one item a level; model.levels={model.levels}.")
+        if key.startswith("model") and list(values) != sorted(values):
+            raise UsageError(f"{key}={values} must not decrease: level 0 is the finest.")
+    if int(model.level_blocks[-1]) > int(model.depth):
+        raise UsageError(f"model.level_blocks={model.level_blocks} exceeds depth {model.depth}.")
+    if optim.warmup_epochs >= optim.epochs:
+        raise UsageError(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} must be less than "
+            f"optim.epochs={optim.epochs}."
+        )
+    for key, pair in (
+        ("data.crop_scale", data.crop_scale),
+        ("masks.target_area", config.masks.target_area),
+        ("masks.target_aspect", config.masks.target_aspect),
+        ("masks.context_area", config.masks.context_area),
+    ):
+        if pair[0] > pair[1]:
+            raise UsageError(f"{key}={pair} must be [low, high].")

@@ -1,0 +1,1 @@
+"""The networks: encoder (vit.py), predictor (predictor.py) and both together (hjepa.py)."""

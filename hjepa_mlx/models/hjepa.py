@@ -1,0 +1,100 @@
+"""H-JEPA: context encoder, EMA target encoder and predictor, with targets at several levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from hjepa_mlx.config import Config
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.masks import pooling
+from hjepa_mlx.models.predictor import Predictor
+from hjepa_mlx.models.vit import VisionTransformer, patchify
+
+
+class HJEPA(nn.Module):
+    """The three networks of a run, built from its config; both encoders start equal.
+
+    The random numbers come from `config.seed`, so the same config gives the same weights.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.config = config
+        self.level_blocks = tuple(int(block) for block in model.level_blocks)
+        shape = (model.patch_size, config.grid, int(model.dim), int(model.depth), int(model.heads))
+        mx.random.seed(config.seed)
+        self.context_encoder = VisionTransformer(*shape, checkpoint=model.checkpoint_blocks)
+        self.target_encoder = VisionTransformer(*shape)
+        self.target_encoder.update(self.context_encoder.parameters())
+        self.target_encoder.freeze()
+        self.predictor = Predictor(
+            config.grid, model.levels, int(model.dim), model.predictor_dim, model.predictor_depth
+        )
+        self._level_pool = [
+            mx.array(pooling(config.grid, config.grid, int(size))[0]) for size in model.level_pool
+        ]
+
+    def targets(
+        self, patches: mx.array, indices: mx.array, pool: tuple[mx.array, ...]
+    ) -> list[mx.array]:
+        """What is to be predicted: features of the target encoder, pooled inside target blocks.
+
+        patches: [B, N, p·p·3]; indices: [B, M, h·w]; pool: L × [n_l, h·w].
+        Returns L arrays [B, M·n_l, D] float32, each cell normalised (LayerNorm without affine).
+        """
+        B, M, A = indices.shape
+        targets = []
+        features = self.target_encoder(patches, after=self.level_blocks)
+        for x, matrix in zip(features, pool, strict=True):
+            x = mx.take_along_axis(x, indices.reshape(B, M * A, 1), axis=1)
+            x = x.reshape(B, M, A, -1).astype(mx.float32)  # [B, M, h·w, D]
+            x = (matrix @ x).reshape(B, M * matrix.shape[0], -1)  # [B, M·n_l, D]
+            targets.append(mx.fast.layer_norm(x, None, None, 1e-5))
+        return targets
+
+    def predict(
+        self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
+    ) -> tuple[list[mx.array], mx.array]:
+        """Predictions per level, L × [B, cells[l], D], and the context's features [B, K, D]."""
+        (context,) = self.context_encoder(patches, indices)
+        return self.predictor(context, indices, centres, cells), context
+
+    def encode(self, images: mx.array | np.ndarray, encoder: str = "target") -> list[mx.array]:
+        """Features of each level, finest first, of the target (or "context") encoder.
+
+        images: [B, S, S, 3] uint8, S as trained. Returns L arrays [B, n_l, D]: the output of
+        block d_l averaged over cells of `level_pool[l]` patches, in raster order.
+        """
+        images = mx.array(images)
+        size = self.config.data.image_size
+        if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != mx.uint8:
+            raise HJEPAError(
+                f"encode() takes uint8 images of shape [B, {size}, {size}, 3]; "
+                f"these are {images.dtype} {list(images.shape)}."
+            )
+        vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
+        patches = patchify(images, self.config.model.patch_size)
+        features = vit(patches, after=self.level_blocks)
+        return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
+
+
+@contextmanager
+def computing_in(module: nn.Module, dtype: mx.Dtype) -> Iterator[None]:
+    """Let `module` compute in `dtype`: its weights are cast inside and float32 again after.
+
+    Inside a gradient the cast is part of the graph, so gradients arrive in float32.
+    """
+    full = module.parameters()
+    if dtype != mx.float32:
+        module.update(tree_map(lambda weight: weight.astype(dtype), full))
+    try:
+        yield
+    finally:
+        module.update(full)

@@ -1,0 +1,53 @@
+"""The predictor: from context tokens to the target cells of all blocks and levels, in one pass."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from hjepa_mlx.models.vit import blocks, sincos_positions, trunc_normal
+
+
+class Predictor(nn.Module):
+    """A narrow ViT over the projected context and one mask token per cell to predict."""
+
+    def __init__(self, grid: int, levels: int, encoder_dim: int, dim: int, depth: int) -> None:
+        super().__init__()
+        heads = max(1, dim // 64)
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = trunc_normal((dim,))
+        self.level_embed = trunc_normal((levels, dim))
+        self.blocks = blocks(dim, depth, heads)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.heads = [nn.Linear(dim, encoder_dim) for _ in range(levels)]
+        for linear in (self.embed, *self.heads):
+            linear.weight = trunc_normal(linear.weight.shape)
+            linear.bias = mx.zeros_like(linear.bias)
+        side = 2 * grid - 1  # cell centres fall on patches or half-way between them
+        centres = np.indices((side, side)).reshape(2, -1).T / 2
+        self._positions = sincos_positions(centres, dim)  # [(2·grid − 1)², dim]
+        patches = np.indices((grid, grid)) * 2
+        self._patch_index = mx.array((patches[0] * side + patches[1]).ravel())  # [grid²]
+
+    def __call__(
+        self, context: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
+    ) -> list[mx.array]:
+        """Predict the features of every target cell.
+
+        context: [B, K, D] from the context encoder; indices: [B, K] its patches;
+        centres: [B, Σ cells] half-cell positions of what is predicted, level after level.
+        Returns L arrays [B, cells[l], D].
+        """
+        K = context.shape[1]
+        x = self.embed(context)
+        x = x + self._positions[self._patch_index[indices]].astype(x.dtype)  # [B, K, dim]
+        levels = np.repeat(np.arange(len(cells)), cells)
+        queries = self.mask_token + self.level_embed[mx.array(levels)]  # [Σ cells, dim]
+        queries = queries + self._positions[centres].astype(x.dtype)  # [B, Σ cells, dim]
+        x = mx.concatenate([x, queries], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x[:, K:])
+        per_level = mx.split(x, np.cumsum(cells)[:-1].tolist(), axis=1)
+        return [head(part) for head, part in zip(self.heads, per_level, strict=True)]

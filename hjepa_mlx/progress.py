@@ -1,0 +1,81 @@
+"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10  # between two plain lines
+
+
+class Reporter:
+    """Shows epoch, step, loss, images per second, time left and memory."""
+
+    def __init__(self, console: Console, epochs: int, total: int, done: int) -> None:
+        self.console = console
+        self.epochs, self.total = epochs, total
+        self._live = console.is_terminal
+        self._began, self._first = time.monotonic(), done
+        self._last_line = float("-inf")
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total} · loss {task.fields[loss]:.4f}"),
+            TextColumn("· {task.fields[rate]:.0f} images/s · {task.fields[memory]:.1f} GB ·"),
+            TimeElapsedColumn(),
+            TextColumn("· left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(
+            "train", total=total, completed=done, epoch=0, loss=float("nan"), rate=0.0, memory=0.0
+        )
+
+    def __enter__(self) -> Reporter:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def update(self, row: dict) -> None:
+        """Show a logged step."""
+        step, rate = row["step"], row["images_per_second"]
+        epoch = min(self.epochs, int(row["epoch"]) + 1)
+        memory = row["peak_memory_gb"]
+        self._progress.update(
+            self._task, completed=step, epoch=epoch, loss=row["loss"], rate=rate, memory=memory
+        )
+        now = time.monotonic()
+        if self._live or (now - self._last_line < PLAIN_SECONDS and step < self.total):
+            return
+        self._last_line = now
+        left = (now - self._began) / max(1, step - self._first) * (self.total - step)
+        self.console.print(
+            f"epoch {epoch}/{self.epochs} step {step}/{self.total} loss {row['loss']:.4f} "
+            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}",
+            highlight=False,
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line above the live one."""
+        self.console.print(text, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words a person reads at a glance: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,142 @@
+"""Runs: a folder with the resolved config, the metrics and the checkpoints of one training."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hjepa_mlx import checkpoint
+from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.files import atomic_write
+from hjepa_mlx.models.hjepa import HJEPA
+
+# Keys that may differ when a run is resumed: they change neither weights nor what is learned from.
+FREE_KEYS = ("run", "compile", "data.dir", "data.workers")
+
+
+class Run:
+    """A run's folder, read lazily."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        steps = self.metrics[-1]["step"] if self.metrics else 0
+        return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config the run was started with."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise UsageError(f"{self.path} is not a run: it has no config.yaml.")
+        return load_config(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return checkpoint.latest(self.checkpoints)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged, one dict per logged step."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in _whole_lines(path)]
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that will be trained again."""
+        kept = [row for row in self.metrics if row["step"] <= step]
+        with atomic_write(self.path / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a newline: a last, torn one is no line yet."""
+    if not path.is_file():
+        return []
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
+def create(config: Config) -> Run:
+    """Make the folder of a new run: `run.dir`, or runs/<config>-<time>."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = Path(config.run.dir or f"runs/{config.name}-{stamp}")
+    if (path / "config.yaml").exists():
+        raise UsageError(
+            f"{path} already holds a run. Go on with it by --resume, or choose another --run-dir."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"The run folder {path} cannot be written to; choose another one.")
+    with atomic_write(path / "config.yaml") as file:
+        file.write(config.to_yaml().encode())
+    return Run(path)
+
+
+def reopen(config: Config) -> Run:
+    """The run to resume: `run.dir`, or the newest runs/<config>-* folder."""
+    if config.run.dir:
+        run = Run(config.run.dir)
+    else:
+        found = sorted(Path("runs").glob(f"{config.name}-*/config.yaml"))
+        if not found:
+            raise UsageError(
+                f"There is no run of '{config.name}' in runs/ to resume; give its --run-dir."
+            )
+        run = Run(found[-1].parent)
+    differing = _differences(run.config.model_dump(), config.model_dump())
+    if differing:
+        key, (then, now) = next(iter(differing.items()))
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UsageError(
+            f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "
+            "Resume it with its own (CONFIG may be the run's config.yaml), or start a new run."
+        )
+    return run
+
+
+def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in then.items():
+        name = prefix + key
+        if name in FREE_KEYS:
+            continue
+        if isinstance(value, dict):
+            found |= _differences(value, now[key], name + ".")
+        elif value != now[key]:
+            found[name] = (value, now[key])
+    return found
+
+
+def load(path: str | Path) -> HJEPA:
+    """The model of a run (its newest checkpoint) or of one checkpoint folder.
+
+    Raises UsageError when there is none and HJEPAError when it is damaged.
+    """
+    path = Path(path)
+    folder: Path | None = path
+    if not (path / "state.json").is_file():
+        folder = Run(path).latest
+        config = Run(path).config
+    else:
+        config = Run(path.parent.parent).config
+    if folder is None:
+        raise UsageError(f"The run {path} has no checkpoint yet.")
+    model = HJEPA(config)
+    checkpoint.load_model(folder, model)
+    return model

@@ -1,0 +1,28 @@
+"""Schedules: pure functions of the step, which runs from 0 to total − 1.
+
+The first and the last step get exactly the configured end points.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def linear(step: int, total: int, start: float, end: float) -> float:
+    """A straight line from `start` to `end`."""
+    progress = step / max(1, total - 1)
+    return start * (1 - progress) + end * progress
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Half a cosine from `start` to `end`."""
+    progress = step / max(1, total - 1)
+    weight = (1 + math.cos(math.pi * progress)) / 2
+    return start * weight + end * (1 - weight)
+
+
+def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float) -> float:
+    """Linear from peak/warmup to `peak` in `warmup` steps, then half a cosine to `end`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return cosine(step - warmup, total - warmup, peak, end)

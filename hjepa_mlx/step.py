@@ -1,0 +1,184 @@
+"""The compiled update: the only place where gradients are taken.
+
+Target features → context and prediction → loss → AdamW → EMA, in that order. Everything that
+changes lives in explicit state, schedule values arrive as arrays, and every shape is fixed by the
+config, so after the few target block shapes have been seen nothing is traced or compiled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_map, tree_reduce
+
+from hjepa_mlx import backend, ema, losses, schedules
+from hjepa_mlx.config import Config
+from hjepa_mlx.masks import Masks
+from hjepa_mlx.models.hjepa import HJEPA, computing_in
+from hjepa_mlx.models.vit import patchify
+
+Metrics = dict[str, mx.array]
+FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
+STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
+
+
+class Schedule(NamedTuple):
+    """The values that change with the step."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+
+
+def schedule(config: Config, step: int, total: int) -> Schedule:
+    """Learning rate, weight decay and momentum of `step` (0 … total − 1)."""
+    c = config.optim
+    warmup = round(total * c.warmup_epochs / c.epochs)
+    return Schedule(
+        schedules.warmup_cosine(step, total, warmup, c.lr, c.final_lr),
+        schedules.cosine(step, total, *c.weight_decay),
+        schedules.linear(step, total, *c.momentum),
+    )
+
+
+class AdamW(optim.AdamW):
+    """AdamW whose weight decay is state, so it can follow a schedule; biases and norms have none.
+
+    Biases, norms and the mask token are the parameters with one axis.
+    """
+
+    def __init__(self, betas: list[float]) -> None:
+        super().__init__(learning_rate=0.0, betas=betas, bias_correction=True)
+        self.state["weight_decay"] = mx.array(0.0)
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """One parameter's update."""
+        self.weight_decay = self.state["weight_decay"] if parameter.ndim > 1 else 0.0
+        return super().apply_single(gradient, parameter, state)
+
+
+class Step:
+    """One training step over explicit state: model, optimizer, random numbers, loss scale."""
+
+    def __init__(self, model: HJEPA, config: Config) -> None:
+        self.model = model
+        self.config = config
+        self.dtype = backend.precision(config.precision)
+        self.optimizer = AdamW(config.optim.betas)
+        self.optimizer.init(model.trainable_parameters())
+        self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
+        self.traces = 0
+        compiled = backend.can_compile() if config.compile == "auto" else config.compile
+        self._value_and_grad = nn.value_and_grad(model, self._loss)
+        self._whole = self._compile(self._whole_step, compiled)
+        self._gradients = self._compile(self._compute_gradients, compiled)
+        self._update = self._compile(self._apply, compiled)
+
+    @property
+    def state(self) -> list[Any]:
+        """All that a step reads and writes."""
+        return [self.model.state, self.optimizer.state, mx.random.state, self.scaler]
+
+    def __call__(self, batches: list[tuple[mx.array, Masks]], values: Schedule) -> Metrics:
+        """Update once from one or more (images [B, S, S, 3] uint8, masks); mean metrics.
+
+        Returns lazily computed 0-d arrays: loss, loss_level_l, grad_norm and what is switched on.
+        """
+        arrays = [mx.array(value, mx.float32) for value in values]
+        inputs = [(images, *map(_as_arrays, masks)) for images, masks in batches]
+        if len(inputs) == 1:
+            metrics = self._whole(*inputs[0], *arrays)
+        else:
+            metrics, gradients = self._gradients(*inputs[0])
+            for more in inputs[1:]:
+                mx.eval(metrics, gradients)  # so that only one batch's activations are held
+                metrics, gradients = tree_map(mx.add, (metrics, gradients), self._gradients(*more))
+            mean = tree_map(lambda total: total / len(inputs), (metrics, gradients))
+            metrics = {**mean[0], **self._update(mean[1], *arrays)}
+        mx.async_eval(metrics, self.state)
+        return metrics
+
+    def _compile(self, function: Callable, compiled: bool) -> Callable:
+        if not compiled:
+            return function
+        return mx.compile(function, inputs=self.state, outputs=self.state)
+
+    def _whole_step(self, *inputs: Any) -> Metrics:
+        *batch, lr, weight_decay, momentum = inputs
+        metrics, gradients = self._compute_gradients(*batch)
+        return {**metrics, **self._apply(gradients, lr, weight_decay, momentum)}
+
+    def _compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, dict]:
+        self.traces += 1
+        context, targets, centres, pool = masks
+        patches = patchify(images, self.config.model.patch_size).astype(self.dtype)
+        with computing_in(self.model.target_encoder, self.dtype):
+            truth = self.model.targets(patches, targets, pool)
+        (_, metrics), gradients = self._value_and_grad(patches, context, centres, truth)
+        return metrics, gradients
+
+    def _loss(
+        self, patches: mx.array, context: mx.array, centres: mx.array, truth: list[mx.array]
+    ) -> tuple[mx.array, Metrics]:
+        c = self.config.loss
+        cells = [target.shape[1] for target in truth]
+        with computing_in(self.model, self.dtype):
+            predictions, features = self.model.predict(patches, context, centres, cells)
+        error = losses.PREDICTION[c.kind]
+        loss, metrics = mx.array(0.0), {}
+        for level, (prediction, target) in enumerate(zip(predictions, truth, strict=True)):
+            metrics[f"loss_level_{level}"] = error(prediction, target)
+            loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
+        for name, weight in (("vicreg", c.vicreg), ("sigreg", c.sigreg)):
+            if weight:
+                metrics[name] = getattr(losses, name)(features.astype(mx.float32).mean(1))
+                loss = loss + weight * metrics[name]
+        metrics["loss"] = loss
+        if self.dtype == mx.float16:
+            loss = loss * self.scaler["scale"]
+        return loss, metrics
+
+    def _apply(
+        self, gradients: dict, lr: mx.array, weight_decay: mx.array, momentum: mx.array
+    ) -> Metrics:
+        """AdamW, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
+        half = self.dtype == mx.float16
+        if half:
+            scale = self.scaler["scale"]
+            gradients = tree_map(lambda g: g / scale, gradients)
+        norm = mx.sqrt(tree_reduce(lambda total, g: total + g.square().sum(), gradients, 0.0))
+        if self.config.optim.grad_clip:
+            factor = mx.minimum(self.config.optim.grad_clip / (norm + 1e-6), 1.0)
+            gradients = tree_map(lambda g: g * factor, gradients)
+        before = tree_map(lambda x: x, (self.model.parameters(), self.optimizer.state))
+        self.optimizer.learning_rate = lr
+        self.optimizer.state["weight_decay"] = weight_decay
+        self.optimizer.update(self.model, gradients)
+        ema.update(self.model.target_encoder, self.model.context_encoder, momentum)
+        if not half:
+            return {"grad_norm": norm}
+        finite = mx.isfinite(norm)
+        parameters, state = tree_map(
+            lambda new, old: mx.where(finite, new, old),
+            (self.model.parameters(), self.optimizer.state),
+            before,
+        )
+        self.model.update(parameters)
+        self.optimizer.state.update(state)
+        self._adapt_scale(finite)
+        return {"grad_norm": norm, "loss_scale": self.scaler["scale"], "overflow": ~finite}
+
+    def _adapt_scale(self, finite: mx.array) -> None:
+        """Halve the loss scale after an overflow, double it after a long time without one."""
+        scale, good = self.scaler["scale"], self.scaler["good_steps"] + 1
+        grown = mx.where(good >= STEPS_TO_GROW, mx.minimum(2 * scale, LARGEST_SCALE), scale)
+        self.scaler["scale"] = mx.where(finite, grown, mx.maximum(scale / 2, 1.0))
+        self.scaler["good_steps"] = mx.where(finite & (good < STEPS_TO_GROW), good, 0)
+
+
+def _as_arrays(part: Any) -> Any:
+    return tree_map(mx.array, part) if isinstance(part, tuple) else mx.array(part)

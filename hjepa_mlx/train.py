@@ -1,0 +1,303 @@
+"""The training loop: check everything, then evaluate, step, report, save."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from rich.console import Console
+
+from hjepa_mlx import backend, checkpoint, runs
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.eval.report import quick_knn
+from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.progress import Reporter
+from hjepa_mlx.runs import Run
+from hjepa_mlx.signals import Signals, warnings
+from hjepa_mlx.step import Metrics, Schedule, Step, schedule
+
+QUICK_BANK, QUICK_QUERIES = 5000, 1000  # images of the k-NN that training logs
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the run was saved."""
+
+
+def train(config: Config, resume: bool = False, console: Console | None = None) -> Run:
+    """Train as `config` says, from the start or (`resume`) from the run's newest checkpoint.
+
+    Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
+    checkpoint saved; HJEPAError or UsageError with one readable line for all else.
+    """
+    return Training(config, resume, console or Console(stderr=True)).fit()
+
+
+def steps_per_epoch(config: Config, images: int) -> int:
+    """Updates in one pass over `images`; refuses a batch that is larger than the data set."""
+    effective = config.data.batch_size * config.optim.accumulate
+    if images < effective:
+        raise UsageError(
+            f"data.batch_size={config.data.batch_size}"
+            + (
+                f" × optim.accumulate={config.optim.accumulate}"
+                if config.optim.accumulate > 1
+                else ""
+            )
+            + f" needs at least {effective} training images; there are {images}."
+        )
+    return images // effective
+
+
+class Training:
+    """One run in progress."""
+
+    def __init__(self, config: Config, resume: bool, console: Console) -> None:
+        self.config, self.console = config, console
+        self.sampler = MaskSampler(config)
+        self.train_source = open_source(config.data, "train")
+        self.test_source = open_source(config.data, "test")
+        self.per_epoch = steps_per_epoch(config, len(self.train_source))
+        self.total = self.per_epoch * config.optim.epochs
+        self.skipped, self._named = Skipped(), 0
+        self.run = runs.reopen(config) if resume else None
+        backend.set_memory_limits()
+        self.model = HJEPA(config)
+        self.step = Step(self.model, config)
+        self.signals = Signals(self.model, self.test_source, config, self.skipped)
+        self.done = 0  # steps
+        self.position = Position()
+        self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
+        self._logged = 0  # steps in the last logged window
+        self._clock, self._saved = time.monotonic(), time.monotonic()
+        self._start_or_restore()
+
+    def _start_or_restore(self) -> None:
+        if self.run is None:
+            _check_disk(self.config, self.model)
+            self.run = runs.create(self.config)
+        newest = self.run.latest
+        if newest is None:
+            self.run.forget_after(-1)
+            return
+        state = checkpoint.restore(newest, self.step)
+        self.done, self.position = state["step"], Position(*state["position"])
+        self.window = state["window"]
+        self.run.forget_after(self.done)
+        self.console.print(f"Resuming {self.run.path} at step {self.done} of {self.total}.")
+
+    def fit(self) -> Run:
+        """Run the loop to its end."""
+        assert self.run is not None
+        reporter = Reporter(self.console, self.config.optim.epochs, self.total, self.done)
+        reporter.say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
+        if not self.run.metrics:
+            self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
+        first_signals = self.run.metrics[0]
+        batches = training_batches(self.train_source, self.config, self.position, self.skipped)
+        with _interruptible() as interrupt, _awake(), reporter, closing(batches):
+            self._clock = time.monotonic()
+            previous: Metrics = {}
+            while self.done < self.total:
+                values = schedule(self.config, self.done, self.total)
+                metrics = self._update(batches, values)
+                mx.eval(previous)  # at most one step is in flight
+                previous = metrics
+                self.window.append(metrics)
+                self.done += 1
+                self._report(reporter, values, first_signals)
+                if interrupt.wanted:
+                    self.save()
+                    raise Interrupted(
+                        f"Stopped at step {self.done} of {self.total}; saved. Go on with: "
+                        f"hjepa-mlx train {self.run.path}/config.yaml --resume "
+                        f"--run-dir {self.run.path}"
+                    )
+                self._save_when_due()
+        return self.run
+
+    def _update(self, batches: Iterator, values: Schedule) -> Metrics:
+        pairs = []
+        for micro in range(self.config.optim.accumulate):
+            batch = next(batches)
+            number = self.done * self.config.optim.accumulate + micro
+            masks = self.sampler(number, len(batch.images))
+            pairs.append((mx.array(batch.images), masks))
+            self.position = batch.next
+        return self.step(pairs, values)
+
+    def _report(self, reporter: Reporter, values: Schedule, first: dict[str, Any]) -> None:
+        """Log, show and judge what is due after this step."""
+        c = self.config.run
+        ended = self.done == self.total
+        row: dict[str, Any] = {"step": self.done, "epoch": round(self.done / self.per_epoch, 4)}
+        logged = ended or self.done % c.log_every == 0
+        if logged:
+            row |= self._mean_of_window() | values._asdict()
+            seconds = time.monotonic() - self._clock
+            images = self.config.data.batch_size * self.config.optim.accumulate * self._logged
+            row["images_per_second"] = round(images / seconds, 1)
+            row["peak_memory_gb"] = round(mx.get_peak_memory() / backend.GB, 3)
+        if ended or self.done % c.signals_every == 0:
+            signals = self.signals()
+            row |= signals
+            for warning in warnings(first, signals):
+                reporter.say(f"[yellow]step {self.done}: {warning}[/yellow]")
+        if c.eval_every_epochs and self.done % (self.per_epoch * c.eval_every_epochs) == 0:
+            row |= self._quick_knn()
+        if len(row) > 2:
+            assert self.run is not None
+            self.run.log(row)
+        if logged:
+            reporter.update(row)
+            self._clock = time.monotonic()
+        self._name_skipped(reporter)
+
+    def _mean_of_window(self) -> dict[str, float]:
+        """The mean of each metric since the last logged step; stops the run if not finite."""
+        floats = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
+        self._logged = len(floats)
+        self.window = []
+        self._check_finite(floats)
+        mean = {key: float(np.mean([m[key] for m in floats])) for key in floats[0]}
+        return {"loss": mean.pop("loss"), **mean}
+
+    def _check_finite(self, floats: list[dict[str, float]]) -> None:
+        for back, metrics in enumerate(reversed(floats)):
+            if math.isfinite(metrics["loss"]):
+                continue
+            assert self.run is not None
+            kept = self.run.latest
+            raise HJEPAError(
+                f"The loss is {metrics['loss']} at step {self.done - back}. The last good "
+                f"checkpoint is {kept or 'none yet'}. Lower optim.lr, or use precision=float32."
+            )
+
+    def _quick_knn(self) -> dict[str, float]:
+        if not self.train_source.classes:
+            return {}
+        bank, queries = (
+            source.take(np.sort(np.random.default_rng(0).permutation(len(source))[:limit]))
+            for source, limit in (
+                (self.train_source, QUICK_BANK),
+                (self.test_source, QUICK_QUERIES),
+            )
+        )
+        return quick_knn(self.model, bank, queries, self.config)
+
+    def _name_skipped(self, reporter: Reporter) -> None:
+        """Name images that could not be read, in the log and in skipped.txt, once each."""
+        new = list(self.skipped.reasons.items())[self._named :]
+        if not new:
+            return
+        self._named += len(new)
+        assert self.run is not None
+        with open(self.run.path / "skipped.txt", "a") as file:
+            file.writelines(f"{name}\t{reason}\n" for name, reason in new)
+        more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+        reporter.say(
+            f"Skipped {new[0][0]} ({new[0][1]}){more}; {len(self.skipped)} unreadable so far, "
+            "all in skipped.txt."
+        )
+
+    def _save_when_due(self) -> None:
+        c = self.config.run
+        late = time.monotonic() - self._saved > 60 * c.checkpoint_minutes
+        if late or self.done == self.total or self._milestone():
+            self.save()
+
+    def _milestone(self) -> bool:
+        every = self.config.run.milestone_epochs * self.per_epoch
+        return bool(every) and self.done % every == 0
+
+    def save(self) -> Path:
+        """Write a checkpoint, if all losses since the last logged step are finite."""
+        assert self.run is not None
+        self.window = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
+        self._check_finite(self.window)
+        state = {
+            "epoch": self.done / self.per_epoch,
+            "position": list(self.position),
+            "window": self.window,
+            "milestone": self._milestone() or self.done == self.total,
+        }
+        keep = self.config.run.keep_last
+        path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
+        self._saved = time.monotonic()
+        return path
+
+
+def _check_disk(config: Config, model: HJEPA) -> None:
+    """Refuse to start what the disk cannot hold: checkpoints kept, and one being written."""
+    from mlx.utils import tree_reduce
+
+    weights = tree_reduce(lambda total, w: total + w.nbytes, model.parameters(), 0)
+    moments = 2 * tree_reduce(lambda total, w: total + w.nbytes, model.trainable_parameters(), 0)
+    every = config.run.milestone_epochs
+    milestones = 1 + (config.optim.epochs // every if every else 0)
+    needed = (weights + moments) * (config.run.keep_last + milestones + 1)
+    place = Path(config.run.dir or "runs").absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise HJEPAError(
+            f"The run's checkpoints need {needed / 1e9:.2f} GB in {place}, where "
+            f"{free / 1e9:.2f} GB are free. Free some, choose another --run-dir, or lower "
+            "run.keep_last."
+        )
+
+
+class _Interrupt:
+    """The first Ctrl-C (or SIGTERM) is noted; the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            os._exit(130)
+        self.wanted = True
+        print("\nSaving; press Ctrl-C again to leave at once.", file=sys.stderr)
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    try:
+        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller's own handling stays
+        before = {}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _awake() -> Iterator[None]:
+    """Keep a Mac from sleeping while a run trains; the display may."""
+    if sys.platform != "darwin":
+        yield
+        return
+    with subprocess.Popen(["caffeinate", "-is"]) as process:
+        try:
+            yield
+        finally:
+            process.terminate()

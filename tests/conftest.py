@@ -1,0 +1,38 @@
+"""What the tests share: a small real config, and MLX imported the way the package wants it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import hjepa_mlx  # noqa: F401  OpenBLAS has to be loaded before any test imports MLX
+from hjepa_mlx.config import Config, parse, resolve
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "compile": False,
+    "data": {"image_size": 32, "batch_size": 4},
+    "model": {
+        "size": "custom",
+        "dim": 64,
+        "depth": 3,
+        "heads": 2,
+        "patch_size": 4,
+        "predictor_dim": 64,
+        "predictor_depth": 2,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Config]:
+    """tiny_config(masks={"targets": 2}) is the tiny config with that changed, resolved."""
+
+    def build(**changes: Any) -> Config:
+        tree = TINY | changes
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                tree[key] = TINY.get(key, {}) | value
+        return resolve(parse(tree))
+
+    return build
