@@ -24,9 +24,17 @@ GB = 1e9
 
 
 def _put_openblas_first() -> ctypes.CDLL | None:
-    """Load OpenBLAS into the global symbol scope, so that MLX's BLAS calls reach it."""
+    """Load OpenBLAS into the global symbol scope, so that MLX's BLAS calls reach it.
+
+    mlx-data's prefetch threads set OpenBLAS to one thread around every sample, for the whole
+    process, where they find it: matmuls would be slower and their last bits depend on timing. They
+    look for it once, at their first use, so that is done before it is there to be found.
+    """
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return None
+    import mlx.data
+
+    list(mlx.data.buffer_from_vector([{"first": 0}]).ordered_prefetch(1, 1))
     for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
         try:
             return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
@@ -46,12 +54,6 @@ def blas_name() -> str:
         return "Netlib reference (slow)"
     _openblas.openblas_get_config.restype = ctypes.c_char_p
     return _openblas.openblas_get_config().decode().strip()
-
-
-def restore_blas_threads() -> None:
-    """Give OpenBLAS all cores again: mlx-data's prefetch threads set it to one."""
-    if _openblas is not None:
-        _openblas.openblas_set_num_threads(cpu_count())
 
 
 def cpu_count() -> int:

@@ -70,7 +70,7 @@ def test_target_blocks_are_full_rectangles_of_one_listed_shape(
     assert is_one_of(sampler.shapes, height, width)
     corners = blocks[:, :, :1]
     assert (corners >= 0).all()
-    assert (corners + [height, width] <= grid).all()
+    assert (corners + np.array([height, width]) <= grid).all()
     rectangle = [(row, column) for row in range(height) for column in range(width)]
     np.testing.assert_array_equal(blocks - corners, np.broadcast_to(rectangle, blocks.shape))
 

@@ -26,7 +26,8 @@ def new_step(tiny_config):
 
 def batch(step, number, size=4):
     """Random pictures and their masks."""
-    pictures = np.random.default_rng(number).integers(0, 256, (size, 32, 32, 3), np.uint8)
+    side = step.config.data.image_size
+    pictures = np.random.default_rng(number).integers(0, 256, (size, side, side, 3), np.uint8)
     return mx.array(pictures), MaskSampler(step.config)(number, size)
 
 
@@ -62,21 +63,20 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_the_compiled_step_equals_the_plain_one_and_is_traced_once_a_block_shape(new_step):
-    compiled, plain = new_step(compile=True), new_step()
+def test_the_compiled_step_equals_the_plain_one_and_is_traced_once_a_token_count(new_step):
+    changes = {"data": {"image_size": 40}, "model": {"levels": 2}}  # blocks 4x5, 4x4 and 5x4
+    compiled, plain = new_step(compile=True, **changes), new_step(**changes)
     assert run(compiled, 0) == pytest.approx(run(plain, 0), rel=1e-5)
     assert distance(gradient(compiled), gradient(plain)) < 1e-5
     for name, weight in weights(compiled).items():
         # Where a gradient is rounding noise Adam's direction is noise too, so not the maximum.
         assert np.abs(weight - weights(plain)[name]).mean() < 0.1 * VALUES.lr, name
 
-    shapes = {batch(compiled, number)[1].targets.shape for number in range(1, 8)}
     run(compiled, *range(1, 8))
-    assert compiled.traces == len(MaskSampler(compiled.config).shapes) == 2, shapes
+    assert compiled.traces == 2  # 16 and 20 patches a block; 4x5 and 5x4 share a trace
     for number in range(8, 38):
-        compiled(
-            [batch(compiled, number)], Schedule(1e-3 / number, 0.04 * number, 1 - 0.1 / number)
-        )
+        values = Schedule(1e-3 / number, 0.04 * number, 1 - 0.1 / number)
+        compiled([batch(compiled, number)], values)
     assert compiled.traces == 2
 
 
@@ -122,16 +122,18 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction(new_step):
 def test_gradient_checkpointing_gives_the_same_weights_in_less_memory(new_step):
     results, peaks = [], []
     for checkpoint_blocks in (False, True):
-        step = new_step(model={"depth": 12, "checkpoint_blocks": checkpoint_blocks})
-        run(step, 0)
+        model = {"depth": 12, "predictor_depth": 1, "checkpoint_blocks": checkpoint_blocks}
+        masks = {"targets": 1, "context_tokens": 40}
+        step = new_step(compile=True, model=model, masks=masks)
+        mx.eval(step.state)
+        held = mx.get_active_memory()
         mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        run(step, 1)
-        peaks.append(mx.get_peak_memory() - before)
+        step([batch(step, 0, size=32)], VALUES)
         results.append(weights(step))
+        peaks.append(mx.get_peak_memory() - held)
     for name, weight in results[0].items():
-        np.testing.assert_allclose(weight, results[1][name], atol=1e-7, err_msg=name)
-    assert peaks[1] < 0.8 * peaks[0]
+        np.testing.assert_allclose(weight, results[1][name], atol=1e-6, err_msg=name)
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -139,8 +141,8 @@ def test_half_precision_follows_float32_and_keeps_float32_weights(new_step, prec
     half, full = new_step(precision=precision), new_step()
     assert run(half, 0)["loss"] == pytest.approx(run(full, 0)["loss"], rel=0.01)
     assert 1e-6 < distance(gradient(half), gradient(full)) < 0.05
-    state = flat(half.state[:2])
-    assert {a.dtype for name, a in state.items() if not name.endswith("step")} == {np.dtype("f4")}
+    moments = half.optimizer.state["context_encoder"]
+    assert {a.dtype for a in flat([half.model.parameters(), moments]).values()} == {np.dtype("f4")}
     assert run(half, *range(1, 6))["loss"] == pytest.approx(
         run(full, *range(1, 6))["loss"], rel=0.01
     )
@@ -149,21 +151,22 @@ def test_half_precision_follows_float32_and_keeps_float32_weights(new_step, prec
 def test_an_overflow_halves_the_loss_scale_and_touches_nothing_else_until_it_fits(new_step):
     step = new_step(precision="float16")
     run(step, 0)
-    before = flat([step.model.parameters(), step.optimizer.state["context_encoder"]])
     step.scaler["scale"] = mx.array(1e38)
+    before = flat(step.model.parameters()), flat(step.optimizer.state)
     metrics = run(step, 1)
     assert metrics["overflow"]
     assert metrics["loss_scale"] == pytest.approx(5e37)
     assert np.isfinite(metrics["loss"])
-    assert_equal(flat([step.model.parameters(), step.optimizer.state["context_encoder"]]), before)
-    assert step.optimizer.state["step"].item() == 1
-    for number in range(2, 130):
-        metrics = run(step, number)
-        if not metrics["overflow"]:
-            break
-    assert 1 < metrics["loss_scale"] < 1e9
-    moved = [k for k, w in weights(step).items() if not np.array_equal(w, before["0." + k])]
-    assert len(moved) == len(weights(step))
+    for now, then in zip((weights(step), flat(step.optimizer.state)), before, strict=True):
+        assert_equal(now, then)
+
+    step.scaler["scale"] = mx.array(2.0**30)
+    overflows = [run(step, number)["overflow"] for number in range(2, 22)]
+    tries = overflows.index(False)
+    assert tries >= 1
+    assert not any(overflows[tries:])
+    assert step.scaler["scale"].item() == 2.0 ** (30 - tries)
+    assert not any(np.array_equal(w, before[0][name]) for name, w in weights(step).items())
 
 
 def test_the_loss_scale_doubles_after_enough_good_steps(new_step, monkeypatch):

@@ -166,13 +166,12 @@ def _samples(
         .image_resize("image", size, size)
         .ordered_prefetch(2 * config.data.batch_size, threads)
     )
+
     for place, index in enumerate(order):
         try:
             sample = next(stream)
         except RuntimeError as error:  # the decoder's; the stream goes on with the next image
             skipped.reasons[source.label_of(int(index))] = str(error)
             continue
-        if place == 0:
-            backend.restore_blas_threads()
         if sample["readable"]:
             yield place, sample["image"]

@@ -1,0 +1,25 @@
+# make demo   sets everything up, trains a small model on real images, and says what it learned
+# make test   sets everything up; lint, format, types, tests
+# make parity compares with torch, timm and transformers (installs them: several GB on Linux)
+VENV ?= .venv
+RUN := $(VENV)/bin/python -m
+
+.PHONY: demo test parity clean
+
+demo:
+	@tools/setup.sh $(VENV)
+	@$(VENV)/bin/hjepa-mlx train demo
+
+test:
+	@tools/setup.sh $(VENV) dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest -n 2 -m "not parity"
+
+parity:
+	@tools/setup.sh $(VENV)-parity parity
+	$(RUN:$(VENV)/%=$(VENV)-parity/%) pytest -m parity
+
+clean:
+	rm -rf $(VENV) $(VENV)-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis
