@@ -21,6 +21,10 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step
 
 FORMAT = 1
+KEYS = {  # of state.json
+    "format", "step", "epoch", "images", "position", "window", "milestone",
+    "random_state", "loss_scale", "sha256",
+}  # fmt: skip
 
 
 def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last: int) -> Path:
@@ -74,12 +78,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
+        if missing := KEYS - state.keys():
+            raise _damaged(checkpoint, f"state.json lacks {', '.join(sorted(missing))}")
         if state["format"] != FORMAT:
             raise HJEPAError(
                 f"Checkpoint {checkpoint} has format {state['format']}; this version of hjepa-mlx "
                 f"reads format {FORMAT}."
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     return state
 
@@ -119,7 +125,7 @@ def _load(checkpoint: Path, file_name: str) -> dict[str, mx.array]:
     path = checkpoint / file_name
     if not path.is_file():
         raise _damaged(checkpoint, f"{file_name} is missing")
-    if sha256(path) != read_state(checkpoint)["sha256"][file_name]:
+    if sha256(path) != read_state(checkpoint)["sha256"].get(file_name):
         raise _damaged(checkpoint, f"{file_name} does not match its checksum")
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)
@@ -133,8 +139,15 @@ def _damaged(checkpoint: Path, what: str) -> HJEPAError:
     )
 
 
+def _passing(checkpoint: Path) -> bool:
+    try:
+        return not read_state(checkpoint)["milestone"]
+    except HJEPAError:  # a damaged one is left for the user to see
+        return False
+
+
 def _prune(folder: Path, keep_last: int) -> None:
-    passing = [path for path in complete(folder) if not read_state(path).get("milestone")]
+    passing = [path for path in complete(folder) if _passing(path)]
     for path in passing[:-keep_last]:
         shutil.rmtree(path)
     sync_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, UsageError
 
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Command = TypeVar("Command", bound=Callable[..., Any])
 DataDir = Annotated[
     str | None,
@@ -71,7 +73,8 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_status
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}.", 1
+        advice = " Free some space, then go on with --resume." if error.errno in FULL else ""
+        return f"{where}{error.strerror or error}.{advice}", 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 
 
@@ -157,6 +160,7 @@ def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str
     from hjepa_mlx.eval.report import evaluate
     from hjepa_mlx.runs import load
 
+    _check_writable(json_file)
     model = load(path)
     console = Console(stderr=True)
     with console.status("Evaluating"):
@@ -171,6 +175,11 @@ def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str
         report.save(path / "eval.json")
 
 
+def _check_writable(json_file: str | None) -> None:
+    if json_file not in (None, "-") and not Path(json_file).parent.is_dir():
+        raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
+
+
 @app.command()
 @_readable
 def doctor(json_file: JsonFile = None) -> None:
@@ -183,6 +192,7 @@ def doctor(json_file: JsonFile = None) -> None:
 
     from hjepa_mlx.doctor import examine
 
+    _check_writable(json_file)
     facts = examine()
     if json_file == "-":
         print(json.dumps(facts, indent=1))

@@ -194,11 +194,12 @@ def load_config(name_or_path: str | Path, overrides: list[str] | None = None) ->
     path = find_config(str(name_or_path))
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path} must hold 'key: value' lines; it holds a {type(tree).__name__}.")
-    tree.setdefault("name", path.stem)
+    tree = {key: {} if value is None else value for key, value in tree.items()}
+    tree.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem))
     for override in overrides or []:
         _override(tree, override)
     return resolve(parse(tree))
@@ -218,7 +219,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override!r}: write it as key=value, e.g. optim.lr=3e-4.")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UsageError(f"--set {override!r}: the value is not valid YAML.") from None
     *sections, last = key.strip().split(".")
     for section in sections:
@@ -330,6 +331,12 @@ def _check_ranges(config: Config) -> None:
             raise UsageError(f"{key}={values} needs one item a level; model.levels={model.levels}.")
         if key.startswith("model") and list(values) != sorted(values):
             raise UsageError(f"{key}={values} must not decrease: level 0 is the finest.")
+    pairs = list(zip(model.level_blocks, model.level_pool, strict=True))
+    if len(set(pairs)) < len(pairs):
+        raise UsageError(
+            f"model.level_blocks={model.level_blocks} and model.level_pool={model.level_pool} make "
+            "two levels the same; give them different blocks or pooling."
+        )
     if int(model.level_blocks[-1]) > int(model.depth):
         raise UsageError(f"model.level_blocks={model.level_blocks} exceeds depth {model.depth}.")
     if optim.warmup_epochs >= optim.epochs:

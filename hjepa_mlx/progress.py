@@ -62,15 +62,20 @@ class Reporter:
             return
         self._last_line = now
         left = (now - self._began) / max(1, step - self._first) * (self.total - step)
-        self.console.print(
+        self.say(
             f"epoch {epoch}/{self.epochs} step {step}/{self.total} loss {row['loss']:.4f} "
-            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}",
-            highlight=False,
+            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}"
         )
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the live one."""
-        self.console.print(text, highlight=False)
+        say(self.console, text, style)
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is: file names are not markup, and log files have no width."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

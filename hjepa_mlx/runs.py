@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config, load_config
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA
 
@@ -80,11 +79,14 @@ def create(config: Config) -> Run:
         raise UsageError(
             f"{path} already holds a run. Go on with it by --resume, or choose another --run-dir."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"The run folder {path} cannot be written to; choose another one.")
-    with atomic_write(path / "config.yaml") as file:
-        file.write(config.to_yaml().encode())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path / "config.yaml") as file:
+            file.write(config.to_yaml().encode())
+    except OSError as error:
+        raise HJEPAError(
+            f"The run folder {path} cannot be made ({error.strerror}); choose another --run-dir."
+        ) from error
     return Run(path)
 
 

@@ -24,10 +24,10 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.eval.report import quick_knn
+from hjepa_mlx.eval.report import check_evaluable, quick_knn
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.progress import Reporter
+from hjepa_mlx.progress import Reporter, say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import Signals, warnings
 from hjepa_mlx.step import Metrics, Schedule, Step, schedule
@@ -75,6 +75,13 @@ class Training:
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
         self.total = self.per_epoch * config.optim.epochs
         self.skipped, self._named = Skipped(), 0
+        if not len(self.test_source):
+            raise UsageError(
+                f"{self.train_source.name}: no image is left for evaluation; there have to be at "
+                f"least 10 in all, there are {len(self.train_source)}."
+            )
+        if config.run.eval_every_epochs:
+            check_evaluable(self.train_source, self.test_source)
         self.run = runs.reopen(config) if resume else None
         backend.set_memory_limits()
         self.model = HJEPA(config)
@@ -96,10 +103,15 @@ class Training:
             self.run.forget_after(-1)
             return
         state = checkpoint.restore(newest, self.step)
+        if state["images"] != len(self.train_source):
+            raise UsageError(
+                f"{self.run.path} was trained on {state['images']} images; now there are "
+                f"{len(self.train_source)} in {self.train_source.name}. Give the same --data-dir."
+            )
         self.done, self.position = state["step"], Position(*state["position"])
         self.window = state["window"]
         self.run.forget_after(self.done)
-        self.console.print(f"Resuming {self.run.path} at step {self.done} of {self.total}.")
+        say(self.console, f"Resuming {self.run.path} at step {self.done} of {self.total}.")
 
     def fit(self) -> Run:
         """Run the loop to its end."""
@@ -112,24 +124,32 @@ class Training:
         batches = training_batches(self.train_source, self.config, self.position, self.skipped)
         with _interruptible() as interrupt, _awake(), reporter, closing(batches):
             self._clock = time.monotonic()
-            previous: Metrics = {}
-            while self.done < self.total:
-                values = schedule(self.config, self.done, self.total)
-                metrics = self._update(batches, values)
-                mx.eval(previous)  # at most one step is in flight
-                previous = metrics
-                self.window.append(metrics)
-                self.done += 1
-                self._report(reporter, values, first_signals)
-                if interrupt.wanted:
-                    self.save()
-                    raise Interrupted(
-                        f"Stopped at step {self.done} of {self.total}; saved. Go on with: "
-                        f"hjepa-mlx train {self.run.path}/config.yaml --resume "
-                        f"--run-dir {self.run.path}"
-                    )
-                self._save_when_due()
+            try:
+                self._loop(batches, reporter, interrupt, first_signals)
+            finally:
+                self._name_skipped(reporter)
         return self.run
+
+    def _loop(
+        self, batches: Iterator, reporter: Reporter, interrupt: _Interrupt, first: dict[str, Any]
+    ) -> None:
+        assert self.run is not None
+        previous: Metrics = {}
+        while self.done < self.total:
+            values = schedule(self.config, self.done, self.total)
+            metrics = self._update(batches, values)
+            mx.eval(previous)  # at most one step is in flight
+            previous = metrics
+            self.window.append(metrics)
+            self.done += 1
+            self._report(reporter, values, first)
+            if interrupt.wanted:
+                self.save()
+                raise Interrupted(
+                    f"Stopped at step {self.done} of {self.total}; saved. Go on with: hjepa-mlx "
+                    f"train {self.run.path}/config.yaml --resume --run-dir {self.run.path}"
+                )
+            self._save_when_due()
 
     def _update(self, batches: Iterator, values: Schedule) -> Metrics:
         pairs = []
@@ -157,7 +177,7 @@ class Training:
             signals = self.signals()
             row |= signals
             for warning in warnings(first, signals):
-                reporter.say(f"[yellow]step {self.done}: {warning}[/yellow]")
+                reporter.say(f"step {self.done}: {warning}", style="yellow")
         if c.eval_every_epochs and self.done % (self.per_epoch * c.eval_every_epochs) == 0:
             row |= self._quick_knn()
         if len(row) > 2:
@@ -207,8 +227,9 @@ class Training:
             return
         self._named += len(new)
         assert self.run is not None
-        with open(self.run.path / "skipped.txt", "a") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in new)
+        path = self.run.path / "skipped.txt"
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{name!r}\t{reason}\n" for name, reason in new)
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         reporter.say(
             f"Skipped {new[0][0]} ({new[0][1]}){more}; {len(self.skipped)} unreadable so far, "
@@ -232,6 +253,7 @@ class Training:
         self._check_finite(self.window)
         state = {
             "epoch": self.done / self.per_epoch,
+            "images": len(self.train_source),
             "position": list(self.position),
             "window": self.window,
             "milestone": self._milestone() or self.done == self.total,

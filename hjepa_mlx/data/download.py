@@ -44,7 +44,13 @@ def download(url: str, path: Path, md5: str) -> None:
                 "short or is not the published file. Run the command again."
             )
         os.replace(part, path)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+        ValueError,
+    ) as error:
         raise HJEPAError(f"Downloading {url} failed: {error}. Run the command again.") from error
     finally:
         part.unlink(missing_ok=True)

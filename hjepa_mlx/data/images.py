@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+warnings.filterwarnings("ignore", module="PIL")  # what it finds odd is read or skipped all the same
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
 
 
@@ -19,7 +21,7 @@ def decodable(data: bytes) -> np.ndarray:
     wrongly or not at all, is decoded here and passed on as a PPM.
     Raises OSError, SyntaxError or ValueError for what is not a whole image.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with _open(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are too many")
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -27,6 +29,15 @@ def decodable(data: bytes) -> np.ndarray:
         if image.format == "JPEG" and image.mode == "RGB" and upright and whole:
             return np.frombuffer(bytearray(data), np.uint8)
         return _as_ppm(_as_rgb(ImageOps.exif_transpose(image)))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError("not an image") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

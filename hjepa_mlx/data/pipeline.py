@@ -49,6 +49,10 @@ class Skipped:
     def __len__(self) -> int:
         return len(self.reasons)
 
+    def first(self) -> str:
+        """The first one, in words."""
+        return next((f"First: {name}: {why}." for name, why in self.reasons.items()), "")
+
 
 def random_box(numbers: np.ndarray, height: int, width: int, scale: list[float]) -> Box:
     """A random resized crop from CROP_NUMBERS uniform numbers.
@@ -90,9 +94,10 @@ def training_batches(
             (len(source), CROP_NUMBERS), dtype=np.float32
         )
         offset = start.offset if number == start.number else 0
-        images, batches = [], 0
+        images, batches, readable = [], 0, 0
         for place, image in _samples(source, order[offset:], config, numbers, skipped):
             images.append(image)
+            readable += 1
             if len(images) == B:
                 used = offset + place + 1
                 ended = len(source) - used < B
@@ -103,8 +108,8 @@ def training_batches(
                     break
         if not batches and not offset:
             raise HJEPAError(
-                f"{source.name}: only {len(source) - len(skipped)} of {len(source)} images can be "
-                f"read, fewer than data.batch_size={B}. {_first_reason(skipped)}"
+                f"{source.name}: only {readable} of {len(source)} images can be read, fewer than "
+                f"data.batch_size={B}. {skipped.first()}"
             )
 
 
@@ -120,10 +125,6 @@ def _from(number: int) -> Iterator[int]:
     while True:
         yield number
         number += 1
-
-
-def _first_reason(skipped: Skipped) -> str:
-    return next((f"First: {name}: {why}." for name, why in skipped.reasons.items()), "")
 
 
 def _samples(

@@ -132,6 +132,8 @@ def _idx_source(name: str, place: Path, split: Split) -> Source:
     labels = read_idx(place / f"{prefix}-labels-idx1-ubyte.gz", 1).astype(np.int64)
     if len(images) != len(labels) or labels.max(initial=0) >= len(FASHION_CLASSES):
         raise HJEPAError(f"Images and labels in {place} do not belong together ({prefix}).")
+    if max(images.shape[1:]) > 32:
+        raise HJEPAError(f"The images in {place} are larger than 32x32: not Fashion-MNIST's.")
     margins = [(0, 0), *(((32 - side) // 2, (33 - side) // 2) for side in images.shape[1:])]
     return Source(name, np.pad(images, margins)[..., None], labels, FASHION_CLASSES)
 
@@ -148,7 +150,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             f"{path} cannot be read ({error}): delete it and download again."
         ) from error
     head = 4 + 4 * axes
-    shape = np.frombuffer(raw[4:head], ">u4").astype(int)
+    shape = np.frombuffer(raw[4:head].ljust(head - 4, b"\0"), ">u4").astype(int)
     if raw[:4] != bytes((0, 0, 8, axes)) or len(raw) != head + int(np.prod(shape)):
         raise HJEPAError(f"{path} is not a whole IDX file: delete it and download again.")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

@@ -11,6 +11,7 @@ import numpy as np
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.sources import Source
+from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.models.hjepa import HJEPA
 
 BATCH = 128
@@ -75,6 +76,10 @@ def extract(
             flush()
     if batch:
         flush()
+    if not indices:
+        raise HJEPAError(
+            f"{source.name}: none of the {len(source)} images can be read. {skipped.first()}"
+        )
     labels = source.labels[indices] if source.classes else source.labels
     return [
         Features({name: np.concatenate([o[name] for o in output]) for name in output[0]}, labels)

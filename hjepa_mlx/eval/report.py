@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config, config_names, load_config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.sources import SOURCES, Source, open_source
 from hjepa_mlx.errors import UsageError
@@ -77,8 +77,7 @@ def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None)
     """
     config = model.config.model_copy(deep=True)
     if data is not None:
-        name = data if data in SOURCES else load_config(data).data.name
-        config.data.name, config.data.dir, config.data.limit = name, None, None
+        config.data.name, config.data.dir, config.data.limit = _data_name(data), None, None
     if data_dir is not None:
         config.data.dir = data_dir
     bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
@@ -112,6 +111,17 @@ def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None)
                 "feature_rank": "exp(entropy) of the centred covariance's eigenvalues, test images",
             },
         }
+    )
+
+
+def _data_name(data: str) -> str:
+    if data in SOURCES:
+        return data
+    if data in config_names() or data.endswith((".yaml", ".yml")):
+        return load_config(data).data.name
+    raise UsageError(
+        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}; configs: "
+        f"{', '.join(config_names())}."
     )
 
 

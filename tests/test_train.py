@@ -1,0 +1,125 @@
+"""Whole runs through the Python API on the demo images."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import hjepa_mlx as hj
+from hjepa_mlx.config import parse, resolve
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.eval.rank import effective_rank
+from hjepa_mlx.runs import Run
+from hjepa_mlx.signals import position_only_loss, warnings
+from hjepa_mlx.train import Training
+
+TINY = {
+    "name": "tiny",
+    "compile": False,
+    "data": {"name": "demo", "image_size": 32, "batch_size": 32, "limit": 320, "flip": False},
+    "model": {"size": "custom", "dim": 64, "depth": 3, "heads": 1, "patch_size": 4,
+              "predictor_dim": 64, "predictor_depth": 1},
+    "optim": {"epochs": 2, "warmup_epochs": 0.5},
+    "run": {"log_every": 4, "signals_every": 10, "eval_every_epochs": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = resolve(parse(TINY))
+    config.run.dir = str(tmp_path_factory.mktemp("runs") / "tiny")
+    return hj.train(config)
+
+
+def test_metrics_hold_what_the_design_promises(run: Run) -> None:
+    first, *_, last = run.metrics
+    assert first["step"] == 0
+    assert first["effective_rank_level_2"] > 1
+    assert last["step"] == 20
+    promised = {
+        "step", "epoch", "loss", "loss_level_0", "loss_level_1", "loss_level_2", "lr",
+        "weight_decay", "momentum", "images_per_second", "peak_memory_gb", "grad_norm",
+        "feature_std_level_0", "effective_rank_level_0", "position_only_loss_level_0",
+        "knn_level_0", "knn_level_1", "knn_level_2",
+    }  # fmt: skip
+    assert promised <= last.keys()
+    assert last["lr"] == pytest.approx(1e-6)
+    assert last["momentum"] == 1.0
+
+
+def test_the_logged_loss_is_the_mean_of_its_steps_and_falls(run: Run) -> None:
+    rows = [row for row in run.metrics if "loss" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12, 16, 20]
+    weights = (1.0, 0.7, 0.5)
+    for row in rows:
+        parts = sum(w * row[f"loss_level_{level}"] for level, w in enumerate(weights))
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_the_saved_config_is_the_resolved_one(run: Run) -> None:
+    assert hj.load_config(run.path / "config.yaml") == run.config
+    assert run.config.masks.context_tokens == 19
+    assert run.config.model.level_blocks == [1, 2, 3]
+
+
+def test_a_loaded_model_encodes_levels_on_their_grids(run: Run) -> None:
+    model = hj.load(run.path)
+    images = open_source(run.config.data, "test").images[:5].repeat(3, axis=3)
+    levels = model.encode(images)
+    assert [level.shape for level in levels] == [(5, 64, 64), (5, 16, 64), (5, 4, 64)]
+    again = hj.load(run.latest).encode(images)
+    assert all(mx.array_equal(a, b) for a, b in zip(levels, again, strict=True))
+    with pytest.raises(hj.HJEPAError, match=r"\[B, 32, 32, 3\]"):
+        model.encode(images[:, :28])
+
+
+def test_the_target_encoder_moved_less_than_the_context_encoder(run: Run) -> None:
+    trained, random = hj.load(run.path), hj.HJEPA(run.config)
+
+    def moved(encoder: str) -> float:
+        weight = [getattr(m, encoder).blocks[0].mlp.fc1.weight for m in (trained, random)]
+        return float(mx.abs(weight[0] - weight[1]).mean())
+
+    assert 0 < moved("target_encoder") < moved("context_encoder")
+
+
+def test_the_report_has_the_form_of_the_design(run: Run) -> None:
+    scores = hj.evaluate(hj.load(run.path)).scores
+    levels = {"level_0", "level_1", "level_2"}
+    assert scores["knn"].keys() == scores["feature_rank"].keys() == levels
+    assert scores["baselines"]["random_init"]["knn"].keys() == levels
+    assert 60 < scores["baselines"]["pixels"]["knn"] < 85
+    assert scores["protocol"]["bank_images"] == 320
+    assert scores["protocol"]["query_images"] == 1000
+    json.dumps(scores)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    config = resolve(parse(TINY))
+    config.run.dir = str(tmp_path / "run")
+    training = Training(config, False, hj.train.__globals__["Console"](quiet=True))
+    training.save()
+    training.model.predictor.mask_token = mx.full((64,), float("nan"))
+    with pytest.raises(hj.HJEPAError, match="The loss is nan at step 1.*step-00000000"):
+        training.fit()
+    assert [path.name for path in training.run.checkpoints.glob("step-*")] == ["step-00000000"]
+
+
+def test_position_only_loss_is_zero_when_only_position_matters() -> None:
+    rng = np.random.default_rng(0)
+    by_position = np.repeat(rng.normal(size=(1, 16, 32)), 8, 0)
+    assert position_only_loss(by_position) == pytest.approx(0, abs=1e-12)
+    assert position_only_loss(rng.normal(size=(8, 16, 32))) > 0.2
+
+
+def test_collapse_is_said_in_words() -> None:
+    healthy = {"effective_rank_level_1": 20.0, "feature_std_level_1": 0.5}
+    assert warnings(healthy, {"effective_rank_level_1": 25.0, "feature_std_level_1": 0.6}) == []
+    (said,) = warnings(healthy, {"effective_rank_level_1": 4.0, "feature_std_level_1": 0.5})
+    assert "Level 1 may be collapsing: effective rank 4.00, at the start 20.00" in said
+    assert effective_rank(np.ones((10, 4))) < 2
