@@ -198,13 +198,13 @@ class Training:
         return {"loss": mean.pop("loss"), **mean}
 
     def _check_finite(self, floats: list[dict[str, float]]) -> None:
-        for back, metrics in enumerate(reversed(floats)):
+        for number, metrics in enumerate(floats, self.done - len(floats) + 1):
             if math.isfinite(metrics["loss"]):
                 continue
             assert self.run is not None
             kept = self.run.latest
             raise HJEPAError(
-                f"The loss is {metrics['loss']} at step {self.done - back}. The last good "
+                f"The loss is {metrics['loss']} at step {number}. The last good "
                 f"checkpoint is {kept or 'none yet'}. Lower optim.lr, or use precision=float32."
             )
 

@@ -3,13 +3,10 @@
 import gzip
 import json
 import os
-import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np

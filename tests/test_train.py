@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hjepa_mlx as hj
 from hjepa_mlx.config import parse, resolve
@@ -102,7 +103,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 ) -> None:
     config = resolve(parse(TINY))
     config.run.dir = str(tmp_path / "run")
-    training = Training(config, False, hj.train.__globals__["Console"](quiet=True))
+    training = Training(config, False, Console(quiet=True))
     training.save()
     training.model.predictor.mask_token = mx.full((64,), float("nan"))
     with pytest.raises(hj.HJEPAError, match="The loss is nan at step 1.*step-00000000"):
