@@ -32,35 +32,42 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
 
     state: what the training loop has to remember; a true `milestone` keeps the checkpoint for good.
     """
-    name = f"step-{number:08d}"
-    part, final = folder / f".{name}.part", folder / name
+    final = folder / f"step-{number:08d}"
+    part = folder / f".{final.name}.part"
+    try:
+        _write(part, step, {"format": FORMAT, "step": number, **state})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        with atomic_write(folder / "latest") as file:
+            file.write(final.name.encode())
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise HJEPAError(
+            f"Checkpoint {final} could not be written ({error.strerror}). The last good one is "
+            f"{latest(folder) or 'none yet'}. Free some space and go on with --resume."
+        ) from error
+    _prune(folder, keep_last)
+    return final
+
+
+def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     weights = {
         "model.safetensors": dict(tree_flatten(step.model.parameters())),
         "optimizer.safetensors": dict(tree_flatten(step.optimizer.state)),
     }
-    digests = {}
     for file_name, arrays in weights.items():
         with atomic_write(part / file_name) as file:
             mx.save_safetensors(file, arrays)
-        digests[file_name] = sha256(part / file_name)
     state = {
-        "format": FORMAT,
-        "step": number,
         **state,
         "random_state": mx.random.state[0].tolist(),  # type: ignore[index]
         "loss_scale": {key: value.item() for key, value in step.scaler.items()},
-        "sha256": digests,
+        "sha256": {file_name: sha256(part / file_name) for file_name in weights},
     }
     with atomic_write(part / "state.json") as file:
         file.write(json.dumps(state, indent=1).encode())
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    with atomic_write(folder / "latest") as file:
-        file.write(name.encode())
-    _prune(folder, keep_last)
-    return final
 
 
 def complete(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -48,27 +49,28 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, one dict per logged step."""
+        """What was logged, one dict per logged step; a power cut may have torn the last line."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in _whole_lines(path)]
+        rows: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
 
     def log(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be trained again."""
         kept = [row for row in self.metrics if row["step"] <= step]
         with atomic_write(self.path / "metrics.jsonl") as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file that end in a newline: a last, torn one is no line yet."""
-    if not path.is_file():
-        return []
-    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 def create(config: Config) -> Run:
