@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
@@ -29,6 +25,7 @@ from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import Reporter, say
 from hjepa_mlx.runs import Run
+from hjepa_mlx.session import Interrupt, awake, interruptible
 from hjepa_mlx.signals import Signals, warnings
 from hjepa_mlx.step import Metrics, Schedule, Step, schedule
 
@@ -122,7 +119,7 @@ class Training:
             self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
         first_signals = self.run.metrics[0]
         batches = training_batches(self.train_source, self.config, self.position, self.skipped)
-        with _interruptible() as interrupt, _awake(), reporter, closing(batches):
+        with interruptible() as interrupt, awake(), reporter, closing(batches):
             self._clock = time.monotonic()
             try:
                 self._loop(batches, reporter, interrupt, first_signals)
@@ -131,7 +128,7 @@ class Training:
         return self.run
 
     def _loop(
-        self, batches: Iterator, reporter: Reporter, interrupt: _Interrupt, first: dict[str, Any]
+        self, batches: Iterator, reporter: Reporter, interrupt: Interrupt, first: dict[str, Any]
     ) -> None:
         assert self.run is not None
         previous: Metrics = {}
@@ -266,8 +263,6 @@ class Training:
 
 def _check_disk(config: Config, model: HJEPA) -> None:
     """Refuse to start what the disk cannot hold: checkpoints kept, and one being written."""
-    from mlx.utils import tree_reduce
-
     weights = tree_reduce(lambda total, w: total + w.nbytes, model.parameters(), 0)
     moments = 2 * tree_reduce(lambda total, w: total + w.nbytes, model.trainable_parameters(), 0)
     every = config.run.milestone_epochs
@@ -283,43 +278,3 @@ def _check_disk(config: Config, model: HJEPA) -> None:
             f"{free / 1e9:.2f} GB are free. Free some, choose another --run-dir, or lower "
             "run.keep_last."
         )
-
-
-class _Interrupt:
-    """The first Ctrl-C (or SIGTERM) is noted; the second leaves at once."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            os._exit(130)
-        self.wanted = True
-        print("\nSaving; press Ctrl-C again to leave at once.", file=sys.stderr)
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
-    try:
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller's own handling stays
-        before = {}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _awake() -> Iterator[None]:
-    """Keep a Mac from sleeping while a run trains; the display may."""
-    if sys.platform != "darwin":
-        yield
-        return
-    with subprocess.Popen(["caffeinate", "-is"]) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
