@@ -18,6 +18,7 @@ class Interrupt:
         self.wanted = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
         if self.wanted:
             os._exit(130)
         self.wanted = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -142,9 +143,10 @@ class Training:
             self._report(reporter, values, first)
             if interrupt.wanted:
                 self.save()
+                config_file = shlex.quote(str(self.run.path / "config.yaml"))
                 raise Interrupted(
                     f"Stopped at step {self.done} of {self.total}; saved. Go on with: hjepa-mlx "
-                    f"train {self.run.path}/config.yaml --resume --run-dir {self.run.path}"
+                    f"train {config_file} --resume --run-dir {shlex.quote(str(self.run.path))}"
                 )
             self._save_when_due()
 

@@ -3,10 +3,16 @@
 import gzip
 import json
 import os
+import resource
 import shlex
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import time
+import zlib
+from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +23,14 @@ import hjepa_mlx
 
 DEMO = Path(hjepa_mlx.__file__).parent / "data" / "demo"
 HJEPA = [sys.executable, "-m", "hjepa_mlx"]
-STEPS = 8  # of the run that the tests share: two passes over 36 images, a checkpoint after each
+# The run that the tests share makes two passes over 36 images, with a checkpoint after each.
 OLD, NEW = "run/checkpoints/step-00000004", "run/checkpoints/step-00000008"
 
 TINY = """
 compile: false
 data: {name: folder, dir: pictures, image_size: 32, batch_size: 8}
-model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4, predictor_dim: 64, predictor_depth: 1}
+model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4,
+  predictor_dim: 64, predictor_depth: 1}
 optim: {epochs: 2, warmup_epochs: 0}
 run: {milestone_epochs: 1, log_every: 1}
 """
@@ -50,7 +57,7 @@ REFUSED = {
     "key without its section": ("train tiny.yaml --set lr=3", "Did you mean 'optim.lr'?"),
     "override without =": ("train tiny.yaml --set optim.epochs", "key=value"),
     "override that is no YAML": ("train tiny.yaml --set seed=[1", "not valid YAML"),
-    "override below a value": ("train tiny.yaml --set seed.x=1", "'seed' is a value"),
+    "override below a value": ("train tiny.yaml --set compile.x=1", "'compile' is a value"),
     "word for a number": ("train tiny.yaml --set optim.epochs=many", "a valid integer"),
     "fraction for an integer": ("train tiny.yaml --set seed=1.5", "'seed': it should be"),
     "negative batch": ("train tiny.yaml --set data.batch_size=-4", "greater than or equal to 2"),
@@ -79,8 +86,11 @@ REFUSED = {
     "one-image folder": ("train tiny.yaml --data-dir one", "needs at least 8 training images"),
     "batch larger than the data": ("train tiny.yaml --set data.batch_size=99", "there are 36"),
     "run folder that holds a run": ("train tiny.yaml --run-dir run", "--resume"),
-    "run folder that is a file": ("train tiny.yaml --run-dir tiny.yaml", "tiny.yaml"),
-    "run folder below a file": ("train tiny.yaml --run-dir tiny.yaml/run", "tiny.yaml/run"),
+    "run folder that is a file": (
+        "train tiny.yaml --run-dir tiny.yaml",
+        "choose another --run-dir",
+    ),
+    "run folder below a file": ("train tiny.yaml --run-dir tiny.yaml/run", "choose another"),
     "resume without a run": ("train tiny.yaml --resume", "no run of 'tiny'"),
     "resume what is no run": ("train tiny.yaml --resume --run-dir pictures", "is not a run"),
     "resume with another config": (
@@ -92,9 +102,25 @@ REFUSED = {
     "evaluate on an unknown data set": ("eval run --data fashon-mnist", "'fashon-mnist'"),
     "evaluate on a folder not given": ("eval run --data folder", "give --data-dir FOLDER"),
     "evaluate on too few images": ("eval run --data-dir few", "20 training images"),
-    "evaluate on images none of which can be read": ("eval run --data-dir unreadable", "unreadable"),
+    "evaluate on images none of which can be read": (
+        "eval run --data-dir unreadable",
+        "unreadable",
+    ),
+    "no image left for evaluation": (
+        "train tiny.yaml --data-dir nine --set data.batch_size=4",
+        "no image is left for evaluation",
+    ),
+    "too few images for k-NN while training": (
+        "train tiny.yaml --data-dir few --set run.eval_every_epochs=1",
+        "20 training images",
+    ),
+    "resume with other images": ("train tiny.yaml --resume --run-dir run --data-dir more", "36"),
     "result into no folder": ("eval run --json nowhere/scores.json", "nowhere/scores.json"),
     "truncated data set": ("train demo --set data.name=fashion-mnist --data-dir cut", "cut/train-"),
+    "truncated head of a data set": (
+        "train demo --set data.name=fashion-mnist --data-dir short",
+        "short/train-images-idx3-ubyte.gz is not a whole IDX file",
+    ),
     "data set of another kind": (
         "train demo --set data.name=fashion-mnist --data-dir other",
         "other/train-images-idx3-ubyte.gz is not a whole IDX file",
@@ -144,7 +170,7 @@ def pictures(folder: Path, count: int) -> None:
 def prepared(tmp_path_factory):
     """A folder with configs, images, damaged data sets, and a run of two checkpoints."""
     folder = tmp_path_factory.mktemp("prepared")
-    for name, count in {"pictures": 40, "few": 12, "one": 1}.items():
+    for name, count in {"pictures": 40, "more": 50, "few": 12, "nine": 9, "one": 1}.items():
         pictures(folder / name, count)
     for name, content in FILES.items():
         path = folder / name
@@ -162,12 +188,6 @@ def prepared(tmp_path_factory):
     ended = hjepa(folder, "train tiny.yaml --run-dir run")
     assert ended.returncode == 0, ended.stderr
     return folder
-
-
-@pytest.fixture
-def place(prepared, tmp_path):
-    """A copy of the prepared folder to damage."""
-    return shutil.copytree(prepared, tmp_path / "place")
 
 
 @pytest.mark.parametrize(("command", "says"), REFUSED.values(), ids=REFUSED)
@@ -232,7 +252,10 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def broken_pictures(good: bytes) -> dict[str, bytes]:
-    broken = {
+    names = {"brackets[/b].jpg": b"", "two\nlines.jpg": b""}
+    if sys.platform == "linux":
+        names[os.fsdecode(b"not-utf-8-\xff.jpg")] = b""
+    return names | {
         "truncated.jpg": good[: len(good) // 2],
         "corrupt.jpg": good[:2] + bytes(300) + good[302:],
         "text.jpg": b"Not a picture.",
@@ -240,24 +263,183 @@ def broken_pictures(good: bytes) -> dict[str, bytes]:
         "truncated.png": png_of(28, 24),
         "large.png": png_of(9_900, 9_900),
         "bomb.png": png_of(60_000, 60_000),
-        "[red] [/blue].jpg".replace("/", "|"): b"brackets",
-        "[": b"",
     }
-    del broken["["]
-    return broken
 
 
-def test_odd_images_all_train(place):
-    folder = place / "odd"
-    pictures(folder / "train", 8)
-    pictures(folder / "val", 8)
-    odd_pictures(folder / "train" / "a")
-    odd_pictures(folder / "val" / "b")
-    ended = hjepa(place, "train tiny.yaml --data-dir odd --run-dir new")
+def test_odd_images_all_train(prepared, tmp_path):
+    for split in ("train", "val"):
+        pictures(tmp_path / "odd" / split, 20)
+        odd_pictures(tmp_path / "odd" / split / "a")
+    ended = hjepa(prepared, f"train tiny.yaml --data-dir {tmp_path}/odd --run-dir {tmp_path}/new")
     assert ended.returncode == 0, ended.stderr
-    assert not (place / "new/skipped.txt").exists()
-    protocol = json.loads((place / "new/eval.json").read_text())["protocol"]
+    assert not (tmp_path / "new/skipped.txt").exists()
+    protocol = json.loads((tmp_path / "new/eval.json").read_text())["protocol"]
     assert protocol["skipped_images"] == 0
-    assert protocol["bank_images"] == protocol["query_images"] == 26
+    assert protocol["bank_images"] == protocol["query_images"] == 38
 
 
+def test_broken_images_are_left_out_counted_and_named(prepared, tmp_path):
+    for split in ("train", "val"):
+        pictures(tmp_path / "data" / split, 24)
+    folder = tmp_path / "data" / "train" / "a"
+    broken = broken_pictures((folder / "00.jpg").read_bytes())
+    for name, content in broken.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    ended = hjepa(prepared, f"train tiny.yaml --data-dir {tmp_path}/data --run-dir {tmp_path}/new")
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"{len(broken)} unreadable so far" in ended.stderr
+    lines = (tmp_path / "new/skipped.txt").read_text().splitlines()
+    named = [literal_eval(line.split("\t")[0]) for line in lines]
+    assert sorted(named) == sorted(str(folder / name) for name in broken)
+    protocol = json.loads((tmp_path / "new/eval.json").read_text())["protocol"]
+    assert protocol["skipped_images"] == len(broken)
+    assert protocol["bank_images"] == 24
+
+
+def test_a_folder_of_broken_images_only_is_refused_and_they_are_named(prepared, tmp_path):
+    command = f"train tiny.yaml --data-dir unreadable --run-dir {tmp_path}/new"
+    assert_one_line(hjepa(prepared, command), "only 0 of 27 images can be read", "unreadable/")
+    assert len((tmp_path / "new/skipped.txt").read_text().splitlines()) == 30
+
+
+# Runs: whatever is damaged, what is whole stays, and the advice in the message works.
+
+
+@pytest.fixture
+def place(prepared, tmp_path):
+    """A copy of the prepared configs, images and run, to damage."""
+    place = tmp_path / "place"
+    for name in ("pictures", "run"):
+        shutil.copytree(prepared / name, place / name)
+    shutil.copy(prepared / "tiny.yaml", place)
+    return place
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replace_by(text: str):
+    return lambda path: path.write_text(text)
+
+
+DAMAGE = {
+    "model.safetensors with a flipped byte": ("model.safetensors", flip_a_byte, "checksum"),
+    "model.safetensors missing": ("model.safetensors", Path.unlink, "is missing"),
+    "optimizer.safetensors truncated": ("optimizer.safetensors", halve, "checksum"),
+    "optimizer.safetensors empty": ("optimizer.safetensors", replace_by(""), "checksum"),
+    "state.json garbage": ("state.json", replace_by("{{"), "state.json"),
+    "state.json a list": ("state.json", replace_by("[]"), "state.json"),
+    "state.json without most keys": ("state.json", replace_by('{"format": 1}'), "state.json"),
+}
+RESUME = "train tiny.yaml --resume --run-dir run"
+
+
+@pytest.mark.parametrize(("file", "damage", "says"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(place, file, damage, says):
+    damage(place / NEW / file)
+    before = files(place)
+    assert_one_line(hjepa(place, RESUME), NEW, says, "Delete that folder")
+    if file != "optimizer.safetensors":
+        assert_one_line(hjepa(place, "eval run"), NEW, says, "Delete that folder")
+    assert files(place) == before
+
+
+def test_without_its_damaged_checkpoint_a_run_goes_on_from_the_one_before(place):
+    shutil.rmtree(place / NEW)
+    ended = hjepa(place, RESUME)
+    assert ended.returncode == 0, ended.stderr
+    assert "at step 4 of 8" in ended.stderr
+    assert (place / NEW / "state.json").is_file()
+
+
+def test_a_checkpoint_of_another_config_is_refused(place):
+    assert hjepa(place, "train tiny.yaml --set model.dim=32 --run-dir other").returncode == 0
+    shutil.rmtree(place / NEW)
+    shutil.copytree(place / NEW.replace("run", "other"), place / NEW)
+    for command in (RESUME, "eval run"):
+        assert_one_line(hjepa(place, command), NEW, "belongs to another config", "(32,)", "(64,)")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated(place):
+    shutil.rmtree(place / "run/checkpoints")
+    assert_one_line(hjepa(place, "eval run"), "has no checkpoint")
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(place):
+    shutil.rmtree(place / NEW)
+    ended = hjepa(place, RESUME, preexec_fn=limit_file_size)
+    assert_one_line(ended, "File too large", "--resume")
+    assert {p.name for p in (place / NEW).parent.glob("step-*")} == {Path(OLD).name}
+    assert hjepa(place, "eval run").returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 30 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)]
+    linux = sys.platform == "linux"
+    if not linux or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root on Linux can mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_that_the_disk_cannot_hold_is_not_started(prepared, small_disk):
+    command = f"train tiny.yaml --run-dir {small_disk}/run --set run.keep_last=50"
+    assert_one_line(hjepa(prepared, command), "GB", str(small_disk), "run.keep_last")
+    assert not files(small_disk)
+
+
+def test_a_disk_that_fills_up_loses_no_earlier_results(prepared, small_disk):
+    shutil.copytree(prepared / "run", small_disk / "run")
+    shutil.rmtree(small_disk / NEW)
+    kept = [small_disk / OLD / "model.safetensors", small_disk / "run/metrics.jsonl"]
+    before = [path.read_bytes() for path in kept]
+    (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    command = f"train tiny.yaml --resume --run-dir {small_disk}/run"
+    assert_one_line(hjepa(prepared, command), "No space left", "--resume")
+    after = [path.read_bytes() for path in kept]
+    assert after[0] == before[0]
+    assert after[1].startswith(before[1][: before[1].index(b'{"step": 5')])
+    (small_disk / "other").unlink()
+    assert hjepa(prepared, command).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_the_command_it_names_goes_on(place, number):
+    command = "train tiny.yaml --run-dir new --set optim.epochs=5"
+    with subprocess.Popen(
+        HJEPA + shlex.split(command), cwd=place, stderr=subprocess.PIPE, text=True
+    ) as process:
+        metrics = place / "new/metrics.jsonl"
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 2):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith("hjepa-mlx: Stopped at step ")
+    step = last.removeprefix("hjepa-mlx: Stopped at step ").split()[0]
+    assert (place / f"new/checkpoints/step-{int(step):08}/state.json").is_file()
+    ended = hjepa(place, last.split(": hjepa-mlx ")[1])
+    assert ended.returncode == 0, ended.stderr
+    assert f"at step {step} of 20" in ended.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(21))

@@ -80,6 +80,14 @@ def test_the_compiled_step_equals_the_plain_one_and_is_traced_once_a_token_count
     assert compiled.traces == 2
 
 
+def test_a_compiled_step_draws_new_random_numbers_each_time(new_step):
+    step = new_step(compile=True, loss={"sigreg": 0.1})
+    still = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)
+    first, second = (step([batch(step, 0)], still) for _ in range(2))
+    assert first["loss_level_0"].item() == second["loss_level_0"].item()
+    assert first["sigreg"].item() != second["sigreg"].item()
+
+
 def test_the_target_encoder_moves_by_ema_alone(new_step):
     step = new_step()
     assert not any("target" in name for name, _ in tree_flatten(step.model.trainable_parameters()))

@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
     training = Training(config, False, Console(quiet=True))
     training.save()
     training.model.predictor.mask_token = mx.full((64,), float("nan"))
-    with pytest.raises(hj.HJEPAError, match="The loss is nan at step 1.*step-00000000"):
+    with pytest.raises(hj.HJEPAError, match=r"The loss is nan at step 1.*step-00000000"):
         training.fit()
     assert [path.name for path in training.run.checkpoints.glob("step-*")] == ["step-00000000"]
 

@@ -19,9 +19,9 @@ from hjepa_mlx.data.sources import Source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.rng import generator
 
-CROP_TRIES = 4
+CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
-CROP_ASPECT = (3 / 4, 4 / 3)  # as in torchvision's RandomResizedCrop
+CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 

@@ -1,0 +1,347 @@
+"""Sources: the right images with the right labels, wherever they come from."""
+
+import gzip
+import hashlib
+import socket
+import struct
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hjepa_mlx.config import Data
+from hjepa_mlx.data import sources
+from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source, read_idx
+from hjepa_mlx.errors import HJEPAError, UsageError
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The array as a gzipped IDX file (yann.lecun.com/exdb/mnist)."""
+    head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(head + array.tobytes())
+
+
+def fashion_files(train: int = 30, test: int = 12) -> dict[str, bytes]:
+    """Random pictures in the four files of Fashion-MNIST."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for split, count in (("train", train), ("t10k", test)):
+        pictures = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        files[f"{split}-images-idx3-ubyte.gz"] = idx(pictures)
+        files[f"{split}-labels-idx1-ubyte.gz"] = idx(np.arange(count, dtype=np.uint8) % 10)
+    return files
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+# IDX files
+
+
+def test_idx_files_are_read_byte_by_byte(tmp_path):
+    raw = bytes.fromhex("00000803 00000002 00000001 00000003 0a0b0c 0d0e0f")
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(raw))
+    assert read_idx(path, 3).tolist() == [[[10, 11, 12]], [[13, 14, 15]]]
+
+
+GOOD = bytes.fromhex("00000801 00000003 010203")
+BAD_IDX = {
+    "other magic": gzip.compress(b"\1" + GOOD[1:]),
+    "other type": gzip.compress(GOOD[:2] + b"\x0d" + GOOD[3:]),
+    "other number of axes": gzip.compress(GOOD[:3] + b"\3" + GOOD[4:]),
+    "a byte missing": gzip.compress(GOOD[:-1]),
+    "a byte too many": gzip.compress(GOOD + b"\0"),
+    "half a head": gzip.compress(GOOD[:6]),
+    "nothing": gzip.compress(b""),
+    "gzip cut short": gzip.compress(GOOD)[:-9],
+    "gzip with a damaged checksum": gzip.compress(GOOD)[:-8] + bytes(8),
+    "gzip with damaged data": gzip.compress(GOOD)[:10] + b"\xff" * 12,
+    "no gzip": GOOD,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", BAD_IDX.values(), ids=BAD_IDX)
+def test_a_damaged_idx_file_is_named(tmp_path, content):
+    path = write(tmp_path, {"labels.gz": content}) / "labels.gz"
+    with pytest.raises(HJEPAError, match=r"labels\.gz.*delete it and download again"):
+        read_idx(path, 1)
+
+
+def test_fashion_mnist_is_padded_to_32_pixels_and_read_as_three_channels(tmp_path):
+    files = fashion_files()
+    write(tmp_path / "fashion-mnist", files)
+    source = open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")
+    pictures = read_idx(tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz", 3)
+    assert len(source) == 30
+    assert source.labels.tolist() == [i % 10 for i in range(30)]
+    image = source.read(7)
+    assert image.shape == (32, 32, 3)
+    for channel in range(3):
+        assert np.array_equal(image[2:30, 2:30, channel], pictures[7])
+    assert image.sum() == 3 * pictures[7].sum(dtype=int)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("train-labels-idx1-ubyte.gz", np.zeros(29, np.uint8)),
+        ("train-labels-idx1-ubyte.gz", np.full(30, 10, np.uint8)),
+        ("train-images-idx3-ubyte.gz", np.zeros((30, 40, 40), np.uint8)),
+    ],
+    ids=["too few labels", "an eleventh class", "large images"],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path, name, array):
+    write(tmp_path, fashion_files() | {name: idx(array)})
+    with pytest.raises(HJEPAError, match=str(tmp_path)):
+        open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")
+
+
+@pytest.fixture(scope="module")
+def debian():
+    """Fashion-MNIST as Debian's package dataset-fashion-mnist installs it."""
+    if not DEBIAN_FASHION.is_dir():
+        pytest.skip("needs the package dataset-fashion-mnist")
+    return {split: open_source(Data(name="fashion-mnist"), split) for split in ("train", "test")}
+
+
+def test_debians_fashion_mnist_is_found_and_whole(debian):
+    for split, count in (("train", 60_000), ("test", 10_000)):
+        assert len(debian[split]) == count
+        assert np.bincount(debian[split].labels).tolist() == [count // 10] * 10
+
+
+def test_the_demo_has_ten_classes_and_as_many_images_as_it_says():
+    for split, count in (("train", 5500), ("test", 1000)):
+        source = open_source(Data(name="demo"), split)
+        assert len(source) == len(source.labels) == count
+        assert len(source.classes) == 10
+        assert set(source.labels) == set(range(10))
+        assert source.images.shape == (count, 32, 32, 1)
+
+
+def test_the_demo_is_the_beginning_of_fashion_mnist(debian):
+    for split in ("train", "test"):
+        demo = open_source(Data(name="demo"), split)
+        assert np.array_equal(demo.images, debian[split].images[: len(demo)])
+        assert np.array_equal(demo.labels, debian[split].labels[: len(demo)])
+
+
+# Folders
+
+
+def pictures(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+
+
+def folder(root: Path, split="train", **keys):
+    return open_source(Data(name="folder", dir=str(root), **keys), split)
+
+
+def names(source) -> list[str]:
+    return [path.name for path in source.images]
+
+
+@pytest.mark.parametrize("held_out", ["val", "test", "validation"])
+def test_folders_named_train_and_val_are_the_splits(tmp_path, held_out):
+    pictures(*(tmp_path / "train" / c / f"{c}{i}.png" for c in ("cat", "dog") for i in range(3)))
+    pictures(*(tmp_path / held_out / c / f"{c}v.png" for c in ("cat", "dog")))
+    train, test = folder(tmp_path), folder(tmp_path, "test")
+    assert names(train) == ["cat0.png", "cat1.png", "cat2.png", "dog0.png", "dog1.png", "dog2.png"]
+    assert names(test) == ["catv.png", "dogv.png"]
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert test.labels.tolist() == [0, 1]
+
+
+def test_without_splits_a_tenth_is_held_out_the_same_every_time(tmp_path):
+    paths = [tmp_path / "ab"[i % 2] / "deeper" / f"{i:02}.jpg" for i in range(60)]
+    pictures(*paths)
+    train, test = folder(tmp_path), folder(tmp_path, "test")
+    assert (len(train), len(test)) == (54, 6)
+    assert sorted(train.images + test.images) == sorted(paths)
+    assert names(train) == names(folder(tmp_path))
+    assert names(test) == names(folder(tmp_path, "test"))
+    assert [path.parts[-3] for path in train.images] == ["ab"[label] for label in train.labels]
+    everywhere = np.array([int(path.stem) for path in test.images])
+    assert everywhere.min() < 30 <= everywhere.max()
+
+
+def test_images_outside_of_subfolders_or_in_one_only_have_no_classes(tmp_path):
+    pictures(*(tmp_path / "flat" / f"{i}.png" for i in range(10)))
+    pictures(*(tmp_path / "single" / "cat" / f"{i}.png" for i in range(10)))
+    pictures(*(tmp_path / "both" / c / f"{i}.png" for c in "ab" for i in range(9)))
+    pictures(tmp_path / "both" / "outside.png")
+    for name in ("flat", "single", "both"):
+        source = folder(tmp_path / name)
+        assert source.classes == ()
+        assert len(source.labels) == 0
+
+
+def test_only_image_files_count_and_hidden_ones_do_not(tmp_path):
+    pictures(tmp_path / "one.png", tmp_path / "TWO.JPG", tmp_path / "three.Tiff")
+    write(tmp_path, {"._one.png": b"macOS", ".hidden.jpg": b"", "notes.txt": b"", "png": b""})
+    found = names(folder(tmp_path)) + names(folder(tmp_path, "test"))
+    assert sorted(found) == ["TWO.JPG", "one.png", "three.Tiff"]
+
+
+def test_limit_takes_the_same_images_every_time_and_only_for_training(tmp_path):
+    pictures(*(tmp_path / "ab"[i % 2] / f"{i:02}.png" for i in range(40)))
+    limited = folder(tmp_path, limit=12)
+    assert len(limited) == len(limited.labels) == 12
+    assert names(limited) == names(folder(tmp_path, limit=12))
+    assert set(limited.images) < set(folder(tmp_path).images)
+    assert [path.parts[-2] for path in limited.images] == ["ab"[label] for label in limited.labels]
+    assert len(set(limited.labels)) == 2
+    assert names(folder(tmp_path, "test", limit=1)) == names(folder(tmp_path, "test"))
+    assert names(folder(tmp_path, limit=1000)) == names(folder(tmp_path))
+
+
+def test_limit_takes_images_of_every_class_of_the_demo():
+    first, again = (open_source(Data(name="demo", limit=200), "train") for _ in range(2))
+    assert np.array_equal(first.images, again.images)
+    assert set(first.labels) == set(range(10))
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match="mean 'fashion-mnist'"):
+        open_source(Data(name="fashionmnist"), "train")
+
+
+# Downloads
+
+FILES = fashion_files()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves FILES, and the one named `server.spoilt` in the manner of `server.manner`."""
+
+    def do_GET(self):
+        name = self.path.removeprefix("/")
+        self.server.asked.append(name)
+        manner = self.server.manner if name == self.server.spoilt else good
+        manner(self, FILES[name])
+
+    def answer(self, content: bytes, length: int | str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def good(handler, content):
+    handler.answer(content, len(content))
+
+
+def not_found(handler, content):
+    handler.answer(b"", 0, status=404)
+
+
+def broken_server(handler, content):
+    handler.answer(b"", 0, status=503)
+
+
+def one_byte_wrong(handler, content):
+    good(handler, content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def a_web_page(handler, content):
+    good(handler, b"<html>Please log in to this hotel's network.</html>")
+
+
+def cut(handler, content):
+    handler.answer(content[: len(content) // 2], len(content))
+    handler.close_connection = True
+
+
+def reset(handler, content):
+    handler.answer(content[: len(content) // 2], len(content))
+    time.sleep(0.2)  # the client waits for the rest
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+def nonsense_length(handler, content):
+    handler.answer(content, "many")
+
+
+@contextmanager
+def serving(manner, spoilt: str):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.manner, server.spoilt, server.asked = manner, spoilt, []
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """A data set that has to be downloaded, and what its files have to be."""
+    digests = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
+    monkeypatch.setattr(sources, "FASHION_MD5", digests)
+    return Data(name="fashion-mnist", dir=str(tmp_path / "data"))
+
+
+def point_at(server, monkeypatch) -> str:
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(sources, "FASHION_URL", url)
+    return url
+
+
+def downloaded(data: Data) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in Path(data.dir, "fashion-mnist").iterdir()}
+
+
+def test_what_is_not_there_is_downloaded_once(data, monkeypatch):
+    with serving(good, "") as server:
+        point_at(server, monkeypatch)
+        with pytest.raises(HJEPAError, match="not in"):
+            open_source(data, "train", fetch=False)
+        assert server.asked == []
+        assert len(open_source(data, "train")) == 30
+        assert len(open_source(data, "test")) == 12
+        assert sorted(server.asked) == sorted(FILES)
+    assert downloaded(data) == FILES
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    "manner",
+    [not_found, broken_server, one_byte_wrong, a_web_page, cut, reset, nonsense_length],
+)
+def test_a_failed_download_names_its_url_and_leaves_only_whole_files(
+    data, monkeypatch, manner, number
+):
+    spoilt = list(FILES)[number]
+    with serving(manner, spoilt) as server:
+        url = point_at(server, monkeypatch)
+        with pytest.raises(HJEPAError, match=f"{url}/{spoilt}.*Run the command again"):
+            open_source(data, "train")
+        assert downloaded(data) == {name: FILES[name] for name in list(FILES)[:number]}
+        server.manner, server.asked = good, []
+        assert len(open_source(data, "train")) == 30
+        assert server.asked == list(FILES)[number:]
+    assert downloaded(data) == FILES
+
+
+def test_a_server_that_is_not_there_is_named(data, monkeypatch):
+    with serving(good, "") as server:
+        url = point_at(server, monkeypatch)
+    with pytest.raises(HJEPAError, match=f"{url}/train-images"):
+        open_source(data, "train")
+    assert downloaded(data) == {}
