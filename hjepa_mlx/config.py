@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hjepa_mlx.errors import UsageError
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
-    "nano": (128, 6, 2),
+    "nano": (128, 3, 2),
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),

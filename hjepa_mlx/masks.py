@@ -115,9 +115,11 @@ class MaskSampler:
             f"patch {config.model.patch_size})"
         )
         if self.grid < 4:
+            size = config.data.image_size
+            patch = next(p for p in range(max(1, size // 8), 0, -1) if size % p == 0)
             raise UsageError(
                 f"A {self._where} is too small: target blocks and a context need at least 4x4, "
-                f"a hierarchy 8x8. Use model.patch_size={max(1, config.data.image_size // 8)}."
+                f"a hierarchy 8x8. Use model.patch_size={patch}."
             )
         self.shapes = target_shapes(self.grid, masks.target_area, masks.target_aspect)
         self._context_shapes = np.array(

@@ -37,7 +37,8 @@ class Schedule(NamedTuple):
 def schedule(config: Config, step: int, total: int) -> Schedule:
     """Learning rate, weight decay and momentum of `step` (0 … total − 1)."""
     c = config.optim
-    warmup = round(total * c.warmup_epochs / c.epochs)
+    # the last step is never warm-up: it gets final_lr
+    warmup = min(round(total * c.warmup_epochs / c.epochs), max(0, total - 2))
     return Schedule(
         schedules.warmup_cosine(step, total, warmup, c.lr, c.final_lr),
         schedules.cosine(step, total, *c.weight_decay),

@@ -63,9 +63,10 @@ def costs(config: Config, trainable: int, frozen: int) -> Costs:
     def kept(n: float, width: int, blocks: int, heads: int) -> float:
         return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
 
-    encoder_blocks = 2 if model.checkpoint_blocks else depth
-    activations = kept(context, dim, encoder_blocks, int(model.heads))
-    activations += kept(context + queries, narrow, model.predictor_depth, max(1, narrow // 64))
+    most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
+    activations = kept(context, dim, min(most, depth), int(model.heads))
+    narrow_blocks = min(most, model.predictor_depth)
+    activations += kept(context + queries, narrow, narrow_blocks, max(1, narrow // 64))
     activations += kept(tokens, dim, 1, int(model.heads))  # the target encoder keeps one block's
     memory = FLOAT * (OVERHEAD * batch * activations + 5 * trainable + 2 * frozen)
     giga = 1e9

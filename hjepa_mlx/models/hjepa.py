@@ -35,7 +35,12 @@ class HJEPA(nn.Module):
         self.target_encoder.update(self.context_encoder.parameters())
         self.target_encoder.freeze()
         self.predictor = Predictor(
-            config.grid, model.levels, int(model.dim), model.predictor_dim, model.predictor_depth
+            config.grid,
+            model.levels,
+            int(model.dim),
+            model.predictor_dim,
+            model.predictor_depth,
+            checkpoint=model.checkpoint_blocks,
         )
         self._level_pool = [
             mx.array(pooling(config.grid, config.grid, int(size))[0]) for size in model.level_pool

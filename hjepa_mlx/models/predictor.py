@@ -12,8 +12,17 @@ from hjepa_mlx.models.vit import blocks, sincos_positions, trunc_normal
 class Predictor(nn.Module):
     """A narrow ViT over the projected context and one mask token per cell to predict."""
 
-    def __init__(self, grid: int, levels: int, encoder_dim: int, dim: int, depth: int) -> None:
+    def __init__(
+        self,
+        grid: int,
+        levels: int,
+        encoder_dim: int,
+        dim: int,
+        depth: int,
+        checkpoint: bool = False,
+    ) -> None:
         super().__init__()
+        self._run = nn.utils.checkpoint if checkpoint else lambda block: block
         heads = max(1, dim // 64)
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = trunc_normal((dim,))
@@ -47,7 +56,7 @@ class Predictor(nn.Module):
         queries = queries + self._positions[centres].astype(x.dtype)  # [B, Σ cells, dim]
         x = mx.concatenate([x, queries], axis=1)
         for block in self.blocks:
-            x = block(x)
+            x = self._run(block)(x)
         x = self.norm(x[:, K:])
         per_level = mx.split(x, np.cumsum(cells)[:-1].tolist(), axis=1)
         return [head(part) for head, part in zip(self.heads, per_level, strict=True)]

@@ -135,7 +135,7 @@ class VisionTransformer(nn.Module):
         self, patch_size: int, grid: int, dim: int, depth: int, heads: int, checkpoint: bool = False
     ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
+        self._run = nn.utils.checkpoint if checkpoint else lambda block: block
         self.patch_embed = PatchEmbed(patch_size, dim)
         self.blocks = blocks(dim, depth, heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -158,7 +158,7 @@ class VisionTransformer(nn.Module):
         x = x + positions.astype(x.dtype)  # [B, N, D]
         outputs = {}
         for number, block in enumerate(self.blocks[: max(after)], 1):
-            x = nn.utils.checkpoint(block)(x) if self.checkpoint else block(x)
+            x = self._run(block)(x)
             outputs[number] = x
         if len(self.blocks) in outputs:
             outputs[len(self.blocks)] = self.norm(x)
