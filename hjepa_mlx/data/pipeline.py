@@ -141,7 +141,7 @@ def _samples(
         index = int(sample["index"])
         try:
             return {"index": index, "image": source.read(index), "readable": 1}
-        except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        except (OSError, SyntaxError, ValueError, ArithmeticError, MemoryError) as error:
             skipped.reasons[source.label_of(index)] = str(error) or type(error).__name__
             return {"index": index, "image": unreadable, "readable": 0}
 
