@@ -1,0 +1,58 @@
+"""Commands that end well: what they print, and that other programs can read it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hjepa_mlx.bench.costs import costs
+from hjepa_mlx.config import Config, parse, resolve
+
+SMALL = [
+    "--set",
+    "model.size=small",
+    "--set",
+    "data.image_size=224",
+    "--set",
+    "model.patch_size=16",
+]
+
+
+def hjepa(*arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "hjepa_mlx", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_dry_run_prints_a_config_that_can_be_trained_and_makes_nothing(tmp_path: Path) -> None:
+    printed = hjepa("train", "demo", *SMALL, "--dry-run", folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    tree = yaml.safe_load(printed)
+    assert resolve(parse(tree)).model_dump() == tree
+    assert "14x14 = 196 in the target encoder, 58 in the context encoder" in printed
+    assert "context_encoder 21.59 M" in printed  # timm's vit_small_patch16 without token and head
+    assert "5,500 images, 171 an epoch, 855 in all" in printed
+
+
+def test_the_default_small_model_costs_what_its_shapes_say() -> None:
+    config = resolve(Config())
+    cost = costs(config, 0, 0)
+    # Forward passes by hand: 12 blocks of width 384 over 196 and 58 tokens, patch embeddings.
+    target = 12 * (24 * 196 * 384**2 + 4 * 196**2 * 384) + 2 * 196 * 768 * 384
+    context = 12 * (24 * 58 * 384**2 + 4 * 58**2 * 384) + 2 * 58 * 768 * 384
+    assert cost.target == pytest.approx(target / 1e9, rel=0.01)
+    assert cost.context == pytest.approx(3 * context / 1e9)
+    assert 19 < cost.total < 22  # GFLOP per image
+
+
+def test_doctor_speaks_json(tmp_path: Path) -> None:
+    facts = json.loads(hjepa("doctor", "--json", "-", folder=tmp_path))
+    assert facts["matmul_gflops"] > 1
+    assert {"chip", "memory_gb", "mlx", "blas", "free_disk_gb", "advice"} <= facts.keys()
+
+
+def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
+    for command in ("train", "eval", "doctor"):
+        assert f"hjepa-mlx {command}" in hjepa(command, "--help", folder=tmp_path)
