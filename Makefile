@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 
 demo:
 	@tools/setup.sh $(VENV)
-	@$(VENV)/bin/hjepa-mlx train demo
+	@$(RUN) hjepa_mlx train demo
 
 test:
 	@tools/setup.sh $(VENV) dev
@@ -19,7 +19,7 @@ test:
 
 parity:
 	@tools/setup.sh $(VENV)-parity parity
-	$(RUN:$(VENV)/%=$(VENV)-parity/%) pytest -m parity
+	$(VENV)-parity/bin/python -m pytest -m parity tests/test_parity.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,6 @@ from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.step import Step, schedule
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
-from mlx.utils import tree_flatten  # isort: skip
 
 
 def measure(config: hj.Config, steps: int, warmup: int) -> dict[str, float]:
@@ -40,12 +39,7 @@ def measure(config: hj.Config, steps: int, warmup: int) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
         if number == warmup - 1:
             traces = step.traces
-    weights = {
-        name: sum(w.size for w in dict(tree_flatten(getattr(model, name).parameters())).values())
-        for name in ("context_encoder", "target_encoder", "predictor")
-    }
-    trained = weights["context_encoder"] + weights["predictor"]
-    cost = costs(config, trained, weights["target_encoder"])
+    cost = costs(config, model)
     rate = batch / float(np.median(seconds[warmup:]))
     peak = matmul_gflops()
     return {

@@ -13,12 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
-
-from hjepa_mlx.errors import UsageError
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 GB = 1e9
 
@@ -100,25 +94,6 @@ def set_memory_limits() -> None:
         mx.set_cache_limit(int(min(4 * GB, memory_gb() * GB / 4)))
 
 
-def precision(name: str) -> mx.Dtype:
-    """The dtype in which the networks compute; weights and losses are always float32.
-
-    `auto` is float32 everywhere: float16 on an Apple GPU is offered, but has not been measured
-    by this project, and on a CPU both half precisions are far slower than float32.
-    """
-    import mlx.core as mx
-
-    dtypes = {
-        "auto": mx.float32,
-        "float32": mx.float32,
-        "float16": mx.float16,
-        "bfloat16": mx.bfloat16,
-    }
-    if name not in dtypes:
-        raise UsageError(f"precision={name!r} is not one of {', '.join(dtypes)}.")
-    return dtypes[name]
-
-
 def can_compile() -> bool:
-    """Whether `mx.compile` fuses kernels here: always on Metal, on Linux only with g++."""
-    return on_metal() or sys.platform == "darwin" or shutil.which("g++") is not None
+    """Whether `mx.compile` fuses kernels here: always on a Mac, on Linux only with g++."""
+    return sys.platform == "darwin" or shutil.which("g++") is not None

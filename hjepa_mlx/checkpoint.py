@@ -22,7 +22,7 @@ from hjepa_mlx.step import Step
 
 FORMAT = 1
 KEYS = {  # of state.json
-    "format", "step", "epoch", "images", "position", "window", "milestone",
+    "format", "step", "images", "position", "window", "milestone",
     "random_state", "loss_scale", "sha256",
 }  # fmt: skip
 
@@ -120,7 +120,6 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     load_model(checkpoint, step.model)
     optimizer = tree_unflatten(list(_load(checkpoint, "optimizer.safetensors").items()))
     step.optimizer.state.update(optimizer)
-    step.optimizer.init(step.model.trainable_parameters())
     mx.eval(step.optimizer.state)
     high, low = state["random_state"]
     mx.random.seed((high << 32) | low)
@@ -154,6 +153,8 @@ def _passing(checkpoint: Path) -> bool:
 
 
 def _prune(folder: Path, keep_last: int) -> None:
+    for left_over in folder.glob(".step-*.part"):  # of a save that was killed
+        shutil.rmtree(left_over)
     passing = [path for path in complete(folder) if _passing(path)]
     for path in passing[:-keep_last]:
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported inside the commands, so that help is instant."""
+"""The command line: what a person asks, the calls that answer it, one line for what goes wrong."""
 
 from __future__ import annotations
 
@@ -78,17 +78,25 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Pretrain and study a hierarchical JEPA on your own machine."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from hjepa_mlx import __version__
 
         print(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Pretrain and study a hierarchical JEPA on your own machine."""
 
 
 @app.command()
@@ -171,7 +179,7 @@ def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str
         print(json.dumps(report.scores, indent=1))
     elif json_file is not None:
         report.save(Path(json_file))
-    if data is None and (path / "config.yaml").is_file():
+    if data is None and data_dir is None and (path / "config.yaml").is_file():
         report.save(path / "eval.json")
 
 
@@ -210,25 +218,16 @@ def doctor(json_file: JsonFile = None) -> None:
 
 def _print_plan(config: Config) -> None:
     """The resolved config as YAML; what follows from it as YAML comments."""
-    from mlx.utils import tree_flatten
-
     from hjepa_mlx import backend
     from hjepa_mlx.bench.costs import costs
     from hjepa_mlx.data.sources import open_source
     from hjepa_mlx.models.hjepa import HJEPA
     from hjepa_mlx.train import steps_per_epoch
 
-    model = HJEPA(config)
-    weights = {
-        name: sum(w.size for w in dict(tree_flatten(getattr(model, name).parameters())).values())
-        for name in ("context_encoder", "target_encoder", "predictor")
-    }
-    cost = costs(
-        config, weights["context_encoder"] + weights["predictor"], weights["target_encoder"]
-    )
+    cost = costs(config, HJEPA(config))
     cells = ", ".join(f"level {n}: {count:.0f}" for n, count in enumerate(cost.predicted_cells))
     lines = [
-        "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in weights.items()),
+        "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
         f"GFLOP/image  {cost.total:.2f} (target {cost.target:.2f}, context {cost.context:.2f}, "

@@ -62,7 +62,7 @@ class Run:
     def log(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -97,7 +97,7 @@ def reopen(config: Config) -> Run:
     if config.run.dir:
         run = Run(config.run.dir)
     else:
-        found = sorted(Path("runs").glob(f"{config.name}-*/config.yaml"))
+        found = sorted(Path("runs").glob(f"{config.name}-{'[0-9]' * 8}-{'[0-9]' * 6}/config.yaml"))
         if not found:
             raise UsageError(
                 f"There is no run of '{config.name}' in runs/ to resume; give its --run-dir."

@@ -22,7 +22,7 @@ class Interrupt:
         if self.wanted:
             os._exit(130)
         self.wanted = True
-        print("\nSaving; press Ctrl-C again to leave at once.", file=sys.stderr)
+        os.write(2, b"\nSaving; press Ctrl-C again to leave at once.\n")  # print may be under way
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def awake() -> Iterator[None]:
     if sys.platform != "darwin":
         yield
         return
-    with subprocess.Popen(["caffeinate", "-is"]) as process:
+    with subprocess.Popen(["caffeinate", "-is", "-w", str(os.getpid())]) as process:
         try:
             yield
         finally:

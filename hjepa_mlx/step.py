@@ -49,7 +49,7 @@ def schedule(config: Config, step: int, total: int) -> Schedule:
 class AdamW(optim.AdamW):
     """AdamW whose weight decay is state, so it can follow a schedule; biases and norms have none.
 
-    Biases, norms and the mask token are the parameters with one axis.
+    Biases, norms and the mask token have one axis, all that is decayed has more.
     """
 
     def __init__(self, betas: list[float]) -> None:
@@ -68,7 +68,7 @@ class Step:
     def __init__(self, model: HJEPA, config: Config) -> None:
         self.model = model
         self.config = config
-        self.dtype = backend.precision(config.precision)
+        self.dtype: mx.Dtype = getattr(mx, config.precision)
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init(model.trainable_parameters())
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}

@@ -72,14 +72,9 @@ class Training:
         self.test_source = open_source(config.data, "test")
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
         self.total = self.per_epoch * config.optim.epochs
-        self.skipped, self._named = Skipped(), 0
-        if not len(self.test_source):
-            raise UsageError(
-                f"{self.train_source.name}: no image is left for evaluation; there have to be at "
-                f"least 10 in all, there are {len(self.train_source)}."
-            )
-        if config.run.eval_every_epochs:
-            check_evaluable(self.train_source, self.test_source)
+        self.skipped = Skipped()
+        self._named: set[str] = set()
+        check_evaluable(self.train_source, self.test_source)
         self.run = runs.reopen(config) if resume else None
         backend.set_memory_limits()
         self.model = HJEPA(config)
@@ -88,7 +83,7 @@ class Training:
         self.done = 0  # steps
         self.position = Position()
         self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
-        self._logged = 0  # steps in the last logged window
+        self._timed = 0  # steps since the clock was set
         self._clock, self._saved = time.monotonic(), time.monotonic()
         self._start_or_restore()
 
@@ -140,6 +135,7 @@ class Training:
             previous = metrics
             self.window.append(metrics)
             self.done += 1
+            self._timed += 1
             self._report(reporter, values, first)
             if interrupt.wanted:
                 self.save()
@@ -168,9 +164,8 @@ class Training:
         logged = ended or self.done % c.log_every == 0
         if logged:
             row |= self._mean_of_window() | values._asdict()
-            seconds = time.monotonic() - self._clock
-            images = self.config.data.batch_size * self.config.optim.accumulate * self._logged
-            row["images_per_second"] = round(images / seconds, 1)
+            images = self.config.data.batch_size * self.config.optim.accumulate * self._timed
+            row["images_per_second"] = round(images / (time.monotonic() - self._clock), 1)
             row["peak_memory_gb"] = round(mx.get_peak_memory() / backend.GB, 3)
         if ended or self.done % c.signals_every == 0:
             signals = self.signals()
@@ -184,27 +179,31 @@ class Training:
             self.run.log(row)
         if logged:
             reporter.update(row)
-            self._clock = time.monotonic()
+            self._clock, self._timed = time.monotonic(), 0
         self._name_skipped(reporter)
 
-    def _mean_of_window(self) -> dict[str, float]:
+    def _mean_of_window(self) -> dict[str, Any]:
         """The mean of each metric since the last logged step; stops the run if not finite."""
         floats = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
-        self._logged = len(floats)
         self.window = []
         self._check_finite(floats)
-        mean = {key: float(np.mean([m[key] for m in floats])) for key in floats[0]}
+        mean = {}
+        for key in floats[0]:  # a float16 step that overflowed has no gradient norm
+            finite = [m[key] for m in floats if math.isfinite(m[key])]
+            mean[key] = float(np.mean(finite)) if finite else None
         return {"loss": mean.pop("loss"), **mean}
 
     def _check_finite(self, floats: list[dict[str, float]]) -> None:
         for number, metrics in enumerate(floats, self.done - len(floats) + 1):
-            if math.isfinite(metrics["loss"]):
+            sound = math.isfinite(metrics["grad_norm"]) or metrics.get("overflow")
+            if math.isfinite(metrics["loss"]) and sound:
                 continue
             assert self.run is not None
             kept = self.run.latest
             raise HJEPAError(
-                f"The loss is {metrics['loss']} at step {number}. The last good "
-                f"checkpoint is {kept or 'none yet'}. Lower optim.lr, or use precision=float32."
+                f"The loss is {metrics['loss']} at step {number}, the gradient's norm "
+                f"{metrics['grad_norm']}. The last good checkpoint is {kept or 'none yet'}. "
+                "Lower optim.lr, or use precision=float32."
             )
 
     def _quick_knn(self) -> dict[str, float]:
@@ -221,12 +220,16 @@ class Training:
 
     def _name_skipped(self, reporter: Reporter) -> None:
         """Name images that could not be read, in the log and in skipped.txt, once each."""
-        new = list(self.skipped.reasons.items())[self._named :]
-        if not new:
+        if len(self.skipped) == len(self._named):
             return
-        self._named += len(new)
         assert self.run is not None
         path = self.run.path / "skipped.txt"
+        known = path.read_text(encoding="utf-8") if path.is_file() else ""
+        new = [(n, why) for n, why in self.skipped.reasons.items() if n not in self._named]
+        self._named.update(name for name, _ in new)
+        new = [(name, why) for name, why in new if f"{name!r}\t" not in known]
+        if not new:
+            return
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{name!r}\t{reason}\n" for name, reason in new)
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""

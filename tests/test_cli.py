@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hjepa_mlx
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import Config, parse, resolve
+from hjepa_mlx.models.hjepa import HJEPA
 
 SMALL = [
     "--set",
@@ -38,7 +40,7 @@ def test_a_dry_run_prints_a_config_that_can_be_trained_and_makes_nothing(tmp_pat
 
 def test_the_default_small_model_costs_what_its_shapes_say() -> None:
     config = resolve(Config())
-    cost = costs(config, 0, 0)
+    cost = costs(config, HJEPA(config))
     # Forward passes by hand: 12 blocks of width 384 over 196 and 58 tokens, patch embeddings.
     target = 12 * (24 * 196 * 384**2 + 4 * 196**2 * 384) + 2 * 196 * 768 * 384
     context = 12 * (24 * 58 * 384**2 + 4 * 58**2 * 384) + 2 * 58 * 768 * 384
@@ -51,6 +53,10 @@ def test_doctor_speaks_json(tmp_path: Path) -> None:
     facts = json.loads(hjepa("doctor", "--json", "-", folder=tmp_path))
     assert facts["matmul_gflops"] > 1
     assert {"chip", "memory_gb", "mlx", "blas", "free_disk_gb", "advice"} <= facts.keys()
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert hjepa("--version", folder=tmp_path).strip() == hjepa_mlx.__version__
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:

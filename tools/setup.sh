@@ -10,22 +10,28 @@ apt_install() { # as root, or with passwordless sudo; says what to do otherwise
     if [ "$(id -u)" = 0 ]; then sudo=""
     elif sudo -n true 2>/dev/null; then sudo="sudo"
     else
-        echo "To go faster: sudo apt-get install $*. Going on without." >&2
+        echo "Wanted: sudo apt-get install $*. Going on without." >&2
         return 0
     fi
-    if ! { $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq "$@"; } >/dev/null; then
+    if ! { $sudo apt-get update -qq &&
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"; } >/dev/null; then
         echo "apt-get could not install $*. Going on without." >&2
     fi
 }
 
 if [ "$(uname)" = Linux ] && command -v apt-get >/dev/null; then
     wanted=""
-    ldconfig -p 2>/dev/null | grep -q 'libopenblas\.so\.0' || wanted="libopenblas0-pthread"
+    PATH="$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q 'libopenblas\.so\.0' || wanted="libopenblas0-pthread"
     command -v g++ >/dev/null || wanted="$wanted g++"
     [ -z "$wanted" ] || apt_install $wanted
 fi
 
-if [ ! -x "$venv/bin/python" ]; then
+case "$(uname -sm)" in
+    "Linux x86_64" | "Darwin arm64") ;;
+    *) echo "hjepa-mlx runs on Apple silicon and on Linux x86-64; this is $(uname -sm)." >&2; exit 1 ;;
+esac
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=""
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3.10 python3}; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
@@ -35,12 +41,18 @@ if [ ! -x "$venv/bin/python" ]; then
     done
     if [ -z "$python" ]; then
         echo "hjepa-mlx needs Python 3.10 to 3.13 (mlx-data has no wheels for newer ones)." >&2
+        echo "Install one (macOS: brew install python@3.13), or name it: PYTHON=/path make demo" >&2
         exit 1
     fi
+    venv_package="$(basename "$(readlink -f "$(command -v "$python")")")-venv"
     if ! "$python" -c 'import ensurepip' 2>/dev/null && command -v apt-get >/dev/null; then
-        apt_install "$(basename "$(readlink -f "$(command -v "$python")")")-venv"
+        apt_install "$venv_package"
     fi
-    "$python" -m venv "$venv"
+    if ! "$python" -m venv --clear "$venv"; then
+        rm -rf "$venv"
+        echo "$python cannot make a virtual environment. Debian: sudo apt-get install $venv_package" >&2
+        exit 1
+    fi
 fi
 
 wish=".${extra:+[$extra]}"

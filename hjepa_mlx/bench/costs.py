@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from mlx.utils import tree_flatten
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.models.hjepa import HJEPA
 
 BACKWARD = 3  # forward and backward together cost three forwards
 FLOAT = 4  # bytes
 # Arrays kept for the backward pass, in units of [tokens, dim] a block: two norms, two residuals,
 # qkv before and after the split into heads, attention in and out, and the MLP's 4 + 4.
 KEPT_PER_BLOCK = 20
-OVERHEAD = 1.25  # transient buffers, measured: see benchmarks/README.md
+OVERHEAD = 1.25  # transient buffers; benchmarks/README.md compares the estimate with measurements
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Costs:
     grid_tokens: int
     predicted_cells: list[float]  # per level and image, mean over block shapes
     memory_gb: float
+    weights: dict[str, int]  # of each network
 
     @property
     def total(self) -> float:
@@ -40,8 +43,13 @@ def block_flop(tokens: float, dim: int) -> float:
     return 24 * tokens * dim**2 + 4 * tokens**2 * dim
 
 
-def costs(config: Config, trainable: int, frozen: int) -> Costs:
-    """The costs of a step; `trainable` and `frozen` count weights."""
+def costs(config: Config, networks: HJEPA) -> Costs:
+    """The costs of one training step of `networks`, which were built from `config`."""
+    weights = {
+        name: sum(w.size for w in dict(tree_flatten(getattr(networks, name).parameters())).values())
+        for name in ("context_encoder", "target_encoder", "predictor")
+    }
+    trained = weights["context_encoder"] + weights["predictor"]
     model, sampler = config.model, MaskSampler(config)
     dim, depth, narrow = int(model.dim), int(model.depth), model.predictor_dim
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
@@ -68,7 +76,7 @@ def costs(config: Config, trainable: int, frozen: int) -> Costs:
     narrow_blocks = min(most, model.predictor_depth)
     activations += kept(context + queries, narrow, narrow_blocks, max(1, narrow // 64))
     activations += kept(tokens, dim, 1, int(model.heads))  # the target encoder keeps one block's
-    memory = FLOAT * (OVERHEAD * batch * activations + 5 * trainable + 2 * frozen)
+    memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
     giga = 1e9
     return Costs(
         target=target / giga,
@@ -78,4 +86,5 @@ def costs(config: Config, trainable: int, frozen: int) -> Costs:
         grid_tokens=tokens,
         predicted_cells=cells,
         memory_gb=memory / giga,
+        weights=weights,
     )

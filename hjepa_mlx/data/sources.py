@@ -170,7 +170,7 @@ def _folder(data: Data, split: Split, fetch: bool) -> Source:
     held_out = next((root / n for n in ("val", "test", "validation") if (root / n).is_dir()), None)
     if held_out is not None and (root / "train").is_dir():
         return _tree(root / "train" if split == "train" else held_out)
-    everything = _tree(root)
+    everything = _tree(root / "train" if (root / "train").is_dir() else root)
     shuffled = generator(0, "held out").permutation(len(everything))
     tenth = np.arange(len(shuffled)) % HELD_OUT == HELD_OUT - 1
     return everything.take(np.sort(shuffled[tenth if split == "test" else ~tenth]))
@@ -178,7 +178,7 @@ def _folder(data: Data, split: Split, fetch: bool) -> Source:
 
 def _tree(root: Path) -> Source:
     paths = []
-    for folder, _, names in os.walk(root, onerror=_raise):
+    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
         paths += [
             Path(folder, name)
             for name in names

@@ -35,7 +35,7 @@ def mean_features(model: HJEPA, encoder: str = "target") -> Encoder:
     def means(images: mx.array) -> list[mx.array]:
         return [level.mean(1) for level in model.encode(images, encoder)]
 
-    compiled = mx.compile(means, inputs=[model.state])
+    compiled = mx.compile(means, inputs=[model.state]) if model.config.compile else means
 
     def encode(images: np.ndarray) -> dict[str, mx.array]:
         return {f"level_{number}": x for number, x in enumerate(compiled(mx.array(images)))}

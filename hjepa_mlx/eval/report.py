@@ -77,7 +77,8 @@ def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None)
     """
     config = model.config.model_copy(deep=True)
     if data is not None:
-        config.data.name, config.data.dir, config.data.limit = _data_name(data), None, None
+        config.data.name, config.data.dir = _name_and_dir(data)
+        config.data.limit = None
     if data_dir is not None:
         config.data.dir = data_dir
     bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
@@ -114,11 +115,12 @@ def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None)
     )
 
 
-def _data_name(data: str) -> str:
+def _name_and_dir(data: str) -> tuple[str, str | None]:
     if data in SOURCES:
-        return data
+        return data, None
     if data in config_names() or data.endswith((".yaml", ".yml")):
-        return load_config(data).data.name
+        config = load_config(data)
+        return config.data.name, config.data.dir
     raise UsageError(
         f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}; configs: "
         f"{', '.join(config_names())}."
@@ -128,7 +130,10 @@ def _data_name(data: str) -> str:
 def check_evaluable(bank: Source, queries: Source) -> None:
     """Refuse what would only fail after the features have been computed."""
     if not len(queries):
-        raise UsageError(f"{bank.name}: there are no test images to evaluate on.")
+        raise UsageError(
+            f"{bank.name}: no image is left for evaluation; there have to be at least 10 in all, "
+            f"there are {len(bank)}."
+        )
     if bank.classes and len(bank) < K:
         raise UsageError(
             f"k-NN with k={K} needs at least {K} training images; there are {len(bank)}."
