@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.files import atomic_write
 
 CHUNK = 1 << 20
 
@@ -22,12 +22,11 @@ def download(url: str, path: Path, md5: str) -> None:
     Raises HJEPAError that names the URL and what went wrong; it can simply be run again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with (
             urllib.request.urlopen(url, timeout=30) as response,
-            open(part, "wb") as file,
+            atomic_write(path) as file,
             Progress(transient=True) as progress,
         ):
             total = int(response.headers.get("Content-Length", 0)) or None
@@ -36,14 +35,11 @@ def download(url: str, path: Path, md5: str) -> None:
                 file.write(chunk)
                 digest.update(chunk)
                 progress.advance(task, len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != md5:
-            raise HJEPAError(
-                f"{url} gave a file with MD5 {digest.hexdigest()}, not {md5}: the download was cut "
-                "short or is not the published file. Run the command again."
-            )
-        os.replace(part, path)
+            if digest.hexdigest() != md5:
+                raise HJEPAError(
+                    f"{url} gave a file with MD5 {digest.hexdigest()}, not {md5}: the download was "
+                    "cut short or is not the published file. Run the command again."
+                )
     except (
         urllib.error.URLError,
         http.client.HTTPException,
@@ -52,5 +48,3 @@ def download(url: str, path: Path, md5: str) -> None:
         ValueError,
     ) as error:
         raise HJEPAError(f"Downloading {url} failed: {error}. Run the command again.") from error
-    finally:
-        part.unlink(missing_ok=True)
