@@ -47,6 +47,7 @@ class Data(Section):
     """What is trained on."""
 
     name: str = "folder"
+    weights: Auto | list[Positive] = "auto"
     dir: str | None = None
     image_size: Count = 224
     batch_size: Annotated[int, Field(ge=2)] = 128

@@ -19,11 +19,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(part, "wb") as file:
             yield file
-            file.flush()
-            _to_disk(file.fileno())
-        os.replace(part, path)
+            publish(file, part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def publish(file: BinaryIO, part: Path, path: Path) -> None:
+    """Bring what was written to `file`, the open `part`, safely to disk under the name `path`."""
+    file.flush()
+    _to_disk(file.fileno())
+    os.replace(part, path)
     sync_folder(path.parent)
 
 

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_SECONDS = 10  # between two plain lines
+
+
+@contextmanager
+def bar(label: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A progress bar with time left, in a terminal only; call what it gives with the new amount."""
+    console = Console(stderr=True)
+    amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed:,.0f} " + unit)
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TextColumn("· left"))
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda amount: progress.advance(task, amount)
 
 
 class Reporter:

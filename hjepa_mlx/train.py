@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from hjepa_mlx import backend, checkpoint, runs
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import check_evaluable, quick_knn
 from hjepa_mlx.masks import MaskSampler
@@ -68,13 +69,13 @@ class Training:
     def __init__(self, config: Config, resume: bool, console: Console) -> None:
         self.config, self.console = config, console
         self.sampler = MaskSampler(config)
-        self.train_source = open_source(config.data, "train")
+        self.train_source = open_source(config.data, "pretrain")
         self.test_source = open_source(config.data, "test")
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
         self.total = self.per_epoch * config.optim.epochs
+        check_evaluable(open_source(config.data, "train"), self.test_source)
         self.skipped = Skipped()
         self._named: set[str] = set()
-        check_evaluable(self.train_source, self.test_source)
         self.run = runs.reopen(config) if resume else None
         backend.set_memory_limits()
         self.model = HJEPA(config)
@@ -130,7 +131,14 @@ class Training:
         previous: Metrics = {}
         while self.done < self.total:
             values = schedule(self.config, self.done, self.total)
-            metrics = self._update(batches, values)
+            try:
+                metrics = self._update(batches, values)
+            except StorageError as lost:
+                self.save()
+                raise HJEPAError(
+                    f"{lost} Stopped at step {self.done} of {self.total}; saved. When it is back: "
+                    f"{self._resume_command()}"
+                ) from lost
             mx.eval(previous)  # at most one step is in flight
             previous = metrics
             self.window.append(metrics)
@@ -139,22 +147,28 @@ class Training:
             self._report(reporter, values, first)
             if interrupt.wanted:
                 self.save()
-                config_file = shlex.quote(str(self.run.path / "config.yaml"))
                 raise Interrupted(
-                    f"Stopped at step {self.done} of {self.total}; saved. Go on with: hjepa-mlx "
-                    f"train {config_file} --resume --run-dir {shlex.quote(str(self.run.path))}"
+                    f"Stopped at step {self.done} of {self.total}; saved. Go on with: "
+                    f"{self._resume_command()}"
                 )
             self._save_when_due()
 
+    def _resume_command(self) -> str:
+        assert self.run is not None
+        config_file, folder = self.run.path / "config.yaml", self.run.path
+        return f"hjepa-mlx train {quote(str(config_file))} --resume --run-dir {quote(str(folder))}"
+
     def _update(self, batches: Iterator, values: Schedule) -> Metrics:
-        pairs = []
+        pairs, position = [], self.position
         for micro in range(self.config.optim.accumulate):
             batch = next(batches)
             number = self.done * self.config.optim.accumulate + micro
             masks = self.sampler(number, len(batch.images))
             pairs.append((mx.array(batch.images), masks))
-            self.position = batch.next
-        return self.step(pairs, values)
+            position = batch.next
+        metrics = self.step(pairs, values)
+        self.position = position
+        return metrics
 
     def _report(self, reporter: Reporter, values: Schedule, first: dict[str, Any]) -> None:
         """Log, show and judge what is due after this step."""
@@ -207,12 +221,13 @@ class Training:
             )
 
     def _quick_knn(self) -> dict[str, float]:
-        if not self.train_source.classes:
+        labelled = open_source(self.config.data, "train")
+        if not labelled.classes:
             return {}
         bank, queries = (
             source.take(np.sort(np.random.default_rng(0).permutation(len(source))[:limit]))
             for source, limit in (
-                (self.train_source, QUICK_BANK),
+                (labelled, QUICK_BANK),
                 (self.test_source, QUICK_QUERIES),
             )
         )

@@ -22,10 +22,9 @@ from hjepa_mlx.data.pipeline import (
     random_box,
     training_batches,
 )
-from hjepa_mlx.data.sources import Source
+from hjepa_mlx.data.source import make_source
+from hjepa_mlx.data.storage import Files, Pixels
 from hjepa_mlx.errors import HJEPAError
-
-NO_LABELS = np.zeros(0, np.int64)
 
 
 def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -170,6 +169,14 @@ def test_what_is_no_whole_image_is_refused(data):
 # The pipeline
 
 
+def in_files(folder):
+    return make_source("files", Files(folder, sorted(map(str, folder.iterdir()))))
+
+
+def in_memory(images):
+    return make_source("memory", Pixels(images, "memory"))
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """21 images of different sizes and formats, and two that cannot be read."""
@@ -183,14 +190,14 @@ def mixed(tmp_path_factory):
     table = data.index(b"\xff\xc4")
     data[table + 5 : table + 21] = b"\xff" * 16
     (folder / "11-damaged.jpg").write_bytes(data)
-    return Source("mixed", sorted(folder.iterdir()), NO_LABELS, ())
+    return in_files(folder)
 
 
 @pytest.fixture(scope="module")
 def numbered():
     """50 images, each of one grey that is its number: no crop can hide which it is."""
     images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None], (50, 32, 32, 1))
-    return Source("numbered", np.ascontiguousarray(images), NO_LABELS, ())
+    return in_memory(images)
 
 
 def take(source, config, count, start=Position(), skipped=None):
@@ -215,7 +222,7 @@ def test_images_are_resized_as_pil_does_it(tmp_path, tiny_config):
         paths.append(tmp_path / f"{height}.png")
         noise = np.random.default_rng(height).integers(0, 64, (height, width, 3))
         Image.fromarray((smooth(height, width) * 0.75 + noise).astype(np.uint8)).save(paths[-1])
-    source = Source("sides", paths, NO_LABELS, ())
+    source = make_source("sides", Files(tmp_path, list(map(str, paths))))
     for index, image in evaluation_images(source, tiny_config(), Skipped()):
         height, width = sides[index]
         side = min(height, width)
@@ -231,7 +238,7 @@ def test_unreadable_images_are_left_out_and_named(mixed, tiny_config):
         indices = [index for index, _ in evaluation_images(mixed, tiny_config(), skipped)]
         names = [os.path.basename(name) for name in skipped.reasons]
         assert sorted(names) == ["05-text.jpg", "11-damaged.jpg"]
-        left = {os.path.basename(mixed.images[i]) for i in set(range(23)) - set(indices)}
+        left = {os.path.basename(mixed.label_of(i)) for i in set(range(23)) - set(indices)}
         assert left == set(names)
         assert indices == sorted(indices)
 
@@ -246,7 +253,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(mixed, tiny_config):
 
 
 def test_every_pass_shows_other_crops_and_the_same_seed_shows_the_same(tiny_config):
-    source = Source("same", np.stack([smooth(40, 40)] * 20), NO_LABELS, ())
+    source = in_memory(np.stack([smooth(40, 40)] * 20))
     crops = pictures(take(source, tiny_config(), 10))
     assert len({crop.tobytes() for crop in crops.reshape(40, -1)}) == 40
     assert np.array_equal(crops, pictures(take(source, tiny_config(), 10)))
@@ -286,7 +293,7 @@ def test_a_pass_without_a_single_batch_is_an_error_that_counts_this_pass(mixed, 
 
 def test_half_of_the_images_are_mirrored_and_none_without_flip(tiny_config):
     image = smooth(32, 32)
-    source = Source("same", np.stack([image] * 400), NO_LABELS, ())
+    source = in_memory(np.stack([image] * 400))
     whole = {"batch_size": 400, "crop_scale": [1.0, 1.0]}
     (batch,) = take(source, tiny_config(data=whole), 1)
     as_is = (batch.images == image).all((1, 2, 3))

@@ -1,22 +1,16 @@
 """Sources: the right images with the right labels, wherever they come from."""
 
 import gzip
-import hashlib
-import socket
 import struct
-import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hjepa_mlx.config import Data
-from hjepa_mlx.data import sources
-from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source, read_idx
+from hjepa_mlx.data.raw import read_idx
+from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
 
 
@@ -127,13 +121,13 @@ def test_the_demo_has_ten_classes_and_as_many_images_as_it_says():
         assert len(source) == len(source.labels) == count
         assert len(source.classes) == 10
         assert set(source.labels) == set(range(10))
-        assert source.images.shape == (count, 32, 32, 1)
+        assert source.read(0).shape == (32, 32, 3)
 
 
 def test_the_demo_is_the_beginning_of_fashion_mnist(debian):
     for split in ("train", "test"):
         demo = open_source(Data(name="demo"), split)
-        assert np.array_equal(demo.images, debian[split].images[: len(demo)])
+        assert np.array_equal(demo.images.array, debian[split].images.array[: len(demo)])
         assert np.array_equal(demo.labels, debian[split].labels[: len(demo)])
 
 
@@ -150,8 +144,12 @@ def folder(root: Path, split="train", **keys):
     return open_source(Data(name="folder", dir=str(root), **keys), split)
 
 
+def paths_of(source) -> list[Path]:
+    return [Path(source.label_of(index)) for index in range(len(source))]
+
+
 def names(source) -> list[str]:
-    return [path.name for path in source.images]
+    return [path.name for path in paths_of(source)]
 
 
 @pytest.mark.parametrize("held_out", ["val", "test", "validation"])
@@ -171,11 +169,11 @@ def test_without_splits_a_tenth_is_held_out_the_same_every_time(tmp_path):
     pictures(*paths)
     train, test = folder(tmp_path), folder(tmp_path, "test")
     assert (len(train), len(test)) == (54, 6)
-    assert sorted(train.images + test.images) == sorted(paths)
+    assert sorted(paths_of(train) + paths_of(test)) == sorted(paths)
     assert names(train) == names(folder(tmp_path))
     assert names(test) == names(folder(tmp_path, "test"))
-    assert [path.parts[-3] for path in train.images] == ["ab"[label] for label in train.labels]
-    everywhere = np.array([int(path.stem) for path in test.images])
+    assert [path.parts[-3] for path in paths_of(train)] == ["ab"[label] for label in train.labels]
+    everywhere = np.array([int(path.stem) for path in paths_of(test)])
     assert everywhere.min() < 30 <= everywhere.max()
 
 
@@ -202,8 +200,10 @@ def test_limit_takes_the_same_images_every_time_and_only_for_training(tmp_path):
     limited = folder(tmp_path, limit=12)
     assert len(limited) == len(limited.labels) == 12
     assert names(limited) == names(folder(tmp_path, limit=12))
-    assert set(limited.images) < set(folder(tmp_path).images)
-    assert [path.parts[-2] for path in limited.images] == ["ab"[label] for label in limited.labels]
+    assert set(names(limited)) < set(names(folder(tmp_path)))
+    assert [path.parts[-2] for path in paths_of(limited)] == [
+        "ab"[label] for label in limited.labels
+    ]
     assert len(set(limited.labels)) == 2
     assert names(folder(tmp_path, "test", limit=1)) == names(folder(tmp_path, "test"))
     assert names(folder(tmp_path, limit=1000)) == names(folder(tmp_path))
@@ -211,137 +211,10 @@ def test_limit_takes_the_same_images_every_time_and_only_for_training(tmp_path):
 
 def test_limit_takes_images_of_every_class_of_the_demo():
     first, again = (open_source(Data(name="demo", limit=200), "train") for _ in range(2))
-    assert np.array_equal(first.images, again.images)
+    assert np.array_equal(first.rows, again.rows)
     assert set(first.labels) == set(range(10))
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="mean 'fashion-mnist'"):
         open_source(Data(name="fashionmnist"), "train")
-
-
-# Downloads
-
-FILES = fashion_files()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves FILES, and the one named `server.spoilt` in the manner of `server.manner`."""
-
-    def do_GET(self):
-        name = self.path.removeprefix("/")
-        self.server.asked.append(name)
-        manner = self.server.manner if name == self.server.spoilt else good
-        manner(self, FILES[name])
-
-    def answer(self, content: bytes, length: int | str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-def good(handler, content):
-    handler.answer(content, len(content))
-
-
-def not_found(handler, content):
-    handler.answer(b"", 0, status=404)
-
-
-def broken_server(handler, content):
-    handler.answer(b"", 0, status=503)
-
-
-def one_byte_wrong(handler, content):
-    good(handler, content[:-1] + bytes([content[-1] ^ 1]))
-
-
-def a_web_page(handler, content):
-    good(handler, b"<html>Please log in to this hotel's network.</html>")
-
-
-def cut(handler, content):
-    handler.answer(content[: len(content) // 2], len(content))
-    handler.close_connection = True
-
-
-def reset(handler, content):
-    handler.answer(content[: len(content) // 2], len(content))
-    time.sleep(0.2)  # the client waits for the rest
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
-
-
-def nonsense_length(handler, content):
-    handler.answer(content, "many")
-
-
-@contextmanager
-def serving(manner, spoilt: str):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.manner, server.spoilt, server.asked = manner, spoilt, []
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def data(monkeypatch, tmp_path):
-    """A data set that has to be downloaded, and what its files have to be."""
-    digests = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-    monkeypatch.setattr(sources, "FASHION_MD5", digests)
-    return Data(name="fashion-mnist", dir=str(tmp_path / "data"))
-
-
-def point_at(server, monkeypatch) -> str:
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(sources, "FASHION_URL", url)
-    return url
-
-
-def downloaded(data: Data) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in Path(data.dir, "fashion-mnist").iterdir()}
-
-
-def test_what_is_not_there_is_downloaded_once(data, monkeypatch):
-    with serving(good, "") as server:
-        point_at(server, monkeypatch)
-        with pytest.raises(HJEPAError, match="not in"):
-            open_source(data, "train", fetch=False)
-        assert server.asked == []
-        assert len(open_source(data, "train")) == 30
-        assert len(open_source(data, "test")) == 12
-        assert sorted(server.asked) == sorted(FILES)
-    assert downloaded(data) == FILES
-
-
-@pytest.mark.parametrize("number", [0, 2])
-@pytest.mark.parametrize(
-    "manner",
-    [not_found, broken_server, one_byte_wrong, a_web_page, cut, reset, nonsense_length],
-)
-def test_a_failed_download_names_its_url_and_leaves_only_whole_files(
-    data, monkeypatch, manner, number
-):
-    spoilt = list(FILES)[number]
-    with serving(manner, spoilt) as server:
-        url = point_at(server, monkeypatch)
-        with pytest.raises(HJEPAError, match=f"{url}/{spoilt}.*Run the command again"):
-            open_source(data, "train")
-        assert downloaded(data) == {name: FILES[name] for name in list(FILES)[:number]}
-        server.manner, server.asked = good, []
-        assert len(open_source(data, "train")) == 30
-        assert server.asked == list(FILES)[number:]
-    assert downloaded(data) == FILES
-
-
-def test_a_server_that_is_not_there_is_named(data, monkeypatch):
-    with serving(good, "") as server:
-        url = point_at(server, monkeypatch)
-    with pytest.raises(HJEPAError, match=f"{url}/train-images"):
-        open_source(data, "train")
-    assert downloaded(data) == {}

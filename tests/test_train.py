@@ -68,7 +68,7 @@ def test_the_saved_config_is_the_resolved_one(run: Run) -> None:
 
 def test_a_loaded_model_encodes_levels_on_their_grids(run: Run) -> None:
     model = hj.load(run.path)
-    images = open_source(run.config.data, "test").images[:5].repeat(3, axis=3)
+    images = np.stack([open_source(run.config.data, "test").read(i) for i in range(5)])
     levels = model.encode(images)
     assert [level.shape for level in levels] == [(5, 64, 64), (5, 16, 64), (5, 4, 64)]
     again = hj.load(run.latest).encode(images)

@@ -1,50 +1,168 @@
-"""Downloads: whole, checked and atomic, or one clear line."""
+"""Downloads: resumed where they stopped, checked, whole or absent; or one clear line."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
+import os
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from rich.progress import Progress
-
+from hjepa_mlx.data.catalog import Remote
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import atomic_write
+from hjepa_mlx.files import publish
+from hjepa_mlx.progress import bar
 
 CHUNK = 1 << 20
+TIMEOUT = 30.0  # seconds without a byte
+TRIES = 4  # in a row without a byte of progress
+PAUSE = 2.0  # seconds before another try, doubled each time
 
 
-def download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` to `path`; the file appears only when complete and its MD5 is right.
+class _Broken(Exception):
+    """The connection broke; what has arrived so far is good."""
 
-    Raises HJEPAError that names the URL and what went wrong; it can simply be run again.
+
+def download(remote: Remote, path: Path) -> None:
+    """Fetch `remote` to `path`; the file appears only when complete and its MD5 is right.
+
+    What has arrived is kept beside it as `.NAME.part` and resumed, here after a broken connection
+    and in the next call. Raises HJEPAError that names the URL and what went wrong.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.md5(usedforsecurity=False)
+    part = path.with_name(f".{path.name}.part")
+    with _locked(part) as file, bar(path.name, remote.size) as advance:
+        advance(file.seek(0, os.SEEK_END))
+        failures = 0
+        while True:
+            before = file.tell()
+            try:
+                _fetch(remote, file, advance)
+                break
+            except _Broken as broken:
+                failures = 0 if file.tell() > before else failures + 1
+                if failures == TRIES:
+                    raise HJEPAError(
+                        f"Downloading {remote.url} failed: {broken}. Run the command "
+                        "again to go on."
+                    ) from None
+                time.sleep(PAUSE * 2**failures)
+        _check(remote, file, part)
+        publish(file, part, path)
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[BinaryIO]:
+    with open(part, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HJEPAError(f"{part} is being written by another download.") from None
+        yield file
+
+
+def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
+    """Append what is missing to `file`; _Broken when the connection ends before that."""
+    have = file.seek(0, os.SEEK_END)
+    response = _open(remote, have)
+    if response is None:
+        return
+    with response:
+        if have and not _continues(response, have):
+            advance(-have)
+            file.truncate(0)
+        expected, received = _length(response), 0
+        while chunk := _read(response):
+            file.write(chunk)
+            received += len(chunk)
+            advance(len(chunk))
+    if expected is not None and received < expected:
+        raise _Broken(f"the connection ended after {received:,} of {expected:,} bytes")
+
+
+def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
+    """The server's answer, from byte `have` on; None when it has nothing after that."""
+    headers = {"User-Agent": "hjepa-mlx"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
     try:
-        with (
-            urllib.request.urlopen(url, timeout=30) as response,
-            atomic_write(path) as file,
-            Progress(transient=True) as progress,
-        ):
-            total = int(response.headers.get("Content-Length", 0)) or None
-            task = progress.add_task(path.name, total=total)
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                progress.advance(task, len(chunk))
-            if digest.hexdigest() != md5:
-                raise HJEPAError(
-                    f"{url} gave a file with MD5 {digest.hexdigest()}, not {md5}: the download was "
-                    "cut short or is not the published file. Run the command again."
-                )
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ConnectionError,
-        TimeoutError,
-        ValueError,
-    ) as error:
-        raise HJEPAError(f"Downloading {url} failed: {error}. Run the command again.") from error
+        request = urllib.request.Request(remote.url, headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return None
+        answer = f"the server answered {error.code} {error.reason}"
+        if error.code >= 500:
+            raise _Broken(answer) from None
+        raise HJEPAError(
+            f"Downloading {remote.url} failed: {answer}. The file may have moved; a copy from "
+            "elsewhere, put in its place by hand, is checked and used."
+        ) from None
+    except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
+        raise _Broken(_words(error)) from None
+    except ValueError as error:
+        raise HJEPAError(f"Downloading {remote.url} failed: {error}.") from None
+    if response.headers.get_content_type() == "text/html":
+        response.close()
+        raise HJEPAError(
+            f"{remote.url} answered with a web page instead of the file (a log-in page of the "
+            "network?). Open it in a browser to see, then run the command again."
+        )
+    return response
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except http.client.IncompleteRead as error:
+        return error.partial
+    except (http.client.HTTPException, OSError) as error:
+        raise _Broken(_words(error)) from None
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "reason", "") or error) or type(error).__name__
+
+
+def _continues(response: http.client.HTTPResponse, have: int) -> bool:
+    """Whether the answer starts at byte `have`; a server that ignores Range starts anew."""
+    span = response.headers.get("Content-Range", "")
+    return response.status == 206 and span.startswith(f"bytes {have}-")
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    """Bytes this answer brings, if it says so."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isdigit() else None
+
+
+def _check(remote: Remote, file: BinaryIO, part: Path) -> None:
+    """Compare the MD5; what is not the published file is removed."""
+    file.flush()
+    file.seek(0)
+    md5 = digest(file)
+    if md5 == remote.md5:
+        return
+    size = file.seek(0, os.SEEK_END)
+    part.unlink()
+    raise HJEPAError(
+        f"{remote.url} gave {size:,} bytes with MD5 {md5}, not the published {remote.md5}: not "
+        "the right file. It was deleted; run the command again to start anew."
+    )
+
+
+def digest(file: BinaryIO, kind: str = "md5") -> str:
+    """Hexadecimal digest of the rest of a file, with a bar."""
+    total = os.fstat(file.fileno()).st_size - file.tell()
+    hashed = hashlib.new(kind, usedforsecurity=False)
+    with bar("Checking", total) as advance:
+        while chunk := file.read(CHUNK):
+            hashed.update(chunk)
+            advance(len(chunk))
+    return hashed.hexdigest()

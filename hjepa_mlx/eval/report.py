@@ -11,7 +11,8 @@ from rich.table import Table
 
 from hjepa_mlx.config import Config, config_names, load_config
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.sources import SOURCES, Source, open_source
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.sources import SOURCES, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import Encoder, Features, extract, mean_features, pixels
 from hjepa_mlx.eval.knn import knn_accuracy
@@ -116,13 +117,13 @@ def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None)
 
 
 def _name_and_dir(data: str) -> tuple[str, str | None]:
-    if data in SOURCES:
+    if data == "folder" or all(name in SOURCES for name in data.split("+")):
         return data, None
     if data in config_names() or data.endswith((".yaml", ".yml")):
         config = load_config(data)
         return config.data.name, config.data.dir
     raise UsageError(
-        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}; configs: "
+        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}, folder; configs: "
         f"{', '.join(config_names())}."
     )
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.cli.datasets import datasets
+from hjepa_mlx.errors import HJEPAError
 
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
@@ -26,17 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Command = TypeVar("Command", bound=Callable[..., Any])
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Folder with one folder per data set. Default: $HJEPA_DATA, else ./data."),
-]
-JsonFile = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': print)."),
-]
+app.add_typer(datasets, name="datasets")
 
 
 def main() -> None:
@@ -45,37 +33,6 @@ def main() -> None:
         sys.argv.remove("--debug")
         os.environ["HJEPA_DEBUG"] = "1"
     app(prog_name="hjepa-mlx")
-
-
-def _readable(command: Command) -> Command:
-    """End with a status and one line instead of a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if os.environ.get("HJEPA_DEBUG"):
-                traceback.print_exc()
-            line, status = _line_and_status(error)
-            print(f"hjepa-mlx: {line}", file=sys.stderr)
-            raise typer.Exit(status) from None
-
-    return wrapped  # type: ignore[return-value]
-
-
-def _line_and_status(error: Exception) -> tuple[str, int]:
-    if isinstance(error, HJEPAError):
-        return str(error), error.exit_status
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        advice = " Free some space, then go on with --resume." if error.errno in FULL else ""
-        return f"{where}{error.strerror or error}.{advice}", 1
-    return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 
 
 def _print_version(wanted: bool) -> None:
@@ -100,7 +57,7 @@ def _options(
 
 
 @app.command()
-@_readable
+@readable
 def train(
     config: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
     overrides: Annotated[
@@ -145,7 +102,7 @@ def train(
 
 
 @app.command(name="eval")
-@_readable
+@readable
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")],
     data: Annotated[
@@ -168,7 +125,7 @@ def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str
     from hjepa_mlx.eval.report import evaluate
     from hjepa_mlx.runs import load
 
-    _check_writable(json_file)
+    check_writable(json_file)
     model = load(path)
     console = Console(stderr=True)
     with console.status("Evaluating"):
@@ -183,13 +140,8 @@ def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str
         report.save(path / "eval.json")
 
 
-def _check_writable(json_file: str | None) -> None:
-    if json_file not in (None, "-") and not Path(json_file).parent.is_dir():
-        raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
-
-
 @app.command()
-@_readable
+@readable
 def doctor(json_file: JsonFile = None) -> None:
     """Show machine, libraries and speed, and what to put right.
 
@@ -200,13 +152,11 @@ def doctor(json_file: JsonFile = None) -> None:
 
     from hjepa_mlx.doctor import examine
 
-    _check_writable(json_file)
+    check_writable(json_file)
     facts = examine()
+    write_json(facts, json_file)
     if json_file == "-":
-        print(json.dumps(facts, indent=1))
         return
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(facts, indent=1) + "\n")
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
         if key != "advice":
@@ -235,7 +185,7 @@ def _print_plan(config: Config) -> None:
         f"memory       about {cost.memory_gb:.1f} GB (estimated) of {backend.memory_gb():.0f} GB",
     ]
     try:
-        source = open_source(config.data, "train", fetch=False)
+        source = open_source(config.data, "pretrain")
         steps = steps_per_epoch(config, len(source))
         total = steps * config.optim.epochs
         lines.append(f"steps        {len(source):,} images, {steps} an epoch, {total:,} in all")

@@ -1,0 +1,74 @@
+"""What every command shares: options, and one line instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from hjepa_mlx.errors import HJEPAError, UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Command = TypeVar("Command", bound=Callable[..., Any])
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Folder with one folder per data set. Default: $HJEPA_DATA, else ./data."),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': print)."),
+]
+
+
+def readable(command: Command) -> Command:
+    """End with a status and one line instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if os.environ.get("HJEPA_DEBUG"):
+                traceback.print_exc()
+            line, status = _line_and_status(error)
+            print(f"hjepa-mlx: {line}", file=sys.stderr)
+            raise typer.Exit(status) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _line_and_status(error: Exception) -> tuple[str, int]:
+    if isinstance(error, HJEPAError):
+        return str(error), error.exit_status
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        advice = " Free some space, then go on with --resume." if error.errno in FULL else ""
+        return f"{where}{error.strerror or error}.{advice}", 1
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
+
+
+def check_writable(json_file: str | None) -> None:
+    """Refuse a file that could not be written in the end."""
+    if json_file not in (None, "-") and not Path(json_file).parent.is_dir():
+        raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
+
+
+def write_json(content: Any, json_file: str | None) -> None:
+    """Where `--json` asked for: printed, or in a file."""
+    text = json.dumps(content, indent=1)
+    if json_file == "-":
+        print(text)
+    elif json_file is not None:
+        Path(json_file).write_text(text + "\n")

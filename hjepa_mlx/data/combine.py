@@ -1,0 +1,48 @@
+"""`hjepa-mlx datasets combine`: a recipe that trains on several data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hjepa_mlx.config import Data, find_config
+from hjepa_mlx.data.catalog import CATALOG
+from hjepa_mlx.data.sources import check_name
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.files import atomic_write
+
+BASE = "imagenet100"  # the recipe that a combined one starts from
+
+
+def combine(names: list[str], path: Path, weights: list[float] | None = None) -> str:
+    """Write a recipe that trains on all of `names` to `path`; returns the mix in words.
+
+    weights: relative number of images a pass shows of each; by default each image once, so the
+    shares are proportional to size. Evaluation is on the first. Raises UsageError for what cannot
+    be combined.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"Two or more different data sets are needed; given: {' '.join(names)}.")
+    data = Data(name="+".join(names), weights=weights or "auto")
+    check_name(data)
+    if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir():
+        raise UsageError(f"{path} must be a .yaml file in a folder that exists.")
+    images = [CATALOG[name].images for name in names]
+    shares = [float(weight) for weight in weights or images]
+    mix = ", ".join(
+        f"{share / sum(shares):.1%} {name}" for name, share in zip(names, shares, strict=True)
+    )
+    words = f"{sum(images):,} images a pass: {mix}"
+    tree: dict[str, Any] = yaml.safe_load(find_config(BASE).read_text())
+    tree["name"] = path.stem
+    tree["data"] |= data.model_dump(include={"name", "weights"}, exclude_defaults=True)
+    head = (
+        f"# hjepa-mlx train {path}\n"
+        f"# {words}; evaluated on {names[0]}. Otherwise the recipe {BASE}.\n"
+    )
+    with atomic_write(path) as file:
+        body = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
+        file.write((head + body).encode())
+    return words

@@ -1,0 +1,180 @@
+"""`hjepa-mlx datasets download`: from nothing on disk to a data set that trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from hjepa_mlx.data.archives import unpack
+from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, Remote, look_up
+from hjepa_mlx.data.download import digest, download
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.files import atomic_write, sha256
+from hjepa_mlx.progress import bar
+
+CHECKSUMS = "checksums.json"  # SHA-256 of what was downloaded or unpacked, for `verify`
+
+IMAGENET_STEPS = """\
+ImageNet-1K cannot be downloaded without an account. Once:
+  1. Make an account at https://image-net.org/download and accept its terms.
+  2. From "ILSVRC2012" download these three files (155 GB) into {folder}:
+       ILSVRC2012_img_train.tar        Training images (Task 1 & 2)
+       ILSVRC2012_img_val.tar          Validation images (all tasks)
+       ILSVRC2012_devkit_t12.tar.gz    Development kit (Task 1 & 2)
+  3. hjepa-mlx datasets prepare {name} --data-dir {root}
+Kaggle's "ImageNet Object Localization Challenge", unpacked there, serves as well."""
+
+
+def fetch(name: str, root: Path) -> Path:
+    """Download a data set into `root/name`; what is there already is kept and checked.
+
+    Raises HJEPAError with one line that says what went wrong; it can be run again.
+    """
+    row = look_up(name)
+    if row.parts:
+        for part in row.parts:
+            fetch(part, root)
+        return root
+    folder = root / name
+    if name == "imagenet1k":
+        return _check_imagenet(name, root, folder)
+    if not row.files and not row.hub:
+        return root  # it comes with the package
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CHECKSUMS).is_file() and _whole(folder):
+        return folder
+    _check_space(row, folder)
+    if row.hub:
+        _from_hub(row, folder)
+    else:
+        _from_web(row, folder)
+    return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every recorded file is there; their content is for `verify` to check."""
+    return all((folder / name).is_file() for name in checksums(folder))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """File name → SHA-256, as recorded by the download."""
+    try:
+        read = json.loads((folder / CHECKSUMS).read_text())
+        return {str(name): str(value) for name, value in read.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise HJEPAError(
+            f"{folder / CHECKSUMS} cannot be read ({error}). Delete it and download again."
+        ) from None
+
+
+def _check_space(row: Dataset, folder: Path) -> None:
+    """Archive and what comes out of it must fit; what has arrived already counts."""
+    needed = row.download_gb * 1e9 + sum((row.unpacks or {}).values())
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free < needed - there:
+        raise HJEPAError(
+            f"{row.title} needs {(needed - there) / 1e9:.1f} GB more in {folder}, where "
+            f"{free / 1e9:.1f} GB are free. Free some, or choose another --data-dir."
+        )
+
+
+def _from_web(row: Dataset, folder: Path) -> None:
+    paths = []
+    for remote in row.files:
+        path = folder / remote.name
+        if not path.is_file():
+            download(remote, path)
+        else:
+            _check_placed(path, remote)
+        paths.append(path)
+    if row.unpacks:
+        (archive,) = paths
+        with bar(f"Unpacking {archive.name}", sum(row.unpacks.values())) as advance:
+            paths = unpack(archive, row.unpacks, folder, advance)
+        _record(folder, paths)
+        archive.unlink()
+    else:
+        _record(folder, paths)
+
+
+def _check_placed(path: Path, remote: Remote) -> None:
+    with open(path, "rb") as file:
+        md5 = digest(file)
+    if md5 != remote.md5:
+        raise HJEPAError(
+            f"{path} has the MD5 {md5}, not the published {remote.md5}. Move it away and run the "
+            "command again."
+        )
+
+
+def _record(folder: Path, paths: list[Path]) -> None:
+    with bar("Recording checksums", len(paths), "files") as advance:
+        found = {}
+        for path in paths:
+            found[path.relative_to(folder).as_posix()] = sha256(path)
+            advance(1)
+    with atomic_write(folder / CHECKSUMS) as file:
+        file.write((json.dumps(found, indent=1) + "\n").encode())
+
+
+def _from_hub(row: Dataset, folder: Path) -> None:
+    """Parquet files of a repository on Hugging Face, compared with the checksums it publishes."""
+    assert row.hub is not None
+    try:
+        published = _snapshot(row.hub, folder)
+    except HJEPAError:
+        raise
+    except Exception as error:  # the hub's client has errors of its own, others in each version
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise HJEPAError(
+            f"Downloading {row.hub} from Hugging Face failed: {lines[0].rstrip('.')}. Run the "
+            "command again to go on."
+        ) from error
+    with bar("Checking", len(published), "files") as advance:
+        for name, wanted in published.items():
+            if sha256(folder / name) != wanted:
+                (folder / name).unlink()
+                raise HJEPAError(
+                    f"{folder / name} is not the published file (its SHA-256 differs). It was "
+                    "deleted; run the command again."
+                )
+            advance(1)
+    with atomic_write(folder / CHECKSUMS) as file:
+        file.write((json.dumps(published, indent=1) + "\n").encode())
+
+
+def _snapshot(repository: str, folder: Path) -> dict[str, str]:
+    """Download its parquet files; returns the published SHA-256 of each."""
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise HJEPAError(f"{repository} is on Hugging Face: pip install 'hjepa-mlx[hub]'") from None
+    info = hub.HfApi().dataset_info(repository, files_metadata=True)
+    published = {
+        file.rfilename: file.lfs.sha256
+        for file in info.siblings or []
+        if file.rfilename.endswith(".parquet") and file.lfs
+    }
+    if not published:
+        raise HJEPAError(f"The repository {repository} has no parquet files any more.")
+    hub.snapshot_download(
+        repository,
+        repo_type="dataset",
+        revision=info.sha,
+        local_dir=folder,
+        allow_patterns=list(published),
+    )
+    return published
+
+
+def _check_imagenet(name: str, root: Path, folder: Path) -> Path:
+    """Say what to get and where to put it, or check what is there."""
+    missing = [file for file in IMAGENET_ARCHIVES if not (folder / file).is_file()]
+    if missing:
+        print(IMAGENET_STEPS.format(folder=folder, name=name, root=root))
+        raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
+    for file_name, md5 in IMAGENET_ARCHIVES.items():
+        _check_placed(folder / file_name, Remote(f"https://image-net.org/{file_name}", md5, 0))
+    return folder

@@ -1,0 +1,107 @@
+"""`hjepa-mlx datasets list`: what the catalog promises, and what is on this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hjepa_mlx.config import Data
+from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
+from hjepa_mlx.data.sources import data_root, layout
+
+RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
+
+
+def overview(data: Data) -> dict[str, Any]:
+    """Every data set's row, whether it is in `data.dir`, and the disk's free space in GB."""
+    root = data_root(data)
+    place = root
+    while not place.exists():
+        place = place.parent if place != place.parent else Path.cwd()
+    hours = hours_here(RESULTS)
+    rows = [_row(row, data, hours.get(row.name)) for row in CATALOG.values()]
+    return {"folder": str(root), "free_gb": shutil.disk_usage(place).free / 1e9, "datasets": rows}
+
+
+def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
+    promise = row.promise and {
+        "hours": row.promise.hours,
+        "linear_probe": row.promise.linear_probe,
+        "knn": row.promise.knn,
+        "feature_rank_percent": row.promise.rank,
+    }
+    return {
+        "name": row.name,
+        "title": row.title,
+        "images": row.images,
+        "resolution": row.resolution,
+        "classes": row.classes,
+        "download_gb": row.download_gb,
+        "goal": row.goal,
+        "terms": row.terms,
+        "promised": promise,
+        "here": {"layout": layout(row.name, data), "hours_100_epochs": hours},
+    }
+
+
+def hours_here(results: Path) -> dict[str, float]:
+    """Hours of 100 epochs by data set, from the newest result of `hjepa-mlx bench`, if any."""
+    files = sorted(results.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(files):
+        try:
+            estimates = json.loads(path.read_text())["estimates"]
+            return {row["dataset"]: float(row["hours_100_epochs"]) for row in estimates}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the result of another benchmark
+    return {}
+
+
+def tables(facts: dict[str, Any]) -> list[Table]:
+    """What there is, and what each is good for."""
+    sets = _table(f"Data sets; {facts['free_gb']:.0f} GB are free for {facts['folder']}")
+    for column in ("name", "images", "pixels", "classes", "download", "on this machine"):
+        sets.add_column(column, justify="right" if column in SETS_RIGHT else "left", no_wrap=True)
+    goals = _table("Promised for 100 epochs on an M1 Max (not measured)")
+    for column in ("your goal", "data set", "M1 Max", "probe %", "k-NN %", "rank %", "here h"):
+        goals.add_column(column, no_wrap=True)
+    for row in facts["datasets"]:
+        sets.add_row(
+            row["name"],
+            f"{row['images']:,}",
+            str(row["resolution"]),
+            f"{row['classes']:,}",
+            f"{row['download_gb']:g} GB" if row["download_gb"] else "–",
+            row["here"]["layout"] or "no",
+        )
+        promised, here = row["promised"], row["here"]["hours_100_epochs"]
+        if promised:
+            goals.add_row(
+                row["goal"],
+                row["name"],
+                _hours(promised["hours"]),
+                _range(promised["linear_probe"]),
+                _range(promised["knn"]),
+                f"{promised['feature_rank_percent']:g}",
+                "–" if here is None else f"{here:.1f}",
+            )
+    return [sets, goals]
+
+
+SETS_RIGHT = ("images", "pixels", "classes", "download")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+
+
+def _range(pair: Range) -> str:
+    return f"{pair[0]:g}–{pair[1]:g}"
+
+
+def _hours(pair: Range) -> str:
+    days = pair[0] >= 48
+    return f"{pair[0] / 24:g}–{pair[1] / 24:g} days" if days else f"{_range(pair)} h"

@@ -1,0 +1,185 @@
+"""`hjepa-mlx datasets prepare`: from what was downloaded to what trains fastest.
+
+Images are reduced to a short side of 256 pixels, as JPEG, in tar shards with an index (shards.py).
+The result depends on the source and the options only, not on the number of workers or on how often
+it was interrupted: a shard that is whole is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+
+from hjepa_mlx import backend
+from hjepa_mlx.data import shards
+from hjepa_mlx.data.images import shrunk
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.storage import StorageError
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.files import atomic_write, sha256
+from hjepa_mlx.progress import bar
+
+PLAN = "plan.json"  # there until the manifest is: what an interrupted call was doing
+SIDE, QUALITY = 256, 95
+IMAGE_BYTES = 60_000  # of a prepared image of 256 pixels, guessed for the check of disk space
+
+
+def prepare(
+    name: str,
+    sources: dict[str, Source],
+    folder: Path,
+    side: int = SIDE,
+    quality: int = QUALITY,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write `sources` (train, test) as shards of JPEGs whose short side is at most `side`.
+
+    Returns the manifest. An interrupted call goes on where it stopped; a finished one has nothing
+    to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
+    """
+    if not all(source.encoded for source in sources.values()):
+        raise UsageError(f"{name} is stored as raw pixels, which train fast as they are.")
+    plan = {
+        "format": shards.FORMAT,
+        "name": name,
+        "short_side": side,
+        "jpeg_quality": quality,
+        "pillow": PIL.__version__,
+        "classes": list(sources["train"].classes),
+        "sources": {split: _fingerprint(source) for split, source in sources.items()},
+    }
+    if shards.complete(folder):
+        made = shards.manifest(folder)
+        _compare(plan, made, folder)
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / PLAN).is_file():
+        _compare(plan, json.loads((folder / PLAN).read_text()), folder)
+    _check_space(folder, sum(map(len, sources.values())), side)
+    _write_json(folder / PLAN, plan)
+    with bar(f"Preparing {name}", sum(map(len, sources.values())), "images") as advance:
+        writer = _Writer(folder, side, quality, advance)
+        splits = {
+            split: writer.write(split, source, workers or backend.cpu_count())
+            for split, source in sources.items()
+        }
+    made = {**plan, "splits": splits}
+    _write_json(folder / shards.MANIFEST, made)
+    for leftover in [folder / PLAN, *folder.glob("*-?????.json")]:
+        leftover.unlink(missing_ok=True)
+    return made
+
+
+@dataclass
+class _Writer:
+    """Writes shards, several at once."""
+
+    folder: Path
+    side: int
+    quality: int
+    advance: Callable[[int], None]
+
+    def write(self, split: str, source: Source, workers: int) -> dict[str, Any]:
+        """All shards of a split; returns its part of the manifest."""
+        self._stopped = threading.Event()
+        numbers = range(-(-len(source) // shards.SHARD))
+        with ThreadPoolExecutor(workers) as pool:  # PIL's work runs outside Python's lock
+            jobs = [pool.submit(self._shard, split, source, number) for number in numbers]
+            try:
+                made = [job.result() for job in jobs]
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return {
+            "images": sum(shard["images"] for shard in made),
+            "skipped": [line for shard in made for line in shard.pop("skipped")],
+            "shards": made,
+        }
+
+    def _shard(self, split: str, source: Source, number: int) -> dict[str, Any]:
+        """One shard, its index and a record of it, each written whole; kept if it is there."""
+        path = self.folder / f"{split}-{number:05d}.tar"
+        record = path.with_suffix(".json")
+        places = range(number * shards.SHARD, min((number + 1) * shards.SHARD, len(source)))
+        if path.is_file() and record.is_file() and shards.read_index(path) is not None:
+            self.advance(len(places))
+            return json.loads(record.read_text())
+        skipped: list[str] = []
+        with atomic_write(path) as file:
+            rows = self._fill(file, source, places, skipped)
+        with atomic_write(path.with_suffix(".npy")) as file:
+            np.save(file, rows)
+        made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
+        _write_json(record, made)
+        return made
+
+    def _fill(
+        self, file: BinaryIO, source: Source, places: range, skipped: list[str]
+    ) -> np.ndarray:
+        rows = []
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in places:
+                if self._stopped.is_set():
+                    raise HJEPAError("Stopped.")
+                self.advance(1)
+                try:
+                    raw = source.images.read(int(source.rows[index]))
+                    data = shrunk(bytes(raw), self.side, self.quality)
+                except StorageError:
+                    raise
+                except (OSError, SyntaxError, ValueError, ArithmeticError, MemoryError) as error:
+                    skipped.append(f"{source.label_of(index)}: {error}")
+                    continue
+                label = int(source.labels[index]) if source.classes else -1
+                info = tarfile.TarInfo(
+                    f"{label:04d}/{index:08d}.jpg" if label >= 0 else f"{index:08d}.jpg"
+                )
+                info.size = len(data)
+                rows.append((file.tell() + tarfile.BLOCKSIZE, len(data), label))
+                tar.addfile(info, io.BytesIO(data))
+        return np.array(rows, shards.ROW)
+
+
+def _fingerprint(source: Source) -> dict[str, Any]:
+    """What tells one source from another: number, labels and the ends of the list."""
+    ends = [source.label_of(0), source.label_of(len(source) - 1)] if len(source) else []
+    labels = hashlib.sha256(source.labels.tobytes()).hexdigest()
+    return {"images": len(source), "labels": labels, "first_and_last": ends}
+
+
+def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
+    for key, value in plan.items():
+        if made.get(key) != value:
+            what = "other images" if key in ("sources", "classes") else f"{key}={made.get(key)}"
+            raise UsageError(
+                f"{folder} was prepared with {what}. Delete it, or give another folder with --out."
+            )
+
+
+def _check_space(folder: Path, images: int, side: int) -> None:
+    there = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    needed = images * IMAGE_BYTES * side**2 // SIDE**2 - there
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise HJEPAError(
+            f"{images:,} images of {side} pixels need about {needed / 1e9:.1f} GB in {folder}, "
+            f"where {free / 1e9:.1f} GB are free. Free some, or give another folder with --out."
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

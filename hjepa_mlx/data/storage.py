@@ -1,0 +1,320 @@
+"""Storage: where the bytes of images lie, and how one image is read from there, in any order.
+
+Files are opened for each read: a few microseconds, and a disk that is gone, or a file that was cut
+or changed, is noticed there and named (a memory map would crash the process instead).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hjepa_mlx.data.images import EXTENSIONS
+from hjepa_mlx.errors import HJEPAError
+
+
+class StorageError(HJEPAError):
+    """The data set itself is damaged or gone: more than one unreadable image."""
+
+
+class Images(Protocol):
+    """Images by number: pixels [H, W, C] uint8, or the bytes of an image file if `encoded`."""
+
+    encoded: bool
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray | bytes:
+        """Image `index`; OSError when only it is unreadable, StorageError when more is lost."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call image `index` in messages."""
+        ...
+
+
+class Pixels:
+    """Images in memory, [N, H, W, C] uint8."""
+
+    encoded = False
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        self.array, self._name = array, name
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.array[index]
+
+    def name(self, index: int) -> str:
+        return f"{self._name}[{index}]"
+
+
+class Records:
+    """Raw images of one size in binary files: `header` bytes, then three colour planes, each.
+
+    `planes` orders the stored axes (channel, …, …) into [H, W, C]: (1, 2, 0) for planes stored by
+    rows, (2, 1, 0) by columns.
+    """
+
+    encoded = False
+
+    def __init__(
+        self, paths: Sequence[Path], side: int, planes: tuple[int, int, int], header: int = 0
+    ) -> None:
+        self.side, self.planes, self.header = side, planes, header
+        self.record = header + 3 * side * side
+        self.files = [KnownFile(path) for path in paths]
+        for file in self.files:
+            if file.size % self.record:
+                raise StorageError(
+                    f"{file.path} is not whole: its {file.size:,} bytes are no multiple of "
+                    f"{self.record:,}. Delete it and download again."
+                )
+        counts = [file.size // self.record for file in self.files]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, index: int) -> np.ndarray:
+        file, number = self._find(index)
+        raw = file.read(number * self.record + self.header, self.record - self.header)
+        return np.frombuffer(raw, np.uint8).reshape(3, self.side, self.side).transpose(self.planes)
+
+    def name(self, index: int) -> str:
+        file, number = self._find(index)
+        return f"{file.path}[{number}]"
+
+    def headers(self) -> np.ndarray:
+        """The header bytes of all records, [N, header]."""
+        raw = [np.fromfile(file.path, np.uint8).reshape(-1, self.record) for file in self.files]
+        return np.concatenate([records[:, : self.header] for records in raw])
+
+    def _find(self, index: int) -> tuple[KnownFile, int]:
+        number = int(np.searchsorted(self.starts, index, "right")) - 1
+        return self.files[number], index - int(self.starts[number])
+
+
+class Files:
+    """One image file each, in a folder."""
+
+    encoded = True
+
+    def __init__(self, folder: Path, paths: list[str]) -> None:
+        self.folder, self.paths = folder, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        try:
+            handle = os.open(self.paths[index], os.O_RDONLY)
+            try:
+                size = os.fstat(handle).st_size
+                return os.pread(handle, size, 0)  # half the time of Path.read_bytes
+            finally:
+                os.close(handle)
+        except OSError as error:
+            if os.access(self.folder, os.R_OK) and os.path.isdir(self.folder):
+                raise  # this file only
+            raise StorageError(f"{self.folder} cannot be read any more: {error}.") from error
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+class Members:
+    """Image files inside larger files (tar archives), found by offset and size, [N] each."""
+
+    encoded = True
+
+    def __init__(
+        self, paths: Sequence[Path], file: np.ndarray, offset: np.ndarray, size: np.ndarray
+    ) -> None:
+        self.files = [KnownFile(path) for path in paths]
+        self.file, self.offset, self.size = file, offset, size
+        for number, known in enumerate(self.files):
+            mine = self.file == number
+            end = int((self.offset[mine] + self.size[mine]).max(initial=0))
+            if end > known.size:
+                raise StorageError(
+                    f"{known.path} is cut: {known.size:,} bytes, its index reaches {end:,}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def read(self, index: int) -> bytes:
+        file = self.files[self.file[index]]
+        return file.read(int(self.offset[index]), int(self.size[index]))
+
+    def name(self, index: int) -> str:
+        known, offset = self.files[self.file[index]], int(self.offset[index])
+        header = known.read(offset - 512, 512)  # every tar member has one just before it
+        return f"{known.path}:{header[:100].rstrip(bytes(1)).decode('utf-8', 'backslashreplace')}"
+
+
+class Parquet:
+    """Parquet files with a column `image` of structs (bytes, path), as Hugging Face writes them.
+
+    A read decodes a whole row group; the last one is kept for each thread.
+    """
+
+    encoded = True
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        pq = _pyarrow()
+        self.files = [KnownFile(path) for path in paths]
+        groups = []
+        for number, path in enumerate(paths):
+            try:
+                metadata = pq.read_metadata(path)
+            except (OSError, ValueError) as error:
+                raise StorageError(
+                    f"{path} is not a whole parquet file ({error}). Delete it and download again."
+                ) from error
+            groups += [
+                (number, group, metadata.row_group(group).num_rows)
+                for group in range(metadata.num_row_groups)
+            ]
+        self.groups = [(file, group) for file, group, _ in groups]
+        self.starts = np.concatenate([[0], np.cumsum([rows for *_, rows in groups])]).astype(int)
+        self._thread = threading.local()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, index: int) -> bytes:
+        group = int(np.searchsorted(self.starts, index, "right")) - 1
+        if getattr(self._thread, "group", None) != group:
+            self._thread.column = self._read_group(*self.groups[group])
+            self._thread.group = group
+        raw = self._thread.column[index - int(self.starts[group])]["bytes"].as_py()
+        if raw is None:
+            raise OSError("the row has no image bytes")
+        return raw
+
+    def name(self, index: int) -> str:
+        group = int(np.searchsorted(self.starts, index, "right")) - 1
+        first = self.groups.index((self.groups[group][0], 0))
+        return f"{self.files[self.groups[group][0]].path}[{index - int(self.starts[first])}]"
+
+    def labels(self) -> np.ndarray:
+        """The column `label`, [N] int64."""
+        pq = _pyarrow()
+        columns = [pq.read_table(f.path, columns=["label"])["label"] for f in self.files]
+        return np.concatenate([column.to_numpy() for column in columns]).astype(np.int64)
+
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of the labels, where the file says them as Hugging Face does."""
+        stored = _pyarrow().read_schema(self.files[0].path).metadata or {}
+        features = json.loads(stored.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        names = features.get("label", {}).get("names")
+        return tuple(map(str, names)) if names else None
+
+    def _read_group(self, number: int, group: int) -> Any:
+        known = self.files[number]
+        known.check()
+        try:
+            reader = _pyarrow().ParquetFile(known.path, memory_map=False)
+            return reader.read_row_group(group, columns=["image.bytes"], use_threads=False)["image"]
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{known.path} cannot be read: {error}") from error
+
+
+class Joined:
+    """Several storages one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = list(parts)
+        self.encoded = any(part.encoded for part in parts)
+        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, index: int) -> np.ndarray | bytes:
+        part, number = self._find(index)
+        return part.read(number)
+
+    def name(self, index: int) -> str:
+        part, number = self._find(index)
+        return part.name(number)
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        number = int(np.searchsorted(self.starts, index, "right")) - 1
+        return self.parts[number], index - int(self.starts[number])
+
+
+def image_paths(root: Path) -> list[str]:
+    """Paths of all image files under `root`, sorted; hidden files do not count."""
+    paths: list[str] = []
+    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+                paths.append(os.path.join(folder, name))
+    return sorted(paths)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class KnownFile:
+    """A file that must stay as it was when it was first looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        self.size, self._changed = status.st_size, status.st_mtime_ns
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`; StorageError when the file is gone, cut or changed."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                self._compare(os.fstat(handle))
+                data = os.pread(handle, size, offset)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read: {error.strerror}.") from error
+        if len(data) < size:
+            raise StorageError(f"{self.path} ends before byte {offset + size:,}.")
+        return data
+
+    def check(self) -> None:
+        """StorageError when the file is gone, cut or changed."""
+        try:
+            self._compare(os.stat(self.path))
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read: {error.strerror}.") from error
+
+    def _compare(self, status: os.stat_result) -> None:
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._changed):
+            raise StorageError(
+                f"{self.path} has changed since it was opened ({self.size:,} bytes then, "
+                f"{status.st_size:,} now). Put it back, or start anew with the new data."
+            )
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise HJEPAError(
+            "Parquet files need pyarrow: pip install 'hjepa-mlx[hub]', or convert them on a "
+            "machine that has it with `hjepa-mlx datasets prepare`."
+        ) from None
+    return pyarrow.parquet
