@@ -70,7 +70,7 @@ def prepare(
     side: Annotated[
         int, typer.Option(min=16, help="Short side of the images, pixels; none is enlarged.")
     ] = 256,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs.")] = 95,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs.")] = 90,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Images worked on at once. Default: all cores.")
     ] = None,

@@ -22,6 +22,7 @@ from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.rng import generator
 
 BLOCK = 32_768  # images whose order mlx-data is told at once: this bounds memory
+RAW_BLOCK = 512  # likewise where the block's pixels are read at once
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
 CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
@@ -149,10 +150,14 @@ def _samples(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(place in `order`, image [S, S, 3]), in order, leaving out what cannot be read."""
     reader = _Reader(source, order, config, crops, skipped)
-    for begin in range(0, len(order), BLOCK):
-        places = range(begin, min(begin + BLOCK, len(order)))
-        stream = reader.stream(places)
-        for place in places:
+    size = BLOCK if source.encoded else RAW_BLOCK
+    blocks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
+    following = reader.stream(blocks[0]) if blocks else None
+    for number, block in enumerate(blocks):
+        stream = following
+        if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
+            following = reader.stream(blocks[number + 1])
+        for place in block:
             try:
                 sample = next(stream)
             except RuntimeError as error:  # the decoder's; the stream goes on with the next image
@@ -187,13 +192,18 @@ class _Reader:
 
     def stream(self, places: range) -> dx.Stream:
         """Samples with `image` [S, S, 3] and `readable`, in order."""
-        buffer = dx.buffer_from_vector([{"place": p} for p in places]).sample_transform(self._read)
+        samples: list[dict[str, Any]] = [{"place": place} for place in places]
         if self.source.encoded:
-            buffer = buffer.load_image("image", from_memory=True)
-        return (
-            buffer.sample_transform(self._crop)
-            .image_resize("image", self.size, self.size)
-            .ordered_prefetch(self.ahead, self.threads)
+            buffer = (
+                dx.buffer_from_vector(samples)
+                .sample_transform(self._read)
+                .load_image("image", from_memory=True)
+                .sample_transform(self._crop)
+            )
+        else:  # a thread would wait for Python's lock longer than this takes
+            buffer = dx.buffer_from_vector([self._crop(self._read(s)) for s in samples])
+        return buffer.image_resize("image", self.size, self.size).ordered_prefetch(
+            self.ahead, self.threads
         )
 
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from hjepa_mlx.files import atomic_write, sha256
 from hjepa_mlx.progress import bar
 
 PLAN = "plan.json"  # there until the manifest is: what an interrupted call was doing
-SIDE, QUALITY = 256, 95
-IMAGE_BYTES = 60_000  # of a prepared image of 256 pixels, guessed for the check of disk space
+SIDE, QUALITY = 256, 90
+IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
 
 
 def prepare(

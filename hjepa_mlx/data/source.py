@@ -50,7 +50,7 @@ class Source:
             return decodable(image)
         if image.shape[2] == 1:
             image = np.repeat(image, 3, 2)
-        return as_ppm(image) if self.encoded else image
+        return as_ppm(image) if self.encoded else np.ascontiguousarray(image)
 
     def label_of(self, index: int) -> str:
         """What to call image `index` in messages."""

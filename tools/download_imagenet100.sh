@@ -1,0 +1,8 @@
+#!/bin/sh
+# Downloads ImageNet-100 (15 GB) and makes it fast to train on; takes --data-dir FOLDER.
+# Can be run again at any time; it goes on where it stopped.
+set -eu
+cd "$(dirname "$0")/.."
+tools/setup.sh .venv hub
+.venv/bin/hjepa-mlx datasets download imagenet100 "$@"
+.venv/bin/hjepa-mlx datasets prepare imagenet100 "$@"
