@@ -180,6 +180,7 @@ def _print_plan(config: Config) -> None:
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
+        f"hierarchy    {_hierarchy(config)}",
         f"GFLOP/image  {cost.total:.2f} (target {cost.target:.2f}, context {cost.context:.2f}, "
         f"predictor {cost.predictor:.2f})",
         f"memory       about {cost.memory_gb:.1f} GB (estimated) of {backend.memory_gb():.0f} GB",
@@ -192,3 +193,16 @@ def _print_plan(config: Config) -> None:
     except HJEPAError as error:
         lines.append(f"steps        unknown: {error}")
     print(config.to_yaml() + "\n".join(f"# {line}" for line in lines))
+
+
+def _hierarchy(config: Config) -> str:
+    """What the grid means for the levels: how many cells of which size each has in an image."""
+    pools = list(map(int, config.model.level_pool))
+    sides = [-(-config.grid // pool) for pool in pools]
+    words = [
+        f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
+        for level, (side, pool) in enumerate(zip(sides, pools, strict=True))
+    ]
+    if sides[-1] <= 2:
+        words.append("so few coarse cells say little that the fine ones do not")
+    return ", ".join(words)

@@ -94,13 +94,12 @@ def training_batches(
     B, S = config.data.batch_size, config.data.image_size
     for number in _from(start.number):
         order, rows = source.pass_order(config.seed, number)
-        numbers = generator(config.seed, "crop", number).random(
-            (len(order), CROP_NUMBERS), dtype=np.float32
-        )
         offset = start.offset if number == start.number else 0
+        crops = generator(config.seed, "crop", number).random(
+            (len(order), CROP_NUMBERS), dtype=np.float32
+        )[rows[offset:]]
         images = np.empty((B, S, S, 3), np.uint8)
         filled, batches, readable = 0, 0, 0
-        crops = numbers[rows[offset:]]
         for place, image in _samples(source, order[offset:], config, crops, skipped):
             mirrored = config.data.flip and crops[place, -1] < 0.5
             _put(images[filled], image, mirrored)
@@ -152,7 +151,7 @@ def _samples(
     reader = _Reader(source, order, config, crops, skipped)
     size = BLOCK if source.encoded else RAW_BLOCK
     blocks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
-    following = reader.stream(blocks[0]) if blocks else None
+    following: Any = reader.stream(blocks[0]) if blocks else None
     for number, block in enumerate(blocks):
         stream = following
         if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
