@@ -110,9 +110,6 @@ def verify(
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from hjepa_mlx.config import Data
     from hjepa_mlx.data.verify import verify as run
 
@@ -120,10 +117,8 @@ def verify(
     checks = run(Data(name=name, dir=data_dir))
     write_json([asdict(check) for check in checks], json_file)
     if json_file != "-":
-        table = Table("check", "", "found")
         for check in checks:
-            table.add_row(check.what, "right" if check.right else "WRONG", check.found)
-        Console().print(table)
+            print(f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
     if not all(check.right for check in checks):
         raise typer.Exit(1)
 

@@ -6,6 +6,9 @@ whatever the number of workers, and a run can be resumed in the middle of a pass
 
 from __future__ import annotations
 
+import atexit
+import weakref
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -151,14 +154,14 @@ def _samples(
     reader = _Reader(source, order, config, crops, skipped)
     size = BLOCK if source.encoded else RAW_BLOCK
     blocks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
-    following: Any = reader.stream(blocks[0]) if blocks else None
     for number, block in enumerate(blocks):
-        stream = following
+        if number == 0:
+            reader.begin(block)
         if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
-            following = reader.stream(blocks[number + 1])
+            reader.begin(blocks[number + 1])
         for place in block:
             try:
-                sample = next(stream)
+                sample = next(reader.streams[0])
             except RuntimeError as error:  # the decoder's; the stream goes on with the next image
                 skipped.reasons[source.label_of(int(order[place]))] = str(error)
                 continue
@@ -166,6 +169,7 @@ def _samples(
                 raise reader.lost
             if sample["readable"]:
                 yield place, sample["image"]
+        reader.streams.popleft()
 
 
 class _Reader:
@@ -185,12 +189,13 @@ class _Reader:
         workers = config.data.workers
         self.threads = min(8, backend.cpu_count()) if workers == "auto" else int(workers)
         self.lost: StorageError | None = None
+        self.streams: deque[Any] = deque()  # of the block being read, and of the next one
         self._nothing = np.zeros((1, 1, 3), np.uint8)
         if source.encoded:
             self._nothing = as_ppm(self._nothing)
 
-    def stream(self, places: range) -> dx.Stream:
-        """Samples with `image` [S, S, 3] and `readable`, in order."""
+    def begin(self, places: range) -> None:
+        """Start threads that make samples of `image` [S, S, 3] and `readable`, in order."""
         samples: list[dict[str, Any]] = [{"place": place} for place in places]
         if self.source.encoded:
             buffer = (
@@ -201,9 +206,9 @@ class _Reader:
             )
         else:  # a thread would wait for Python's lock longer than this takes
             buffer = dx.buffer_from_vector([self._crop(self._read(s)) for s in samples])
-        return buffer.image_resize("image", self.size, self.size).ordered_prefetch(
-            self.ahead, self.threads
-        )
+        resized = buffer.image_resize("image", self.size, self.size)
+        self.streams.append(resized.ordered_prefetch(self.ahead, self.threads))
+        _live.add(self)
 
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
         place = int(sample["place"])
@@ -226,3 +231,13 @@ class _Reader:
             top, left, h, w = random_box(numbers, height, width, self.scale)
         cut = np.ascontiguousarray(image[top : top + h, left : left + w])
         return {"image": cut, "readable": sample["readable"]}
+
+
+_live: weakref.WeakSet[_Reader] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """mlx-data's threads must end before Python does, or the process is aborted."""
+    for reader in list(_live):
+        reader.streams.clear()
