@@ -1,0 +1,100 @@
+"""Every recipe, trained and evaluated by the command line on small data in the true layout."""
+
+import json
+import subprocess
+import sys
+
+import layouts
+import numpy as np
+import pytest
+from layouts import CMC, OTHERS
+
+from hjepa_mlx.config import config_folder, load_config
+from hjepa_mlx.data.catalog import CATALOG
+from hjepa_mlx.masks import MaskSampler
+
+DATA_SETS = ("cifar10", "stl10", "imagenet100", "imagenet1k")
+RECIPES = (*DATA_SETS, "imagenet100_stl10", "m1_max_imagenet100_100epoch")
+
+
+def hjepa(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "hjepa_mlx", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with all data sets: a few hundred images each."""
+    root = tmp_path_factory.mktemp("data")
+    layouts.cifar10(root / "cifar10", per_batch=40)
+    layouts.stl10(root / "stl10", train=60, test=40, unlabeled=200)
+    layouts.tars(root / "imagenet1k", layouts.photos(CMC + OTHERS))
+    layouts.parquet(root / "imagenet100", layouts.photos(CMC))
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_end_to_end_through_its_own_pipeline(root, tmp_path, name):
+    run = tmp_path / "run"
+    small = ("model.size=nano", "model.predictor_dim=64", "model.predictor_depth=1")
+    short = ("data.batch_size=20", "optim.epochs=1", "optim.warmup_epochs=0", "compile=false")
+    sets = [part for change in small + short for part in ("--set", change)]
+    ended = hjepa("train", name, "--data-dir", root, "--run-dir", run, *sets)
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    images = {"imagenet1k": 206, "imagenet100_stl10": 400}.get(name, 200)
+    assert rows[-1]["step"] == images // 20
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    scores = json.loads((run / "eval.json").read_text())
+    assert set(scores["knn"]) == {"level_0", "level_1", "level_2"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_without_its_data_a_recipe_ends_in_one_line_with_the_command(tmp_path, name):
+    ended = hjepa("train", name, "--data-dir", tmp_path, "--run-dir", tmp_path / "run")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    first = load_config(name).data.name.split("+")[0]
+    assert line.endswith(f"hjepa-mlx datasets download {first} --data-dir {tmp_path}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_its_command_and_what_is_promised(name):
+    config = load_config(name)
+    MaskSampler(config)
+    with open(config_folder() / f"{name}.yaml") as file:
+        head = "".join(line for line in file if line.startswith("#"))
+    promise = CATALOG[config.data.name].promise
+    assert promise is not None
+    assert f"hjepa-mlx train {name}\n" in head
+    low, high = promise.hours
+    hours = f"{low:g}-{high:g} hours" if low < 48 else f"{low / 24:g}-{high / 24:g} days"
+    assert f"Promised for 100 epochs on an M1 Max: {hours}" in head
+    assert "linear probe {:g}-{:g} %".format(*promise.linear_probe) in head
+    assert "k-NN {:g}-{:g} %".format(*promise.knn) in head
+
+
+def test_the_long_name_is_the_same_recipe():
+    long, short = load_config("m1_max_imagenet100_100epoch"), load_config("imagenet100")
+    long.name = short.name
+    assert long == short
+
+
+def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_means(root):
+    ended = hjepa("train", "cifar10", "--dry-run", "--data-dir", root)
+    assert "level 0: 8x8 cells of 4 pixels" in ended.stdout
+    assert "level 2: 2x2 cells of 16 pixels, so few" in ended.stdout
+    assert "# steps        200 images" in ended.stdout
+    refused = hjepa("train", "cifar10", "--dry-run", "--set", "model.patch_size=16")
+    assert refused.returncode == 2
+    assert "2x2 grid (image 32, patch 16) is too small" in refused.stderr
+
+
+def test_evaluation_on_another_data_set_needs_only_its_name(root, tmp_path):
+    small = ("model.size=nano", "data.batch_size=20", "optim.epochs=1", "optim.warmup_epochs=0")
+    sets = [part for change in (*small, "compile=false") for part in ("--set", change)]
+    run = tmp_path / "run"
+    assert hjepa("train", "stl10", "--data-dir", root, "--run-dir", run, *sets).returncode == 0
+    ended = hjepa("eval", run, "--data", "cifar10", "--data-dir", root, "--json", "-")
+    assert json.loads(ended.stdout)["protocol"]["bank_images"] == 200
