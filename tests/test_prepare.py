@@ -1,0 +1,274 @@
+"""`prepare`: smaller pictures in shards, the same bytes whatever happens on the way."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import layouts
+import numpy as np
+import pytest
+from layouts import CMC
+from PIL import Image
+from test_images import encoded, smooth
+
+from hjepa_mlx.config import Data
+from hjepa_mlx.data import prepare as module
+from hjepa_mlx.data import shards
+from hjepa_mlx.data.images import shrunk
+from hjepa_mlx.data.prepare import prepare
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.storage import StorageError
+from hjepa_mlx.errors import HJEPAError, UsageError
+
+
+def sources(root, name="imagenet100"):
+    return {s: open_source(Data(name=name, dir=str(root)), s) for s in ("train", "test")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """CMC's hundred classes in folders: 200 + 100 images of 80x60, one of them no image."""
+    root = tmp_path_factory.mktemp("original")
+    layouts.folders(root / "imagenet100", layouts.photos(CMC))
+    first = sorted((root / "imagenet100/train").rglob("*.JPEG"))[5]
+    first.write_text("not a picture")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 32)
+
+
+@pytest.fixture(scope="module")
+def expected(root, tmp_path_factory):
+    """What an undisturbed call with one worker gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD", 32)
+        folder = tmp_path_factory.mktemp("expected")
+        prepare("imagenet100", sources(root), folder, side=32, workers=1)
+    return contents(folder)
+
+
+# One picture
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (257, 257), (256, 1000)])
+def test_the_short_side_is_reduced_to_the_wish_and_never_enlarged(height, width):
+    data = encoded(Image.fromarray(smooth(height, width)), "JPEG", quality=95)
+    small = Image.open(io.BytesIO(shrunk(data, 256, 90)))
+    assert min(small.size) == 256
+    assert abs(small.width / small.height - width / height) < 0.01
+    pil = Image.open(io.BytesIO(data)).resize(small.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(pil)).mean() < 2
+
+
+def test_a_small_upright_jpeg_stays_byte_for_byte():
+    data = encoded(Image.fromarray(smooth(100, 200)), "JPEG", quality=60)
+    assert shrunk(data, 256, 90) == data
+    assert shrunk(data, 100, 90) == data
+    assert shrunk(data, 99, 90) != data
+
+
+def test_a_very_large_jpeg_is_decoded_at_a_fraction_without_loss_to_the_eye():
+    picture = Image.fromarray(smooth(1500, 2000))
+    small = Image.open(io.BytesIO(shrunk(encoded(picture, "JPEG", quality=95), 128, 90)))
+    whole = picture.resize(small.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
+
+
+def odd_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Files that mlx-data cannot decode, and the picture that each is."""
+    picture = smooth(90, 120)
+    image = Image.fromarray(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: the picture is turned right by 90 degrees
+    grey = np.asarray(image.convert("L"))
+    deep = Image.fromarray(grey.astype(np.uint16) << 8)
+    clear = Image.fromarray(np.dstack([picture, np.zeros((90, 120), np.uint8)]))
+    return {
+        "rotated": (encoded(image, "JPEG", exif=exif), np.rot90(picture, -1)),
+        "grey": (encoded(image.convert("L"), "JPEG"), np.dstack([grey] * 3)),
+        "cmyk": (encoded(image.convert("CMYK"), "JPEG"), picture),
+        "webp": (encoded(image, "WEBP", lossless=True), picture),
+        "16 bit": (encoded(deep, "PNG"), np.dstack([grey] * 3)),
+        "transparent": (encoded(clear, "PNG"), np.full((90, 120, 3), 255, np.uint8)),
+        "palette": (encoded(image.quantize(256), "PNG"), picture),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_pictures())
+def test_odd_pictures_become_upright_rgb_jpegs(kind):
+    data, picture = odd_pictures()[kind]
+    made = Image.open(io.BytesIO(shrunk(data, 256, 95)))
+    assert (made.format, made.mode, made.getexif().get(0x0112)) == ("JPEG", "RGB", None)
+    assert np.abs(np.asarray(made).astype(int) - picture).mean() < 4
+
+
+# A data set
+
+
+def test_any_number_of_workers_gives_the_same_bytes(root, tmp_path, expected):
+    made = prepare("imagenet100", sources(root), tmp_path / "out", side=32, workers=3)
+    assert contents(tmp_path / "out") == expected
+    assert len([name for name in expected if name.endswith(".tar")]) == 7 + 4
+    assert made["splits"]["train"]["images"] == 199
+    (skipped,) = made["splits"]["train"]["skipped"]
+    assert "not an image" in skipped
+
+
+def test_reading_back_gives_the_same_pictures_in_the_published_order(root, tmp_path):
+    folder = tmp_path / "imagenet100" / "shards"
+    prepare("imagenet100", sources(root), folder, side=32)
+    before, after = sources(root), sources(tmp_path)
+    for split, skipped in (("train", 5), ("test", None)):
+        old, new = before[split], after[split]
+        kept = [i for i in range(len(old)) if i != skipped]
+        assert new.classes == CMC
+        assert new.labels.tolist() == old.labels[kept].tolist()
+        for number, index in enumerate(kept[:40]):
+            raw = old.images.read(int(old.rows[index]))
+            assert new.images.read(int(new.rows[number])) == shrunk(raw, 32, 90)
+        assert new.label_of(0).endswith(".jpg")
+    with tarfile.open(folder / "train-00000.tar") as tar:
+        assert all(member.isfile() and member.name.endswith(".jpg") for member in tar)
+        assert tar.getnames()[0].split("/")[0] in CMC
+
+
+@pytest.mark.parametrize(
+    "layout", [layouts.folders, layouts.tars, layouts.kaggle_contest, layouts.parquet]
+)
+def test_every_layout_can_be_prepared(tmp_path, layout):
+    made = layouts.photos(CMC, train=1)
+    layout(tmp_path / "imagenet100", made)
+    wanted = sorted(shrunk(data, 32, 90) for _, _, data in made["train"])
+    out = tmp_path / "imagenet100" / "shards"
+    prepare("imagenet100", sources(tmp_path), out, side=32)
+    found = sources(tmp_path)["train"]
+    assert str(out) in found.label_of(0)
+    assert sorted(found.images.read(int(row)) for row in found.rows) == wanted
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("survives", [0, 40, 150, 290])
+def test_an_interrupted_call_goes_on_and_keeps_what_was_whole(
+    root, tmp_path, expected, monkeypatch, survives
+):
+    calls = 0
+
+    def fragile(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > survives:
+            raise Crash
+        return shrunk(*arguments)
+
+    monkeypatch.setattr(module, "shrunk", fragile)
+    out = tmp_path / "out"
+    with pytest.raises(Crash):
+        prepare("imagenet100", sources(root), out, side=32, workers=2)
+    assert not shards.complete(out)
+    whole = {name: data for name, data in contents(out).items() if name.endswith(".tar")}
+    assert all(expected[name] == data for name, data in whole.items())
+    monkeypatch.setattr(module, "shrunk", shrunk)
+    times = {name: (out / name).stat().st_mtime_ns for name in whole}
+    prepare("imagenet100", sources(root), out, side=32, workers=2)
+    assert contents(out) == expected
+    kept = [name for name in times if (out / name).stat().st_mtime_ns == times[name]]
+    assert len(kept) >= len(whole) - 2  # a shard whose index was not yet written is made again
+
+
+def test_killed_at_any_time_it_goes_on(root, tmp_path):
+    command = [sys.executable, "-m", "hjepa_mlx", "datasets", "prepare", "imagenet100"]
+    for name in ("whole", "killed"):
+        shutil.copytree(root, tmp_path / name)
+    subprocess.run([*command, "--data-dir", "whole"], cwd=tmp_path, check=True, capture_output=True)
+    running = subprocess.Popen(
+        [*command, "--data-dir", "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    folder = tmp_path / "killed/imagenet100/shards"
+    while not list(folder.glob(".*.part")) and running.poll() is None:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    again = subprocess.run(
+        [*command, "--data-dir", "killed"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert "train: 199 images, 1 left out: unreadable" in again.stdout
+    one, other = (contents(tmp_path / n / "imagenet100/shards") for n in ("whole", "killed"))
+    one_made, other_made = (json.loads(made.pop("dataset.json")) for made in (one, other))
+    assert {n: d for n, d in other.items() if not n.endswith(".part")} == one
+    assert one_made["splits"]["test"] == other_made["splits"]["test"]
+
+
+def test_ctrl_c_leaves_no_partial_file(root, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "shrunk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("imagenet100", sources(root), tmp_path / "out", side=32, workers=2)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
+
+
+def test_other_options_or_other_images_are_refused(root, tmp_path):
+    out = tmp_path / "out"
+    prepare("imagenet100", sources(root), out, side=32)
+    before = contents(out)
+    prepare("imagenet100", sources(root), out, side=32)
+    with pytest.raises(UsageError, match=r"was prepared with short_side=32"):
+        prepare("imagenet100", sources(root), out, side=40)
+    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC, train=1))
+    with pytest.raises(UsageError, match="prepared with other images"):
+        prepare("imagenet100", sources(tmp_path), out, side=32)
+    assert contents(out) == before
+
+
+def test_raw_pixels_and_a_small_disk_are_refused(root, tmp_path, monkeypatch):
+    layouts.cifar10(tmp_path / "cifar10", per_batch=5)
+    with pytest.raises(UsageError, match="raw pixels, which train fast as they are"):
+        prepare("cifar10", sources(tmp_path, "cifar10"), tmp_path / "out")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(HJEPAError, match=r"300 images of 256 pixels need about 0\.0 GB in"):
+        prepare("imagenet100", sources(root), tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["tar cut", "tar gone", "index gone", "index cut", "manifest"])
+def test_damaged_shards_are_named_when_opened(root, tmp_path, damage):
+    out = tmp_path / "imagenet100" / "shards"
+    prepare("imagenet100", sources(root), out, side=32)
+    path = out / ("dataset.json" if damage == "manifest" else "train-00002.tar")
+    if damage.startswith("index"):
+        path = path.with_suffix(".npy")
+    if damage.endswith("gone"):
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 3)
+    with pytest.raises(StorageError, match=path.name):
+        sources(tmp_path)
+
+
+def test_a_prepared_folder_of_ones_own_pictures_trains_as_folder_does(tmp_path):
+    layouts.folders(tmp_path / "mine", layouts.photos(CMC[:3], train=10, val=3))
+    mine = sources(tmp_path / "mine", "folder")
+    prepare("folder", mine, tmp_path / "small", side=32)
+    small = sources(tmp_path / "small", "folder")
+    assert small["train"].classes == mine["train"].classes
+    assert small["train"].labels.tolist() == mine["train"].labels.tolist()
+    assert len(small["test"]) == 9
