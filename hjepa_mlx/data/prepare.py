@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 import shutil
 import tarfile
 import threading
@@ -144,9 +146,9 @@ class _Writer:
                     skipped.append(f"{source.label_of(index)}: {error}")
                     continue
                 label = int(source.labels[index]) if source.classes else -1
-                info = tarfile.TarInfo(
-                    f"{label:04d}/{index:08d}.jpg" if label >= 0 else f"{index:08d}.jpg"
-                )
+                group = source.classes[label] if source.classes else "images"
+                plain = re.fullmatch(r"[\w-]{1,60}", group, re.ASCII)
+                info = tarfile.TarInfo(f"{group if plain else label}/{index:08d}.jpg")
                 info.size = len(data)
                 rows.append((file.tell() + tarfile.BLOCKSIZE, len(data), label))
                 tar.addfile(info, io.BytesIO(data))
@@ -155,7 +157,7 @@ class _Writer:
 
 def _fingerprint(source: Source) -> dict[str, Any]:
     """What tells one source from another: number, labels and the ends of the list."""
-    ends = [source.label_of(0), source.label_of(len(source) - 1)] if len(source) else []
+    ends = [os.path.basename(source.label_of(i)) for i in (0, -1)] if len(source) else []
     labels = hashlib.sha256(source.labels.tobytes()).hexdigest()
     return {"images": len(source), "labels": labels, "first_and_last": ends}
 
