@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hjepa_mlx.config import Data, find_config
+from hjepa_mlx.config import find_config, parse
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.sources import check_name
 from hjepa_mlx.errors import UsageError
@@ -25,7 +25,7 @@ def combine(names: list[str], path: Path, weights: list[float] | None = None) ->
     """
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"Two or more different data sets are needed; given: {' '.join(names)}.")
-    data = Data(name="+".join(names), weights=weights or "auto")
+    data = parse({"data": {"name": "+".join(names), "weights": weights or "auto"}}).data
     check_name(data)
     if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir():
         raise UsageError(f"{path} must be a .yaml file in a folder that exists.")
