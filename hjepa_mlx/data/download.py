@@ -95,6 +95,7 @@ def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
         request = urllib.request.Request(remote.url, headers=headers)
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:
             return None
         answer = f"the server answered {error.code} {error.reason}"

@@ -1,0 +1,463 @@
+"""Downloads from servers that misbehave: a second call succeeds; a wrong file is never taken."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import layouts
+import numpy as np
+import pytest
+from layouts import CMC
+from test_sources import fashion_files
+
+from hjepa_mlx.config import Data
+from hjepa_mlx.data import download as module
+from hjepa_mlx.data.catalog import CATALOG, Remote
+from hjepa_mlx.data.download import download
+from hjepa_mlx.data.fetch import fetch
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.errors import HJEPAError
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+PAGE = b"<html>Please log in to this hotel's network.</html>"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files` in the manner of the first of `server.manners`, then well."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(ranged[1]) if ranged else 0
+        self.server.asked.append((self.path, start))
+        well = self.server.hub.answer if self.server.hub else good
+        manner = self.server.manners.pop(0) if self.server.manners else well
+        manner(self, self.server.files.get(self.path.lstrip("/"), CONTENT), start)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def answer(self, body: bytes, status=200, length=None, kind="application/octet-stream", **more):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if length != "none":
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in more.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def good(handler, content, start):
+    if start >= len(content) and start:
+        handler.answer(b"", 416)
+    elif start:
+        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        handler.answer(content[start:], 206, Content_Range=span)
+    else:
+        handler.answer(content)
+
+
+def range_ignored(handler, content, start):
+    handler.answer(content)
+
+
+def hang_up(handler):
+    handler.close_connection = True
+    handler.wfile.flush()
+    linger = struct.pack("ii", 1, 0)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    handler.connection.close()
+
+
+def cut_after(amount, reset=False):
+    def cut(handler, content, start):
+        body = content[start:]
+        span = {"Content_Range": f"bytes {start}-{len(content) - 1}/*"} if start else {}
+        handler.answer(body[:amount], 206 if start else 200, length=len(body), **span)
+        handler.close_connection = True
+        if reset:
+            time.sleep(0.1)
+            hang_up(handler)
+
+    return cut
+
+
+def status(code):
+    return lambda handler, content, start: handler.answer(b"", code)
+
+
+def wrong_byte(handler, content, start):
+    good(handler, content[:-1] + bytes([content[-1] ^ 1]), start)
+
+
+def web_page(handler, content, start):
+    handler.answer(PAGE, kind="text/html; charset=utf-8")
+
+
+def disguised_page(handler, content, start):
+    handler.answer(PAGE)
+
+
+def redirect(handler, content, start):
+    handler.answer(b"", 302, Location="/elsewhere/file.bin")
+
+
+def slow(handler, content, start):
+    handler.answer(b"", length=len(content))
+    for begin in range(0, len(content), 60_000):
+        handler.wfile.write(content[begin : begin + 60_000])
+        time.sleep(0.02)
+
+
+def no_length(handler, content, start):
+    handler.answer(content, length="none", Connection="close")
+    handler.close_connection = True
+
+
+def nonsense_length(handler, content, start):
+    handler.answer(content, length="many", Connection="close")
+    handler.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    with serving() as running:
+        yield running
+
+
+@contextmanager
+def serving():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.manners, running.asked, running.files, running.hub = [], [], {}, None
+        running.url = f"http://127.0.0.1:{running.server_address[1]}"
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def remote(server, content=CONTENT, name="file.bin") -> Remote:
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return Remote(f"{server.url}/{name}", digest, len(content))
+
+
+# What is put right without a word
+
+PUT_RIGHT = {
+    "well": [],
+    "redirected": [redirect],
+    "slow": [slow],
+    "no length": [no_length],
+    "nonsense length": [nonsense_length],
+    "cut once": [cut_after(123_456)],
+    "reset": [cut_after(100_000, reset=True)],
+    "cut ever again": [cut_after(n) for n in (1, 5_000, 70_000, 70_000, 1)],
+    "cut, then starts anew": [cut_after(200_000), range_ignored],
+    "busy for a moment": [status(503), status(500), status(502)],
+}
+
+
+@pytest.mark.parametrize("manners", PUT_RIGHT.values(), ids=PUT_RIGHT)
+def test_a_download_that_breaks_goes_on_by_itself(server, tmp_path, manners):
+    server.manners = list(manners)
+    download(remote(server), tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("amount", np.random.default_rng(1).integers(1, 300_000, 5).tolist())
+def test_it_asks_for_no_byte_twice(server, tmp_path, amount):
+    server.manners = [cut_after(amount)]
+    download(remote(server), tmp_path / "file.bin")
+    assert server.asked == [("/file.bin", 0), ("/file.bin", amount)]
+
+
+# What ends in one line, and succeeds when run again
+
+FAILING = {
+    "403": ([status(403)], "answered 403"),
+    "404": ([status(404)], "answered 404"),
+    "500 for good": ([status(500)] * 4, "answered 500"),
+    "503 for good": ([status(503)] * 4, "answered 503"),
+    "web page": ([web_page], "answered with a web page"),
+    "disguised page": ([disguised_page], "not the right file"),
+    "wrong byte": ([wrong_byte], "not the right file"),
+    "nothing": ([cut_after(0)] * 4, "the connection ended after 0 of"),
+    "no answer": ([lambda handler, *_: hang_up(handler)] * 4, "failed"),
+}
+
+
+@pytest.mark.parametrize(("manners", "says"), FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("before", [0, 1000])
+def test_a_failure_is_one_line_and_the_next_call_succeeds(server, tmp_path, manners, says, before):
+    (tmp_path / ".file.bin.part").write_bytes(CONTENT[:before])
+    server.manners = list(manners)
+    with pytest.raises(HJEPAError, match=says) as error:
+        download(remote(server), tmp_path / "file.bin")
+    assert f"{server.url}/file.bin" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "file.bin").exists()
+    assert server.manners == []
+    download(remote(server), tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "part", [CONTENT[:77], CONTENT, CONTENT + b"more", b"rubbish", bytes(400_000)],
+    ids=["a part", "all of it", "more than all", "rubbish", "longer rubbish"],
+)  # fmt: skip
+def test_whatever_an_earlier_call_left_the_file_comes_out_right(server, tmp_path, part):
+    (tmp_path / ".file.bin.part").write_bytes(part)
+    try:
+        download(remote(server), tmp_path / "file.bin")
+        assert CONTENT.startswith(part)
+    except HJEPAError:
+        assert not CONTENT.startswith(part)
+        assert list(tmp_path.iterdir()) == []
+        download(remote(server), tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    with serving() as gone:
+        wanted = remote(gone)
+    with pytest.raises(HJEPAError, match=f"{wanted.url} failed"):
+        download(wanted, tmp_path / "file.bin")
+
+
+def test_a_second_download_of_the_same_file_is_refused(server, tmp_path):
+    started, finish = threading.Event(), threading.Event()
+
+    def waiting(handler, content, start):
+        started.set()
+        finish.wait(20)
+        good(handler, content, start)
+
+    server.manners = [waiting]
+    first = threading.Thread(target=download, args=(remote(server), tmp_path / "file.bin"))
+    first.start()
+    started.wait(20)
+    with pytest.raises(HJEPAError, match="written by another download"):
+        download(remote(server), tmp_path / "file.bin")
+    finish.set()
+    first.join()
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+# Data sets
+
+
+@pytest.fixture
+def published(server, monkeypatch):
+    """Makes the catalog's files those of the local server."""
+
+    def publish(name: str, files: dict[str, bytes]) -> None:
+        server.files |= files
+        remotes = tuple(remote(server, content, file) for file, content in files.items())
+        row = dataclasses.replace(CATALOG[name], files=remotes)
+        monkeypatch.setitem(CATALOG, name, row)
+
+    return publish
+
+
+def archive_of(name: str, tmp_path) -> dict[str, bytes]:
+    """The archive of a small CIFAR-10 or STL-10, as the catalog names it."""
+    folder = tmp_path / "made"
+    if name == "cifar10":
+        layouts.cifar10(folder, per_batch=10)
+    else:
+        layouts.stl10(folder, 10, 10, 10)
+    inner = next(folder.iterdir())
+    path = layouts.archive(inner, tmp_path / CATALOG[name].files[0].name)
+    return {path.name: path.read_bytes()}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10"])
+def test_an_archive_is_fetched_unpacked_and_ready_to_train_on(server, published, tmp_path, name):
+    files = archive_of(name, tmp_path)
+    published(name, files)
+    root = tmp_path / "data"
+    fetch(name, root)
+    source = open_source(Data(name=name, dir=str(root)), "train")
+    assert len(source) == (50 if name == "cifar10" else 10)
+    assert {p.name for p in (root / name).iterdir()} == {
+        "checksums.json",
+        "cifar-10-batches-bin" if name == "cifar10" else "stl10_binary",
+    }
+    recorded = json.loads((root / name / "checksums.json").read_text())
+    for file, digest in recorded.items():
+        assert hashlib.sha256((root / name / file).read_bytes()).hexdigest() == digest
+    asked = len(server.asked)
+    fetch(name, root)
+    assert len(server.asked) == asked
+    next((root / name).glob("*/*.bin")).unlink()
+    fetch(name, root)
+    assert len(server.asked) == asked + 1
+
+
+def test_an_archive_placed_by_hand_is_checked_and_used(server, published, tmp_path):
+    files = archive_of("cifar10", tmp_path)
+    published("cifar10", files)
+    ((file, content),) = files.items()
+    place = tmp_path / "data" / "cifar10"
+    place.mkdir(parents=True)
+    (place / file).write_bytes(content[:-1])
+    with pytest.raises(HJEPAError, match=r"not the published .*Move it away"):
+        fetch("cifar10", tmp_path / "data")
+    (place / file).write_bytes(content)
+    fetch("cifar10", tmp_path / "data")
+    assert server.asked == []
+    assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_fashion_mnist_goes_on_with_the_file_that_failed(server, published, tmp_path, number):
+    files = fashion_files()
+    published("fashion-mnist", files)
+    server.manners = [good] * number + [status(404)]
+    with pytest.raises(HJEPAError, match=list(files)[number]):
+        fetch("fashion-mnist", tmp_path)
+    assert len(list((tmp_path / "fashion-mnist").glob("[!.]*"))) == number
+    server.asked.clear()
+    fetch("fashion-mnist", tmp_path)
+    assert [path for path, _ in server.asked] == [f"/{name}" for name in list(files)[number:]]
+    assert len(open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")) == 30
+
+
+def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp_path, monkeypatch):
+    published("stl10", {"stl10_binary.tar.gz": b"x"})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000_000))
+    with pytest.raises(HJEPAError, match=r"STL-10 needs 5\.7 GB more in .*3\.0 GB are free"):
+        fetch("stl10", tmp_path)
+    assert server.asked == []
+
+
+def test_imagenet1k_says_how_to_get_it_and_checks_what_was_placed(tmp_path, capsys):
+    with pytest.raises(HJEPAError, match=r"lacks ILSVRC2012_img_train\.tar, ILSVRC2012_img_val"):
+        fetch("imagenet1k", tmp_path)
+    assert "https://image-net.org/download" in capsys.readouterr().out
+    layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
+    with pytest.raises(HJEPAError, match=r"img_train\.tar has the MD5 .*not the published 1d675b"):
+        fetch("imagenet1k", tmp_path)
+
+
+# Hugging Face
+
+
+class Hub:
+    """What huggingface_hub asks of a server, for one repository."""
+
+    def __init__(self, server, files: dict[str, bytes]) -> None:
+        self.files, self.served, self.instead = files, dict(files), None
+        self.base = "api/datasets/clane9/imagenet-100"
+        server.hub = self
+
+    def entry(self, name: str) -> dict:
+        content = self.files[name]
+        digest = hashlib.sha256(content).hexdigest()
+        lfs = {"sha256": digest, "oid": digest, "size": len(content), "pointerSize": 130}
+        return {"rfilename": name, "size": len(content), "blobId": "0" * 40, "lfs": lfs}
+
+    def answer(self, handler, content, start) -> None:
+        if self.instead:
+            self.instead(handler, content, start)
+            return
+        path = handler.path.lstrip("/").split("?")[0]
+        siblings = [self.entry(name) for name in self.files]
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if path.startswith(f"{self.base}/tree/"):
+            tree = [
+                {"type": "file", "path": e["rfilename"], "size": e["size"], "oid": e["blobId"],
+                 "lfs": e["lfs"]}
+                for e in siblings
+            ]  # fmt: skip
+            handler.answer(json.dumps(tree).encode(), kind="application/json")
+        elif path.startswith(self.base):
+            info = {"id": "clane9/imagenet-100", "sha": "a" * 40, "siblings": siblings}
+            handler.answer(json.dumps(info).encode(), kind="application/json")
+        elif name in self.served:
+            entry = self.entry(name)
+            more = {"ETag": f'"{entry["lfs"]["sha256"]}"', "X_Repo_Commit": "a" * 40}
+            body = self.served[name][start:]
+            if start:
+                more["Content_Range"] = f"bytes {start}-{len(self.served[name]) - 1}/*"
+            handler.answer(body, 206 if start else 200, **more)
+        else:
+            handler.answer(b"{}", 404, kind="application/json", X_Error_Code="RepoNotFound")
+
+
+@pytest.fixture
+def hub(server, tmp_path):
+    """A parquet file a split on a local Hugging Face."""
+    made = tmp_path / "made"
+    layouts.parquet(made, layouts.photos(CMC), files=1)
+    files = {p.relative_to(made).as_posix(): p.read_bytes() for p in made.rglob("*.parquet")}
+    return Hub(server, {**files, "README.md": b"card"})
+
+
+def download_imagenet100(server, tmp_path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "hjepa_mlx", "datasets", "download", "imagenet100"]
+    place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache")}
+    return subprocess.run(
+        [*command, "--data-dir", tmp_path / "data"],
+        env={**os.environ, **place, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def last_line(ended: subprocess.CompletedProcess) -> str:
+    assert ended.returncode == 1, ended
+    assert "Traceback" not in ended.stderr
+    return ended.stderr.splitlines()[-1]
+
+
+def test_imagenet100_comes_from_the_hub_and_is_checked(hub, server, tmp_path):
+    ended = download_imagenet100(server, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "non-commercial research" in ended.stdout
+    source = open_source(Data(name="imagenet100", dir=str(tmp_path / "data")), "train")
+    assert len(source) == 200
+    assert source.classes == CMC
+    asked = len(server.asked)
+    assert download_imagenet100(server, tmp_path).returncode == 0
+    assert len(server.asked) == asked
+
+
+def test_a_wrong_file_from_the_hub_is_deleted_and_fetched_again(hub, server, tmp_path):
+    name = next(name for name in hub.files if name.endswith(".parquet"))
+    hub.served[name] = hub.files[name][:-1] + b"?"
+    line = last_line(download_imagenet100(server, tmp_path))
+    assert re.search(r"not the published file .*run the command again", line)
+    assert not (tmp_path / "data/imagenet100" / name).exists()
+    hub.served = hub.files
+    assert download_imagenet100(server, tmp_path).returncode == 0
+    assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
+
+
+@pytest.mark.parametrize("manner", [status(404), web_page], ids=["404", "web page"])
+def test_a_hub_that_does_not_answer_well_is_one_line(hub, server, tmp_path, manner):
+    hub.instead = manner
+    line = last_line(download_imagenet100(server, tmp_path))
+    assert re.search(r"clane9/imagenet-100.*failed: .*again", line)
+    hub.instead = None
+    assert download_imagenet100(server, tmp_path).returncode == 0
