@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 from mlx.core import load
@@ -90,3 +91,31 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_left_to_do(uninterrupted:
     before = metrics(uninterrupted)
     finish(uninterrupted, "--resume")
     assert metrics(uninterrupted) == before
+
+
+def test_a_run_whose_data_went_away_is_saved_and_goes_on_bit_identically(tmp_path: Path) -> None:
+    layouts.stl10(tmp_path / "data/stl10", train=40, test=40, unlabeled=160)
+    data = tmp_path / "data/stl10/stl10_binary/unlabeled_X.bin"
+    more = ["--set", "data.name=stl10", "--data-dir", str(tmp_path / "data")]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    finish(tmp_path / "whole", *more)
+    process = subprocess.Popen(
+        command(tmp_path / "broken", *more),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path / "broken",
+    )
+    while not (tmp_path / "broken/run/checkpoints/step-00000005").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    data.rename(tmp_path / "away")
+    _, said = process.communicate()
+    assert process.returncode == 1
+    line = said.splitlines()[-1]
+    assert f"hjepa-mlx: {data} cannot be read" in line
+    assert "saved. When it is back: hjepa-mlx train" in line
+    (tmp_path / "away").rename(data)
+    finish(tmp_path / "broken", "--resume", *more)
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
