@@ -26,7 +26,7 @@ LEVEL_WEIGHTS = (1.0, 0.7, 0.5, 0.35)
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 _two = Field(min_length=2, max_length=2)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from hjepa_mlx.errors import HJEPAError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -32,6 +34,19 @@ def publish(file: BinaryIO, part: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[BinaryIO]:
+    """Open `path` to append, refusing when another process has it so: "`what` is …"."""
+    with open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HJEPAError(f"{what} is being written by another process.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield file
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` last."""
     handle = os.open(folder, os.O_RDONLY)
@@ -44,9 +59,12 @@ def sync_folder(folder: Path) -> None:
 def _to_disk(handle: int) -> None:
     """fsync; on a Mac also out of the drive's own cache, which fsync leaves alone there."""
     if sys.platform == "darwin":
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(handle)
+        try:
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass  # network and foreign file systems do not know it
+    os.fsync(handle)
 
 
 def sha256(path: Path) -> str:

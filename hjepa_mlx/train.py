@@ -73,7 +73,8 @@ class Training:
         self.test_source = open_source(config.data, "test")
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
         self.total = self.per_epoch * config.optim.epochs
-        check_evaluable(open_source(config.data, "train"), self.test_source)
+        self.labelled = open_source(config.data, "train")
+        check_evaluable(self.labelled, self.test_source)
         self.skipped = Skipped()
         self._named: set[str] = set()
         self.run = runs.reopen(config) if resume else None
@@ -120,6 +121,8 @@ class Training:
             self._clock = time.monotonic()
             try:
                 self._loop(batches, reporter, interrupt, first_signals)
+            except StorageError as lost:
+                raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
                 self._name_skipped(reporter)
         return self.run
@@ -131,14 +134,7 @@ class Training:
         previous: Metrics = {}
         while self.done < self.total:
             values = schedule(self.config, self.done, self.total)
-            try:
-                metrics = self._update(batches, values)
-            except StorageError as lost:
-                self.save()
-                raise HJEPAError(
-                    f"{lost} Stopped at step {self.done} of {self.total}; saved. When it is back: "
-                    f"{self._resume_command()}"
-                ) from lost
+            metrics = self._update(batches, values)
             mx.eval(previous)  # at most one step is in flight
             previous = metrics
             self.window.append(metrics)
@@ -152,6 +148,19 @@ class Training:
                     f"{self._resume_command()}"
                 )
             self._save_when_due()
+
+    def _save_what_there_is(self) -> str:
+        """Save after the data was lost; what was done, in words."""
+        if not self.done:
+            return "Nothing was trained."
+        try:
+            self.save()
+        except OSError as error:
+            return f"The run could not be saved ({error})."
+        return (
+            f"Stopped at step {self.done} of {self.total}; saved. When it is back: "
+            f"{self._resume_command()}"
+        )
 
     def _resume_command(self) -> str:
         assert self.run is not None
@@ -221,13 +230,12 @@ class Training:
             )
 
     def _quick_knn(self) -> dict[str, float]:
-        labelled = open_source(self.config.data, "train")
-        if not labelled.classes:
+        if not self.labelled.classes:
             return {}
         bank, queries = (
             source.take(np.sort(np.random.default_rng(0).permutation(len(source))[:limit]))
             for source, limit in (
-                (labelled, QUICK_BANK),
+                (self.labelled, QUICK_BANK),
                 (self.test_source, QUICK_QUERIES),
             )
         )
@@ -240,7 +248,7 @@ class Training:
         assert self.run is not None
         path = self.run.path / "skipped.txt"
         known = path.read_text(encoding="utf-8") if path.is_file() else ""
-        new = [(n, why) for n, why in self.skipped.reasons.items() if n not in self._named]
+        new = [(n, why) for n, why in list(self.skipped.reasons.items()) if n not in self._named]
         self._named.update(name for name, _ in new)
         new = [(name, why) for name, why in new if f"{name!r}\t" not in known]
         if not new:

@@ -182,9 +182,11 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def parquet(root: Path, made: Photos, files: int = 3, group: int = 16) -> None:
+def parquet(
+    root: Path, made: Photos, files: int = 3, group: int = 16, words: list[str] | None = None
+) -> None:
     """clane9/imagenet-100: data/train-00000-of-00003-HASH.parquet …, labels in CMC's order."""
-    words = ["bonnet, poke bonnet"] + [f"words of {name}" for name in CMC[1:]]
+    words = words or ["bonnet, poke bonnet"] + [f"words of {name}" for name in CMC[1:]]
     features = {
         "image": {"_type": "Image"},
         "label": {"names": words, "_type": "ClassLabel"},

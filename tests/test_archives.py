@@ -166,6 +166,29 @@ def test_a_cut_tar_is_named(tmp_path, where):
         list(images_in_tar(path, nothing))
 
 
+@pytest.mark.parametrize(
+    "how", ["inner header", "outer header", "cut between members", "a gap of zeros"]
+)
+def test_damage_in_the_middle_does_not_pass_for_the_end(tmp_path, how):
+    layouts.tars(tmp_path, layouts.photos(layouts.CMC[:5], train=10))
+    path = tmp_path / "ILSVRC2012_img_train.tar"
+    members = list(images_in_tar(path, nothing))
+    assert len(members) == 50
+    data = bytearray(path.read_bytes())
+    if how == "inner header":
+        data[members[25].offset - 512 : members[25].offset - 500] = b"\xff" * 12
+    elif how == "outer header":
+        outer = members[20].offset - 1024
+        data[outer : outer + 512] = b"\xff" * 512
+    elif how == "cut between members":
+        del data[members[30].offset - 1024 :]
+    else:
+        data[members[20].offset - 1024 :] = bytes(2_000_000)
+    path.write_bytes(data)
+    with pytest.raises(HJEPAError, match=r"ILSVRC2012_img_train\.tar"):
+        list(images_in_tar(path, nothing))
+
+
 def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path):
     path = tar_of(tmp_path / "t.tar", {"a/1.jpg": b"1", "b/2.jpg": b"22"}, mode="w")
     first = tar_index(path, nothing)

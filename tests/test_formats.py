@@ -9,6 +9,8 @@ from itertools import islice
 
 import layouts
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from layouts import CMC, KAGGLE, OTHERS
 from PIL import Image
@@ -163,6 +165,21 @@ def test_what_is_missing_of_an_imagenet_is_named(tmp_path):
         source(tmp_path / "parquet", "imagenet100", "train")
 
 
+def test_a_hundred_cannot_be_chosen_out_of_classes_named_in_words(tmp_path):
+    made = layouts.photos(CMC)
+    layouts.parquet(tmp_path / "imagenet100", made, words=[f"word {n}" for n in range(1000)])
+    with pytest.raises(HJEPAError, match="not named by WordNet ids"):
+        source(tmp_path, "imagenet100", "train")
+
+
+def test_a_foreign_parquet_file_is_named(tmp_path):
+    table = pa.table({"picture": [b"x"], "label": [0]})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(HJEPAError, match=r"train-00000.*with columns image and label") as error:
+        source(tmp_path, "imagenet100", "train")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("layout", "file"),
     [
@@ -241,6 +258,17 @@ def test_without_weights_each_image_comes_once(both):
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, joined.pass_order(1, 0)[0])
+
+
+@pytest.mark.parametrize("limit", [64, 65, 67, 299])
+def test_a_pass_has_as_many_images_as_its_parts_together(both, limit):
+    joined = source(both[0], "imagenet100+stl10", "pretrain", weights=[1.0, 1.0], limit=limit)
+    assert sum(joined.shares) == len(joined) == len(joined.pass_order(0, 0)[0])
+
+
+def test_a_data_set_named_twice_is_refused(both):
+    with pytest.raises(UsageError, match="has a data set twice"):
+        source(both[0], "stl10+stl10", "pretrain")
 
 
 def test_limit_cuts_each_part_in_proportion(both):
@@ -331,5 +359,20 @@ def test_a_folder_that_goes_away_is_named_but_one_missing_file_is_skipped(tmp_pa
             os.path.basename(found.label_of(3))
         ]
         spoil(tmp_path / "imagenet100", "gone")
+        with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):
+            drain(batches, 100)
+
+
+@pytest.mark.parametrize("emptied", ["train moved", "mount point left empty"])
+def test_a_disk_that_leaves_its_folder_behind_is_noticed(tmp_path, tiny_config, emptied):
+    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
+    found = source(tmp_path, "imagenet100", "pretrain")
+    with closing(training_batches(found, tiny_config(), Position(), Skipped())) as batches:
+        next(batches)
+        if emptied == "train moved":
+            (tmp_path / "imagenet100/train").rename(tmp_path / "away")
+        else:
+            shutil.rmtree(tmp_path / "imagenet100")
+            (tmp_path / "imagenet100").mkdir()
         with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):
             drain(batches, 100)

@@ -166,6 +166,25 @@ def test_what_is_no_whole_image_is_refused(data):
         decodable(data)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_pil_raises_is_one_kind_of_error():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(smooth(20, 30)), "JPEG", exif=exif)
+    start = data.index(b"Exif\0\0") + 6
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(3000):
+        damaged = bytearray(data)
+        for place in rng.integers(start, start + 40, 4):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            decodable(bytes(damaged))
+        except ValueError:
+            refused += 1
+    assert refused
+
+
 # The pipeline
 
 

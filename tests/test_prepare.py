@@ -17,7 +17,9 @@ import pytest
 from layouts import CMC
 from PIL import Image
 from test_images import encoded, smooth
+from typer.testing import CliRunner
 
+from hjepa_mlx.cli import app
 from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepare as module
 from hjepa_mlx.data import shards
@@ -26,6 +28,7 @@ from hjepa_mlx.data.prepare import prepare
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.files import locked
 
 
 def sources(root, name="imagenet100"):
@@ -225,7 +228,7 @@ def test_ctrl_c_leaves_no_partial_file(root, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "shrunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("imagenet100", sources(root), tmp_path / "out", side=32, workers=2)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "plan.json"]
 
 
 def test_other_options_or_other_images_are_refused(root, tmp_path):
@@ -239,6 +242,35 @@ def test_other_options_or_other_images_are_refused(root, tmp_path):
     with pytest.raises(UsageError, match="prepared with other images"):
         prepare("imagenet100", sources(tmp_path), out, side=32)
     assert contents(out) == before
+
+
+def test_the_command_can_be_run_again_and_knows_its_own_output(tmp_path):
+    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
+    prepare_it = ["datasets", "prepare", "imagenet100", "--data-dir", str(tmp_path)]
+    first = CliRunner().invoke(app, prepare_it)
+    again = CliRunner().invoke(app, prepare_it)
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert "Prepared already, with --side 256" in again.output
+    other = CliRunner().invoke(app, [*prepare_it, "--out", str(tmp_path / "other")])
+    assert other.exit_code == 2
+    assert "is read from the prepared shards in" in other.output
+    both = CliRunner().invoke(app, ["datasets", "prepare", "imagenet100+stl10"])
+    assert both.exit_code == 2
+
+
+def test_a_folder_with_other_files_is_left_alone(root, tmp_path):
+    for name in ("train-00000.tar", "notes-12345.json"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare("imagenet100", sources(root), tmp_path, side=32)
+    assert (tmp_path / "train-00000.tar").read_text() == "mine"
+    assert (tmp_path / "notes-12345.json").exists()
+
+
+def test_a_second_call_at_the_same_time_is_refused(root, tmp_path):
+    writing = pytest.raises(HJEPAError, match="is being written by another process")
+    with locked(tmp_path / ".lock", "x"), writing:
+        prepare("imagenet100", sources(root), tmp_path, side=32)
 
 
 def test_raw_pixels_and_a_small_disk_are_refused(root, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES[:-1])  # the last is another name of the third
 def test_a_recipe_trains_end_to_end_through_its_own_pipeline(root, tmp_path, name):
     run = tmp_path / "run"
     small = ("model.size=nano", "model.predictor_dim=64", "model.predictor_depth=1")
@@ -95,6 +95,6 @@ def test_evaluation_on_another_data_set_needs_only_its_name(root, tmp_path):
     small = ("model.size=nano", "data.batch_size=20", "optim.epochs=1", "optim.warmup_epochs=0")
     sets = [part for change in (*small, "compile=false") for part in ("--set", change)]
     run = tmp_path / "run"
-    assert hjepa("train", "stl10", "--data-dir", root, "--run-dir", run, *sets).returncode == 0
-    ended = hjepa("eval", run, "--data", "cifar10", "--data-dir", root, "--json", "-")
-    assert json.loads(ended.stdout)["protocol"]["bank_images"] == 200
+    assert hjepa("train", "cifar10", "--data-dir", root, "--run-dir", run, *sets).returncode == 0
+    ended = hjepa("eval", run, "--data", "stl10", "--data-dir", root, "--json", "-")
+    assert json.loads(ended.stdout)["protocol"]["bank_images"] == 60

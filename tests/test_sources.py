@@ -195,6 +195,14 @@ def test_only_image_files_count_and_hidden_ones_do_not(tmp_path):
     assert sorted(found) == ["TWO.JPG", "one.png", "three.Tiff"]
 
 
+def test_hidden_folders_and_links_that_lead_back_do_not_count(tmp_path):
+    pictures(*(tmp_path / c / f"{i}.png" for c in ("cat", "dog", ".Trashes") for i in range(5)))
+    (tmp_path / "cat" / "again").symlink_to(tmp_path)
+    found = names(folder(tmp_path)) + names(folder(tmp_path, "test"))
+    assert len(found) == 10
+    assert folder(tmp_path).classes == ("cat", "dog")
+
+
 def test_limit_takes_the_same_images_every_time_and_only_for_training(tmp_path):
     pictures(*(tmp_path / "ab"[i % 2] / f"{i:02}.png" for i in range(40)))
     limited = folder(tmp_path, limit=12)

@@ -258,9 +258,25 @@ def test_combine_refuses_what_cannot_be_combined(tmp_path):
     for bad in (tmp_path / "x.txt", tmp_path / "missing" / "x.yaml"):
         with pytest.raises(UsageError, match=r"must be a \.yaml file in a folder that exists"):
             combine(["stl10", "cifar10"], bad)
+    with pytest.raises(UsageError):
+        combine(["imagenet100+stl10", "stl10"], path)
+    with pytest.raises(UsageError):
+        combine(["stl10", "cifar10"], path, [float("inf"), 1.0])
     ended = hjepa("combine", "stl10", "cifar10", "--weight", "-1", "--weight", "2", "--out", path)
     assert ended.exit_code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_originals_may_be_deleted_after_prepare(hundred):
+    (hundred / "imagenet100/checksums.json").write_text('{"data/gone.parquet": "0"}')
+    assert wrong("imagenet100", hundred) == set()
+
+
+def test_a_folder_of_ones_own_pictures_is_no_imagenet(tmp_path):
+    (tmp_path / "train" / "cats").mkdir(parents=True)
+    rows = json.loads(hjepa("list", "--data-dir", tmp_path, "--json", "-").output)["datasets"]
+    here = {row["name"]: row["here"]["layout"] for row in rows}
+    assert here["imagenet100"] is here["imagenet1k"] is None
 
 
 def test_shards_that_were_removed_leave_the_original_to_be_read(hundred):

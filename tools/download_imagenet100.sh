@@ -1,5 +1,5 @@
 #!/bin/sh
-# Downloads ImageNet-100 (15 GB) and makes it fast to train on; takes --data-dir FOLDER.
+# Downloads ImageNet-100 (about 8.5 GB) and makes it fast to train on; takes --data-dir FOLDER.
 # Can be run again at any time; it goes on where it stopped.
 set -eu
 cd "$(dirname "$0")/.."

@@ -38,6 +38,7 @@ def readable(command: Command) -> Command:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
+            print("hjepa-mlx: stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
         except Exception as error:
             if os.environ.get("HJEPA_DEBUG"):
@@ -54,14 +55,22 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_status
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        advice = " Free some space, then go on with --resume." if error.errno in FULL else ""
+        advice = (
+            " Free some space and run it again (train: with --resume)."
+            if error.errno in FULL
+            else ""
+        )
         return f"{where}{error.strerror or error}.{advice}", 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 
 
 def check_writable(json_file: str | None) -> None:
     """Refuse a file that could not be written in the end."""
-    if json_file not in (None, "-") and not Path(json_file).parent.is_dir():
+    if json_file in (None, "-"):
+        return
+    if Path(json_file).is_dir():
+        raise UsageError(f"--json {json_file} is a folder; give a file.")
+    if not Path(json_file).parent.is_dir():
         raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
 
 

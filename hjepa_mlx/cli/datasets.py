@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -52,7 +53,7 @@ def download(name: Name, data_dir: DataDir = None) -> None:
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
     folder = fetch(name, data_root(Data(dir=data_dir)))
-    more = "" if data_dir is None else f" --data-dir {data_dir}"
+    more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"
     if row.hub or name == "imagenet1k":
         print(f"In {folder}. It trains faster after: hjepa-mlx datasets prepare {name}{more}")
     else:
@@ -68,7 +69,8 @@ def prepare(
         str | None, typer.Option(help="Folder to write to. Default: `shards` beside the data.")
     ] = None,
     side: Annotated[
-        int, typer.Option(min=16, help="Short side of the images, pixels; none is enlarged.")
+        int,
+        typer.Option(min=16, max=4096, help="Short side of the images, pixels; none is enlarged."),
     ] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs.")] = 90,
     workers: Annotated[
@@ -89,9 +91,15 @@ def prepare(
     data = Data(name=name, dir=data_dir)
     if name == "folder" and out is None:
         raise UsageError("prepare folder needs --out FOLDER.")
+    if "+" in name:
+        raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
     folder = Path(out).expanduser() if out else data_root(data) / name / shards.FOLDER
-    sources = {split: open_source(data, split) for split in ("train", "test")}
-    made = run(name, sources, folder, side, quality, workers)
+    if out is None and shards.complete(folder):
+        made = shards.manifest(folder)
+        print(f"Prepared already, with --side {made['short_side']}; delete the folder to redo it.")
+    else:
+        sources = {split: open_source(data, split) for split in ("train", "test")}
+        made = run(name, sources, folder, side, quality, workers)
     for split, part in made["splits"].items():
         left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
         print(f"{split}: {part['images']:,} images{left_out}")
@@ -110,15 +118,19 @@ def verify(
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
     """
+    from rich.console import Console
+
     from hjepa_mlx.config import Data
     from hjepa_mlx.data.verify import verify as run
+    from hjepa_mlx.progress import say
 
+    console = Console()
     check_writable(json_file)
     checks = run(Data(name=name, dir=data_dir))
     write_json([asdict(check) for check in checks], json_file)
     if json_file != "-":
         for check in checks:
-            print(f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
+            say(console, f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
     if not all(check.right for check in checks):
         raise typer.Exit(1)
 
@@ -143,4 +155,4 @@ def combine(
 
     path = Path(out) if out else Path("_".join(names) + ".yaml")
     words = run(names, path, weights)
-    print(f"{path}: {words}. Train with: hjepa-mlx train {path}")
+    print(f"{path}: {words}. Train with: hjepa-mlx train {quote(str(path))}")

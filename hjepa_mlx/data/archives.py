@@ -19,6 +19,7 @@ from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import atomic_write
 
 CHUNK = 1 << 20
+PADDING = 1 << 20  # zeros that may follow the end of a tar; more of them are a gap
 Advance = Callable[[int], None]
 
 
@@ -99,7 +100,7 @@ def images_in_tar(path: Path, advance: Advance) -> Iterator[Member]:
         end = os.fstat(file.fileno()).st_size
         try:
             yield from _walk(file, path, 0, end, "", advance)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:
             raise HJEPAError(f"{path} is not a whole tar archive ({error}).") from error
 
 
@@ -122,8 +123,18 @@ def _walk(
                     yield from _walk(file, path, offset, offset + size, pure.stem, advance)
                 elif kind in EXTENSIONS:
                     yield Member(group or pure.parent.name, pure.name, offset, size)
-            tar.members = []  # type: ignore[attr-defined]  # 1.28 million of them would fill the memory
+            tar.members = []  # type: ignore[attr-defined]  # 1.28 million would fill the memory
             advance(offset + size)
+        _check_end(file, path, tar.offset, end, start == 0)
+
+
+def _check_end(file: BinaryIO, path: Path, at: int, end: int, outermost: bool) -> None:
+    """tarfile stops at what it cannot read as if the archive ended there; tell the two apart."""
+    file.seek(at)
+    mark = file.read(tarfile.BLOCKSIZE)
+    whole = mark == bytes(tarfile.BLOCKSIZE) or (at >= end and not outermost)
+    if not whole or (outermost and end - at > PADDING):
+        raise HJEPAError(f"{path} is cut or damaged at byte {at:,} of {end:,}.")
 
 
 @dataclass(frozen=True)

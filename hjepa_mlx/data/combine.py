@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -23,12 +25,15 @@ def combine(names: list[str], path: Path, weights: list[float] | None = None) ->
     shares are proportional to size. Evaluation is on the first. Raises UsageError for what cannot
     be combined.
     """
+    names = [part for name in names for part in name.split("+")]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"Two or more different data sets are needed; given: {' '.join(names)}.")
     data = parse({"data": {"name": "+".join(names), "weights": weights or "auto"}}).data
     check_name(data)
     if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir():
         raise UsageError(f"{path} must be a .yaml file in a folder that exists.")
+    if path.exists():
+        raise UsageError(f"{path} exists already; give another file.")
     images = [CATALOG[name].images for name in names]
     shares = [float(weight) for weight in weights or images]
     mix = ", ".join(
@@ -36,10 +41,10 @@ def combine(names: list[str], path: Path, weights: list[float] | None = None) ->
     )
     words = f"{sum(images):,} images a pass: {mix}"
     tree: dict[str, Any] = yaml.safe_load(find_config(BASE).read_text())
-    tree["name"] = path.stem
+    tree["name"] = re.sub(r"[^\w.-]", "-", path.stem)
     tree["data"] |= data.model_dump(include={"name", "weights"}, exclude_defaults=True)
     head = (
-        f"# hjepa-mlx train {path}\n"
+        f"# hjepa-mlx train {quote(str(path))}\n"
         f"# {words}; evaluated on {names[0]}. Otherwise the recipe {BASE}.\n"
     )
     with atomic_write(path) as file:

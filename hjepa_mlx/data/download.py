@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from hjepa_mlx.data.catalog import Remote
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import publish
+from hjepa_mlx.files import locked, publish
 from hjepa_mlx.progress import bar
 
 CHUNK = 1 << 20
@@ -37,34 +36,28 @@ def download(remote: Remote, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with _locked(part) as file, bar(path.name, remote.size) as advance:
-        advance(file.seek(0, os.SEEK_END))
-        failures = 0
-        while True:
-            before = file.tell()
-            try:
-                _fetch(remote, file, advance)
-                break
-            except _Broken as broken:
-                failures = 0 if file.tell() > before else failures + 1
-                if failures == TRIES:
-                    raise HJEPAError(
-                        f"Downloading {remote.url} failed: {broken}. Run the command "
-                        "again to go on."
-                    ) from None
-                time.sleep(PAUSE * 2**failures)
+    with locked(part, str(path)) as file:
+        with bar(path.name, remote.size) as advance:
+            _fetch_all(remote, file, advance)
         _check(remote, file, part)
         publish(file, part, path)
 
 
-@contextmanager
-def _locked(part: Path) -> Iterator[BinaryIO]:
-    with open(part, "a+b") as file:
+def _fetch_all(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
+    """Fetch until complete; HJEPAError after TRIES answers in a row that brought nothing."""
+    advance(file.seek(0, os.SEEK_END))
+    failures = 0
+    while True:
+        before = file.tell()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise HJEPAError(f"{part} is being written by another download.") from None
-        yield file
+            return _fetch(remote, file, advance)
+        except _Broken as broken:
+            failures = 0 if file.tell() > before else failures + 1
+            if failures == TRIES:
+                raise HJEPAError(
+                    f"Downloading {remote.url} failed: {broken}. Run the command again to go on."
+                ) from None
+            time.sleep(PAUSE * 2**failures)
 
 
 def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
@@ -99,13 +92,18 @@ def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
         if error.code == 416:
             return None
         answer = f"the server answered {error.code} {error.reason}"
-        if error.code >= 500:
+        if error.code >= 500 or error.code in (408, 429):  # for the moment only
             raise _Broken(answer) from None
         raise HJEPAError(
             f"Downloading {remote.url} failed: {answer}. The file may have moved; a copy from "
             "elsewhere, put in its place by hand, is checked and used."
         ) from None
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
+        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            raise HJEPAError(
+                f"Downloading {remote.url} failed: {_words(error)}. This Python does not know the "
+                "usual certificates (python.org's on a Mac: run Install Certificates.command)."
+            ) from None
         raise _Broken(_words(error)) from None
     except ValueError as error:
         raise HJEPAError(f"Downloading {remote.url} failed: {error}.") from None
@@ -122,7 +120,9 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK)
     except http.client.IncompleteRead as error:
-        return error.partial
+        if error.partial:
+            return error.partial  # the next call raises again
+        raise _Broken("the connection ended early") from None
     except (http.client.HTTPException, OSError) as error:
         raise _Broken(_words(error)) from None
 

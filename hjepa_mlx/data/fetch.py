@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from shlex import quote
 
+from hjepa_mlx.data import imagenet, shards
 from hjepa_mlx.data.archives import unpack
 from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, Remote, look_up
 from hjepa_mlx.data.download import digest, download
@@ -27,7 +29,7 @@ Kaggle's "ImageNet Object Localization Challenge", unpacked there, serves as wel
 
 
 def fetch(name: str, root: Path) -> Path:
-    """Download a data set into `root/name`; what is there already is kept and checked.
+    """Download a data set into `root/name`; what an earlier call finished is kept.
 
     Raises HJEPAError with one line that says what went wrong; it can be run again.
     """
@@ -42,19 +44,22 @@ def fetch(name: str, root: Path) -> Path:
     if not row.files and not row.hub:
         return root  # it comes with the package
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CHECKSUMS).is_file() and _whole(folder):
+    if shards.complete(folder / shards.FOLDER) or _whole(folder):
         return folder
-    _check_space(row, folder)
     if row.hub:
         _from_hub(row, folder)
     else:
+        archives = sum(remote.size for remote in row.files)
+        check_space(row.title, archives + sum((row.unpacks or {}).values()), folder)
         _from_web(row, folder)
     return folder
 
 
 def _whole(folder: Path) -> bool:
     """Whether every recorded file is there; their content is for `verify` to check."""
-    return all((folder / name).is_file() for name in checksums(folder))
+    return (folder / CHECKSUMS).is_file() and all(
+        (folder / name).is_file() for name in checksums(folder)
+    )
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -68,15 +73,14 @@ def checksums(folder: Path) -> dict[str, str]:
         ) from None
 
 
-def _check_space(row: Dataset, folder: Path) -> None:
-    """Archive and what comes out of it must fit; what has arrived already counts."""
-    needed = row.download_gb * 1e9 + sum((row.unpacks or {}).values())
+def check_space(what: str, needed: int, folder: Path) -> None:
+    """Refuse what the disk cannot hold; files that have arrived already count."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if free < needed - there:
         raise HJEPAError(
-            f"{row.title} needs {(needed - there) / 1e9:.1f} GB more in {folder}, where "
-            f"{free / 1e9:.1f} GB are free. Free some, or choose another --data-dir."
+            f"{what} needs {(needed - there) / 1e9:.1f} GB more in {folder}, where "
+            f"{free / 1e9:.1f} GB are free. Free some, or choose another folder."
         )
 
 
@@ -159,6 +163,8 @@ def _snapshot(repository: str, folder: Path) -> dict[str, str]:
     }
     if not published:
         raise HJEPAError(f"The repository {repository} has no parquet files any more.")
+    sizes = sum(file.size or 0 for file in info.siblings or [] if file.rfilename in published)
+    check_space(repository, sizes, folder)
     hub.snapshot_download(
         repository,
         repo_type="dataset",
@@ -172,8 +178,11 @@ def _snapshot(repository: str, folder: Path) -> dict[str, str]:
 def _check_imagenet(name: str, root: Path, folder: Path) -> Path:
     """Say what to get and where to put it, or check what is there."""
     missing = [file for file in IMAGENET_ARCHIVES if not (folder / file).is_file()]
+    found = imagenet.layout(name, [folder])
+    if missing and found:
+        return found[1]  # another layout, which nobody publishes checksums of
     if missing:
-        print(IMAGENET_STEPS.format(folder=folder, name=name, root=root))
+        print(IMAGENET_STEPS.format(folder=folder, name=name, root=quote(str(root))))
         raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
     for file_name, md5 in IMAGENET_ARCHIVES.items():
         _check_placed(folder / file_name, Remote(f"https://image-net.org/{file_name}", md5, 0))

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +23,9 @@ import numpy as np
 from hjepa_mlx.data import shards
 from hjepa_mlx.data.archives import tar_index
 from hjepa_mlx.data.catalog import class_list
+from hjepa_mlx.data.parquet import Parquet
 from hjepa_mlx.data.source import Source, Split, make_source
-from hjepa_mlx.data.storage import Files, Members, Parquet, StorageError, image_paths
+from hjepa_mlx.data.storage import Files, Members, StorageError, image_paths
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.progress import bar
 
@@ -59,6 +61,12 @@ def _in_order(source: Source, hundred: bool) -> Source:
     for order in map(class_list, ("cmc", "kaggle")):
         if known <= set(order) or (hundred and order[0] in known and set(order) <= known):
             return _with_classes(source, tuple(name for name in order if name in known))
+    if hundred and len(known) > 100:
+        raise HJEPAError(
+            f"Of these {len(known)} classes no hundred can be chosen: they are not named by "
+            f"WordNet ids (the first is {source.classes[0]!r}). Train on imagenet1k, or use "
+            "ImageNet's own archives."
+        )
     return source
 
 
@@ -96,7 +104,7 @@ def _parquet(place: Path, split: Split) -> Source:
     images = Parquet(paths)
     labels = images.labels()
     names = images.label_names() or ()
-    if not names or names[0] == CMC_FIRST:
+    if names[:1] == (CMC_FIRST,) or (not names and labels.max(initial=0) < 100):
         names = class_list("cmc")
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names):
         raise HJEPAError(
@@ -113,7 +121,7 @@ def _check_parts(folder: Path, stem: str, paths: list[Path]) -> None:
     if not paths or (totals and len(numbers) != int(max(totals))):
         raise HJEPAError(
             f"{folder} has {len(numbers)} of {max(totals, default='1').lstrip('0')} parquet files "
-            f"{stem}-*. Go on with: hjepa-mlx datasets download imagenet100"
+            f"{stem}-*. Go on with the download, or put the rest there."
         )
 
 
@@ -158,7 +166,16 @@ def _kaggle_folders(place: Path, split: Split) -> Source:
 
 
 def _folder_root(place: Path) -> Path | None:
-    return next((r for r in (place, place / KAGGLE_ROOT) if (r / "train").is_dir()), None)
+    return next((r for r in (place, place / KAGGLE_ROOT) if _has_classes(r / "train")), None)
+
+
+def _has_classes(folder: Path) -> bool:
+    """Whether folders named by WordNet ids lie in it."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(re.fullmatch(r"n\d{8}", entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 def _folders(place: Path, split: Split) -> Source:

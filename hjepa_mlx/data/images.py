@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -13,6 +17,11 @@ FRAMES = (0xC0, 0xC1, 0xC2)  # its markers of baseline, extended and progressive
 UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
 warnings.filterwarnings("ignore", module="PIL")  # what it finds odd is read or skipped all the same
+UNREADABLE = (OSError, ValueError)  # one file, by the disk; one picture, by its content
+DAMAGED = (  # what PIL has been seen to raise on files that are damaged
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
 
 
@@ -22,15 +31,21 @@ def decodable(data: bytes) -> np.ndarray:
     An upright RGB JPEG passes as it is, after the cheap check that its end is there. All else
     (greyscale, CMYK, alpha, 16 bit, EXIF rotation, other formats), which mlx-data would decode
     wrongly or not at all, is decoded here and passed on as a PPM.
-    Raises OSError, SyntaxError or ValueError for what is not a whole image.
+    Raises ValueError for what is not a whole image.
     """
     if _is_plain_jpeg(data):
         return np.frombuffer(bytearray(data), np.uint8)
     with _open(data) as image:
-        _check_pixels(image)
         if _passes(image, data):
             return np.frombuffer(bytearray(data), np.uint8)
         return as_ppm(np.asarray(_as_rgb(ImageOps.exif_transpose(image))))
+
+
+def check_decodes(data: bytes) -> None:
+    """Decode the whole image; ValueError when that fails or its end is missing."""
+    decodable(data)
+    with _open(data) as image:
+        image.load()
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -57,10 +72,9 @@ def shrunk(data: bytes, side: int, quality: int) -> bytes:
     """The image file as an upright RGB JPEG whose shorter side is at most `side` pixels.
 
     A file that is that already stays byte for byte as it is; nothing is enlarged.
-    Raises OSError, SyntaxError or ValueError for what is not a whole image.
+    Raises ValueError for what is not a whole image.
     """
     with _open(data) as image:
-        _check_pixels(image)
         small = min(image.size) <= side
         if small and _passes(image, data):
             image.load()
@@ -82,18 +96,18 @@ def _passes(image: Image.Image, data: bytes) -> bool:
     return image.format == "JPEG" and image.mode == "RGB" and upright and END in data[-64:]
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are too many")
-
-
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def _open(data: bytes) -> Iterator[Image.Image]:
+    """The image; whatever PIL raises about its content, here or while it is used: ValueError."""
     try:
-        return Image.open(io.BytesIO(data))
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            yield image
     except UnidentifiedImageError:
         raise ValueError("not an image") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
+    except DAMAGED as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

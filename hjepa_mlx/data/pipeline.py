@@ -18,10 +18,9 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.images import as_ppm
+from hjepa_mlx.data.images import UNREADABLE, as_ppm
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.storage import StorageError
-from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.rng import generator
 
 BLOCK = 32_768  # images whose order mlx-data is told at once: this bounds memory
@@ -92,7 +91,7 @@ def training_batches(
     """Shuffled, randomly cropped and flipped batches without end, pass after pass.
 
     Images that cannot be read are noted in `skipped`; the last, incomplete batch of a pass is
-    dropped. Raises HJEPAError when a whole pass gives no batch.
+    dropped. Raises StorageError when a whole pass gives no batch.
     """
     B, S = config.data.batch_size, config.data.image_size
     for number in _from(start.number):
@@ -118,7 +117,7 @@ def training_batches(
                 if ended:
                     break
         if not batches and not offset:
-            raise HJEPAError(
+            raise StorageError(
                 f"{source.name}: only {readable} of {len(order)} images can be read, fewer than "
                 f"data.batch_size={B}. {skipped.first()}"
             )
@@ -217,7 +216,7 @@ class _Reader:
             return {"place": place, "image": self.source.read(index), "readable": 1}
         except StorageError as error:
             self.lost = error
-        except (OSError, SyntaxError, ValueError, ArithmeticError, MemoryError) as error:
+        except UNREADABLE as error:
             self.skipped.reasons[self.source.label_of(index)] = str(error) or type(error).__name__
         return {"place": place, "image": self._nothing, "readable": 0}
 

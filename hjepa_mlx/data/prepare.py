@@ -17,7 +17,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,13 +26,14 @@ import PIL
 
 from hjepa_mlx import backend
 from hjepa_mlx.data import shards
-from hjepa_mlx.data.images import shrunk
+from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.data.storage import StorageError
+from hjepa_mlx.data.storage import Files
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write, sha256
+from hjepa_mlx.files import atomic_write, locked, sha256
 from hjepa_mlx.progress import bar
 
+LOCK = ".lock"
 PLAN = "plan.json"  # there until the manifest is: what an interrupted call was doing
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
@@ -51,8 +52,8 @@ def prepare(
     Returns the manifest. An interrupted call goes on where it stopped; a finished one has nothing
     to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
     """
-    if not all(source.encoded for source in sources.values()):
-        raise UsageError(f"{name} is stored as raw pixels, which train fast as they are.")
+    for source in sources.values():
+        _check_original(source)
     plan = {
         "format": shards.FORMAT,
         "name": name,
@@ -67,20 +68,39 @@ def prepare(
         _compare(plan, made, folder)
         return made
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK, str(folder)):
+        _begin(folder, plan)
+        _check_space(folder, sum(map(len, sources.values())), side)
+        return _write_all(folder, plan, sources, workers or backend.cpu_count())
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Go on with what an interrupted call of the same plan left, or start in an empty folder."""
     if (folder / PLAN).is_file():
-        _compare(plan, json.loads((folder / PLAN).read_text()), folder)
-    _check_space(folder, sum(map(len, sources.values())), side)
+        try:
+            begun = dict(json.loads((folder / PLAN).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise HJEPAError(f"{folder / PLAN} is damaged ({error}). Delete {folder}.") from None
+        _compare(plan, begun, folder)
+    elif any(path.name != LOCK for path in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: give a new folder with --out.")
     _write_json(folder / PLAN, plan)
-    with bar(f"Preparing {name}", sum(map(len, sources.values())), "images") as advance:
-        writer = _Writer(folder, side, quality, advance)
-        splits = {
-            split: writer.write(split, source, workers or backend.cpu_count())
-            for split, source in sources.items()
-        }
+
+
+def _write_all(
+    folder: Path, plan: dict[str, Any], sources: dict[str, Source], workers: int
+) -> dict[str, Any]:
+    """Write what is not there yet, then the manifest; returns that."""
+    with bar(f"Preparing {plan['name']}", sum(map(len, sources.values())), "images") as advance:
+        writer = _Writer(folder, plan["short_side"], plan["jpeg_quality"], advance)
+        splits = {split: writer.write(split, source, workers) for split, source in sources.items()}
     made = {**plan, "splits": splits}
     _write_json(folder / shards.MANIFEST, made)
-    for leftover in [folder / PLAN, *folder.glob("*-?????.json")]:
-        leftover.unlink(missing_ok=True)
+    for part in splits.values():
+        for shard in part["shards"]:
+            (folder / shard["file"]).with_suffix(".json").unlink(missing_ok=True)
+    (folder / PLAN).unlink()
+    (folder / LOCK).unlink()
     return made
 
 
@@ -92,17 +112,17 @@ class _Writer:
     side: int
     quality: int
     advance: Callable[[int], None]
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def write(self, split: str, source: Source, workers: int) -> dict[str, Any]:
         """All shards of a split; returns its part of the manifest."""
-        self._stopped = threading.Event()
         numbers = range(-(-len(source) // shards.SHARD))
         with ThreadPoolExecutor(workers) as pool:  # PIL's work runs outside Python's lock
             jobs = [pool.submit(self._shard, split, source, number) for number in numbers]
             try:
                 made = [job.result() for job in jobs]
             except BaseException:
-                self._stopped.set()
+                self.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         return {
@@ -134,15 +154,13 @@ class _Writer:
         rows = []
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for index in places:
-                if self._stopped.is_set():
+                if self.stopped.is_set():
                     raise HJEPAError("Stopped.")
                 self.advance(1)
                 try:
                     raw = source.images.read(int(source.rows[index]))
                     data = shrunk(bytes(raw), self.side, self.quality)
-                except StorageError:
-                    raise
-                except (OSError, SyntaxError, ValueError, ArithmeticError, MemoryError) as error:
+                except UNREADABLE as error:
                     skipped.append(f"{source.label_of(index)}: {error}")
                     continue
                 label = int(source.labels[index]) if source.classes else -1
@@ -155,11 +173,29 @@ class _Writer:
         return np.array(rows, shards.ROW)
 
 
+def _check_original(source: Source) -> None:
+    """Refuse pixels, which need no preparation, and what was prepared already."""
+    if not source.encoded:
+        raise UsageError(f"{source.name} is stored as raw pixels, which train fast as they are.")
+    for file in getattr(source.images, "files", [])[:1]:
+        if shards.complete(file.path.parent):
+            raise UsageError(
+                f"{source.name} is read from the prepared shards in {file.path.parent}. Move that "
+                "folder away to prepare the original again."
+            )
+
+
 def _fingerprint(source: Source) -> dict[str, Any]:
-    """What tells one source from another: number, labels and the ends of the list."""
-    ends = [os.path.basename(source.label_of(i)) for i in (0, -1)] if len(source) else []
-    labels = hashlib.sha256(source.labels.tobytes()).hexdigest()
-    return {"images": len(source), "labels": labels, "first_and_last": ends}
+    """What tells one source from another: which images, their labels, the sizes of all files."""
+    images = source.images
+    if isinstance(images, Files):
+        start = len(os.path.join(images.folder, ""))
+        files = [(path[start:], os.path.getsize(path)) for path in images.paths]
+    else:
+        files = [(file.path.name, file.size) for file in getattr(images, "files", [])]
+    digest = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape"))
+    digest.update(source.rows.tobytes() + source.labels.tobytes())
+    return {"images": len(source), "sha256": digest.hexdigest()}
 
 
 def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
@@ -173,7 +209,7 @@ def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
 
 def _check_space(folder: Path, images: int, side: int) -> None:
     there = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    needed = images * IMAGE_BYTES * side**2 // SIDE**2 - there
+    needed = images * IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2 - there
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise HJEPAError(

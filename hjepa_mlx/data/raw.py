@@ -20,7 +20,6 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
 )  # fmt: skip
-DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 LARGEST_IDX = 60_000 * 32 * 32  # bytes
 CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

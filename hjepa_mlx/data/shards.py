@@ -33,8 +33,10 @@ def manifest(folder: Path) -> dict[str, Any]:
         read = json.loads((folder / MANIFEST).read_text())
         if read["format"] != FORMAT:
             raise ValueError(f"its format is {read['format']}, made by a newer version")
+        for split in read["splits"].values():
+            [(shard["file"], shard["images"], shard["sha256"]) for shard in split["shards"]]
         return read
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{folder / MANIFEST} cannot be read ({error}).") from error
 
 

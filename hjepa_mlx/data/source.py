@@ -41,7 +41,7 @@ class Source:
         return self.images.encoded
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index`; OSError, SyntaxError or ValueError when it cannot be read.
+        """Image `index`; OSError or ValueError when it cannot be read.
 
         StorageError when the data set as a whole cannot be.
         """

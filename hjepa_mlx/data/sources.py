@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -42,8 +43,8 @@ def open_source(data: Data, split: Split) -> Source:
     joined = Joined([source.images for source in sources])
     shares: tuple[int, ...] = ()
     if data.weights != "auto":
-        one = sum(parts) / sum(data.weights)
-        shares = tuple(max(1, round(one * weight)) for weight in data.weights)
+        ends = np.round(np.cumsum(data.weights) / np.sum(data.weights) * sum(parts))
+        shares = tuple(np.diff(ends, prepend=0).astype(int).tolist())
     return Source(data.name, joined, np.concatenate(rows), np.zeros(0, np.int64), (), parts, shares)
 
 
@@ -58,6 +59,8 @@ def check_name(data: Data) -> list[str]:
             raise UsageError(
                 f"No data set '{name}'.{hint} There are: {', '.join(known)}; a+b for both."
             )
+    if len(set(names)) < len(names):
+        raise UsageError(f"data.name={data.name} has a data set twice; use data.weights.")
     if data.weights != "auto" and len(data.weights) != len(names):
         raise UsageError(
             f"data.weights={data.weights} needs one weight a data set; data.name={data.name} has "
@@ -100,7 +103,7 @@ def layout(name: str, data: Data) -> str | None:
 
 def missing(row: Dataset, root: Path) -> str:
     """What to do when a data set is not on this machine."""
-    place = "" if str(root) == "data" else f" --data-dir {root}"
+    place = "" if str(root) == "data" else f" --data-dir {quote(str(root))}"
     command = f"hjepa-mlx datasets download {row.name}{place}"
     what = f"{row.title} is not in {root / row.name}."
     if row.files or row.hub:

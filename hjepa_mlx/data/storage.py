@@ -6,17 +6,18 @@ or changed, is noticed there and named (a memory map would crash the process ins
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from hjepa_mlx.data.images import EXTENSIONS
 from hjepa_mlx.errors import HJEPAError
+
+ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)  # may concern one file only
 
 
 class StorageError(HJEPAError):
@@ -123,8 +124,8 @@ class Files:
             finally:
                 os.close(handle)
         except OSError as error:
-            if os.access(self.folder, os.R_OK) and os.path.isdir(self.folder):
-                raise  # this file only
+            if error.errno in ONE_FILE and _holds_something(os.path.dirname(self.paths[index])):
+                raise
             raise StorageError(f"{self.folder} cannot be read any more: {error}.") from error
 
     def name(self, index: int) -> str:
@@ -162,74 +163,6 @@ class Members:
         return f"{known.path}:{header[:100].rstrip(bytes(1)).decode('utf-8', 'backslashreplace')}"
 
 
-class Parquet:
-    """Parquet files with a column `image` of structs (bytes, path), as Hugging Face writes them.
-
-    A read decodes a whole row group; the last one is kept for each thread.
-    """
-
-    encoded = True
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        pq = _pyarrow()
-        self.files = [KnownFile(path) for path in paths]
-        groups = []
-        for number, path in enumerate(paths):
-            try:
-                metadata = pq.read_metadata(path)
-            except (OSError, ValueError) as error:
-                raise StorageError(
-                    f"{path} is not a whole parquet file ({error}). Delete it and download again."
-                ) from error
-            groups += [
-                (number, group, metadata.row_group(group).num_rows)
-                for group in range(metadata.num_row_groups)
-            ]
-        self.groups = [(file, group) for file, group, _ in groups]
-        self.starts = np.concatenate([[0], np.cumsum([rows for *_, rows in groups])]).astype(int)
-        self._thread = threading.local()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def read(self, index: int) -> bytes:
-        group = int(np.searchsorted(self.starts, index, "right")) - 1
-        if getattr(self._thread, "group", None) != group:
-            self._thread.column = self._read_group(*self.groups[group])
-            self._thread.group = group
-        raw = self._thread.column[index - int(self.starts[group])]["bytes"].as_py()
-        if raw is None:
-            raise OSError("the row has no image bytes")
-        return raw
-
-    def name(self, index: int) -> str:
-        group = int(np.searchsorted(self.starts, index, "right")) - 1
-        first = self.groups.index((self.groups[group][0], 0))
-        return f"{self.files[self.groups[group][0]].path}[{index - int(self.starts[first])}]"
-
-    def labels(self) -> np.ndarray:
-        """The column `label`, [N] int64."""
-        pq = _pyarrow()
-        columns = [pq.read_table(f.path, columns=["label"])["label"] for f in self.files]
-        return np.concatenate([column.to_numpy() for column in columns]).astype(np.int64)
-
-    def label_names(self) -> tuple[str, ...] | None:
-        """Names of the labels, where the file says them as Hugging Face does."""
-        stored = _pyarrow().read_schema(self.files[0].path).metadata or {}
-        features = json.loads(stored.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        names = features.get("label", {}).get("names")
-        return tuple(map(str, names)) if names else None
-
-    def _read_group(self, number: int, group: int) -> Any:
-        known = self.files[number]
-        known.check()
-        try:
-            reader = _pyarrow().ParquetFile(known.path, memory_map=False)
-            return reader.read_row_group(group, columns=["image.bytes"], use_threads=False)["image"]
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{known.path} cannot be read: {error}") from error
-
-
 class Joined:
     """Several storages one after the other."""
 
@@ -254,10 +187,25 @@ class Joined:
         return self.parts[number], index - int(self.starts[number])
 
 
+def _holds_something(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
 def image_paths(root: Path) -> list[str]:
-    """Paths of all image files under `root`, sorted; hidden files do not count."""
+    """Paths of all image files under `root`, sorted; hidden files and folders do not count."""
     paths: list[str] = []
-    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
         for name in names:
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
                 paths.append(os.path.join(folder, name))
@@ -307,14 +255,3 @@ class KnownFile:
                 f"{self.path} has changed since it was opened ({self.size:,} bytes then, "
                 f"{status.st_size:,} now). Put it back, or start anew with the new data."
             )
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise HJEPAError(
-            "Parquet files need pyarrow: pip install 'hjepa-mlx[hub]', or convert them on a "
-            "machine that has it with `hjepa-mlx datasets prepare`."
-        ) from None
-    return pyarrow.parquet

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Data
@@ -23,7 +21,7 @@ from hjepa_mlx.data.catalog import (
     class_list_name,
 )
 from hjepa_mlx.data.fetch import CHECKSUMS, checksums
-from hjepa_mlx.data.images import decodable
+from hjepa_mlx.data.images import UNREADABLE, check_decodes
 from hjepa_mlx.data.source import Source, Split
 from hjepa_mlx.data.sources import check_name, data_root, open_source
 from hjepa_mlx.errors import HJEPAError
@@ -91,18 +89,15 @@ def _verify_one(name: str, data: Data) -> list[Check]:
 def _files(name: str, data: Data) -> list[Check]:
     """Checksums of what was downloaded, unpacked or prepared."""
     root = data_root(data)
-    checks = []
-    for folder in (root / name, root):
-        if (folder / CHECKSUMS).is_file():
-            checks.append(_compare(f"{name} files", folder, checksums(folder)))
-            break
     for folder in (root / name / shards.FOLDER, root / name, root / shards.FOLDER, root):
         if shards.complete(folder):
             made = shards.manifest(folder)["splits"].values()
             wanted = {shard["file"]: shard["sha256"] for split in made for shard in split["shards"]}
-            checks.append(_compare(f"{name} shards", folder, wanted))
-            break
-    return checks
+            return [_compare(f"{name} shards", folder, wanted)]
+    for folder in (root / name, root):
+        if (folder / CHECKSUMS).is_file():
+            return [_compare(f"{name} files", folder, checksums(folder))]
+    return []
 
 
 def _compare(what: str, folder: Path, wanted: dict[str, str]) -> Check:
@@ -175,8 +170,8 @@ def _read(source: Source, index: int) -> tuple[bytes, str]:
         image = source.images.read(int(source.rows[index]))
         raw = image if isinstance(image, bytes) else image.tobytes()
         if isinstance(image, bytes):
-            Image.open(io.BytesIO(decodable(image).tobytes())).load()
-    except (HJEPAError, OSError, SyntaxError, ValueError, ArithmeticError, MemoryError) as error:
+            check_decodes(image)
+    except (HJEPAError, *UNREADABLE) as error:
         return b"", f"{source.label_of(index)} ({error})"
     return hashlib.blake2b(raw, digest_size=16).digest(), ""
 
