@@ -36,7 +36,6 @@ CONTENDERS = (
     "hjepa-mlx: STL-10 raw, 96 to 96",
     "hjepa-mlx: STL-10 raw, 96 to 224",
     "hjepa-mlx: CIFAR-10 raw, 32 to 32",
-    "hjepa-mlx: prepared shards, crops kept at 160",
 )
 
 
@@ -121,8 +120,6 @@ def our_pipeline(contender: str, folder: Path, photos: Path, workers: int) -> It
     if "STL-10" in contender or "CIFAR-10" in contender:
         name = "stl10" if "STL-10" in contender else "cifar10"
         place, size = folder, int(contender.rsplit(" ", 1)[1])
-    if "160" in contender:
-        size = 160
     config = load_config(
         "imagenet100",
         [

@@ -1,5 +1,6 @@
 """Image files and the pipeline: the right pictures in the right order, on any number of threads."""
 
+import gc
 import io
 import os
 import zlib
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from hjepa_mlx.data import pipeline
 from hjepa_mlx.data.images import decodable
 from hjepa_mlx.data.pipeline import (
     CROP_NUMBERS,
@@ -308,6 +310,15 @@ def test_a_pass_without_a_single_batch_is_an_error_that_counts_this_pass(mixed, 
     few = mixed.take(np.array([4, 5, 6, 12]))
     with pytest.raises(HJEPAError, match=r"only 2 of 4 images.*batch_size=4.*First: "):
         take(few, tiny_config(), 1)
+
+
+def test_a_pipeline_that_is_done_or_left_lets_go_of_its_threads(mixed, numbered, tiny_config):
+    for source in (mixed, numbered):
+        take(source, tiny_config(), 12)
+        list(evaluation_images(source, tiny_config(), Skipped()))
+        next(evaluation_images(source, tiny_config(), Skipped()))
+    gc.collect()
+    assert not list(pipeline._live)
 
 
 def test_half_of_the_images_are_mirrored_and_none_without_flip(tiny_config):

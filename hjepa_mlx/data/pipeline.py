@@ -153,22 +153,30 @@ def _samples(
     reader = _Reader(source, order, config, crops, skipped)
     size = BLOCK if source.encoded else RAW_BLOCK
     blocks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
-    for number, block in enumerate(blocks):
-        if number == 0:
-            reader.begin(block)
-        if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
-            reader.begin(blocks[number + 1])
-        for place in block:
-            try:
-                sample = next(reader.streams[0])
-            except RuntimeError as error:  # the decoder's; the stream goes on with the next image
-                skipped.reasons[source.label_of(int(order[place]))] = str(error)
-                continue
-            if reader.lost is not None:
-                raise reader.lost
-            if sample["readable"]:
-                yield place, sample["image"]
-        reader.streams.popleft()
+    try:
+        for number, block in enumerate(blocks):
+            if number == 0:
+                reader.begin(block)
+            if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
+                reader.begin(blocks[number + 1])
+            yield from _of_block(reader, block)
+    finally:
+        reader.end()
+
+
+def _of_block(reader: _Reader, block: range) -> Iterator[tuple[int, np.ndarray]]:
+    for place in block:
+        try:
+            sample = next(reader.streams[0])
+        except RuntimeError as error:  # the decoder's; the stream goes on with the next image
+            name = reader.source.label_of(int(reader.order[place]))
+            reader.skipped.reasons[name] = str(error)
+            continue
+        if reader.lost is not None:
+            raise reader.lost
+        if sample["readable"]:
+            yield place, sample["image"]
+    reader.streams.popleft()
 
 
 class _Reader:
@@ -209,6 +217,10 @@ class _Reader:
         self.streams.append(resized.ordered_prefetch(self.ahead, self.threads))
         _live.add(self)
 
+    def end(self) -> None:
+        """Let go of the streams: they hold this object, and it holds them."""
+        self.streams.clear()
+
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
         place = int(sample["place"])
         index = int(self.order[place])
@@ -239,4 +251,4 @@ _live: weakref.WeakSet[_Reader] = weakref.WeakSet()
 def _end_threads() -> None:
     """mlx-data's threads must end before Python does, or the process is aborted."""
     for reader in list(_live):
-        reader.streams.clear()
+        reader.end()
