@@ -15,9 +15,13 @@ from hjepa_mlx.errors import HJEPAError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its name once it is safely on disk."""
-    part = path.with_name(f".{path.name}.part")
+def atomic_write(path: Path, unique: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its name once it is safely on disk.
+
+    unique: several processes may do this at once; the last one's file stays.
+    """
+    own = f".{os.urandom(4).hex()}" if unique else ""
+    part = path.with_name(f".{path.name}{own}.part")
     try:
         with open(part, "wb") as file:
             yield file
@@ -44,7 +48,17 @@ def locked(path: Path, what: str) -> Iterator[BinaryIO]:
             raise HJEPAError(f"{what} is being written by another process.") from None
         except OSError:
             pass  # a file system without locks
+        if not _is_still(file, path):
+            raise HJEPAError(f"{what} was written by another process just now.")
         yield file
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still is the file that was opened before the lock was had."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

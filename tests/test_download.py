@@ -1,10 +1,13 @@
 """Downloads from servers that misbehave: a second call succeeds; a wrong file is never taken."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -23,7 +26,7 @@ from test_sources import fashion_files
 
 from hjepa_mlx.config import Data
 from hjepa_mlx.data import download as module
-from hjepa_mlx.data.catalog import CATALOG, Remote
+from hjepa_mlx.data.catalog import CATALOG, IMAGENET_ARCHIVES, Remote
 from hjepa_mlx.data.download import download
 from hjepa_mlx.data.fetch import fetch
 from hjepa_mlx.data.sources import open_source
@@ -146,6 +149,57 @@ def broken_chunks(handler, content, start):
     hang_up(handler)
 
 
+def long_length(handler, content, start):
+    handler.answer(content, length=len(content) + 10, Connection="close")
+    handler.close_connection = True
+
+
+def short_length(handler, content, start):
+    handler.answer(content, length=len(content) - 10, Connection="close")
+    handler.close_connection = True
+
+
+def negative_length(handler, content, start):
+    handler.answer(content, length=-5, Connection="close")
+    handler.close_connection = True
+
+
+def chunked(handler, content, start):
+    handler.answer(b"", length="none", Transfer_Encoding="chunked", Connection="close")
+    for begin in range(0, len(content), 70_000):
+        chunk = content[begin : begin + 70_000]
+        handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+    handler.wfile.write(b"0\r\n\r\n")
+    handler.close_connection = True
+
+
+def chunk_cut_after(amount):
+    """The second chunk stops after `amount` of its bytes, or has not even a beginning."""
+
+    def manner(handler, content, start):
+        handler.answer(b"", length="none", Transfer_Encoding="chunked", Connection="close")
+        handler.wfile.write(b"%x\r\n%b\r\n" % (70_000, content[:70_000]))
+        if amount:
+            handler.wfile.write(b"%x\r\n%b" % (70_000, content[70_000 : 70_000 + amount]))
+        handler.close_connection = True
+
+    return manner
+
+
+def circle(handler, content, start):
+    handler.answer(b"", 302, Location=handler.path)
+
+
+def no_http(handler, content, start):
+    handler.wfile.write(b"220 smtp.example.org ready\r\n")
+    handler.close_connection = True
+
+
+def other_span(handler, content, start):
+    span = f"bytes 0-{len(content) - 1}/{len(content)}"
+    handler.answer(content, 206, Content_Range=span)
+
+
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(module, "PAUSE", 0.0)
@@ -176,6 +230,16 @@ PUT_RIGHT = {
     "slow": [slow],
     "no length": [no_length],
     "nonsense length": [nonsense_length],
+    "length too large": [long_length],
+    "negative length": [negative_length],
+    "in chunks": [chunked],
+    "cut inside a chunk": [chunk_cut_after(20_000)],
+    "cut between chunks": [chunk_cut_after(0)],
+    "reset again and again": [cut_after(50_000, reset=True)] * 5,
+    "no HTTP at first": [no_http],
+    "redirected, then cut": [redirect, cut_after(100_000), redirect],
+    "cut, then another span": [cut_after(100_000), other_span],
+    "asks for patience": [status(429), status(408)],
     "cut once": [cut_after(123_456)],
     "reset": [cut_after(100_000, reset=True)],
     "cut ever again": [cut_after(n) for n in (1, 5_000, 70_000, 70_000, 1)],
@@ -200,6 +264,108 @@ def test_it_asks_for_no_byte_twice(server, tmp_path, amount):
     assert server.asked == [("/file.bin", 0), ("/file.bin", amount)]
 
 
+def test_a_download_is_resumed_where_an_earlier_call_stopped(server, tmp_path):
+    (tmp_path / ".file.bin.part").write_bytes(CONTENT[:1000])
+    download(remote(server), tmp_path / "file.bin")
+    assert server.asked == [("/file.bin", 1000)]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("manner", [range_ignored, other_span, chunked, no_length])
+def test_a_server_that_does_not_resume_starts_anew(server, tmp_path, manner):
+    (tmp_path / ".file.bin.part").write_bytes(b"x" * 1000)
+    server.manners = [manner]
+    download(remote(server), tmp_path / "file.bin")
+    assert server.asked == [("/file.bin", 1000)]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_server_that_has_nothing_after_half_a_file_leads_to_no_file(server, tmp_path):
+    (tmp_path / ".file.bin.part").write_bytes(CONTENT[:1000])
+    server.manners = [status(416)]
+    with pytest.raises(HJEPAError, match=r"gave 1,000 bytes .*not the right file"):
+        download(remote(server), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+    download(remote(server), tmp_path / "file.bin")
+    assert server.asked == [("/file.bin", 1000), ("/file.bin", 0)]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("manner", [status(403), status(404), web_page])
+def test_what_has_arrived_survives_a_refusal(server, tmp_path, manner):
+    server.manners = [cut_after(1000), manner]
+    with pytest.raises(HJEPAError):
+        download(remote(server), tmp_path / "file.bin")
+    download(remote(server), tmp_path / "file.bin")
+    assert server.asked == [("/file.bin", 0), ("/file.bin", 1000), ("/file.bin", 1000)]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_what_arrived_before_a_stall_is_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    enough = threading.Event()
+
+    def stall(handler, content, start):
+        handler.answer(content[:100_000], length=len(content))
+        enough.wait(20)
+        handler.close_connection = True
+
+    server.manners = [stall]
+    download(remote(server), tmp_path / "file.bin")
+    enough.set()
+    assert server.asked == [("/file.bin", 0), ("/file.bin", 100_000)]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from hjepa_mlx.data.catalog import Remote
+from hjepa_mlx.data.download import download
+download(Remote(sys.argv[1], sys.argv[2], int(sys.argv[3])), Path(sys.argv[4]))
+"""
+
+
+def test_a_process_that_was_killed_is_gone_on_from(server, tmp_path):
+    content, path = CONTENT * 10, tmp_path / "file.bin"
+    part, finish = tmp_path / ".file.bin.part", threading.Event()
+
+    def half(handler, content, start):
+        handler.answer(content[:2_200_000], length=len(content))
+        finish.wait(20)
+        handler.close_connection = True
+
+    server.files["file.bin"], server.manners = content, [half]
+    wanted = remote(server, content)
+    arguments = [wanted.url, wanted.md5, str(wanted.size), str(path)]
+    with subprocess.Popen([sys.executable, "-c", DOWNLOAD, *arguments]) as process:
+        until = time.monotonic() + 20
+        while not (part.is_file() and part.stat().st_size >= 1_000_000):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+    finish.set()
+    have = part.stat().st_size
+    assert not path.exists()
+    download(wanted, path)
+    assert server.asked == [("/file.bin", 0), ("/file.bin", have)]
+    assert path.read_bytes() == content
+
+
+def test_a_full_disk_leaves_no_file_and_the_next_call_goes_on(server, tmp_path):
+    path, (soft, hard) = tmp_path / "file.bin", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may be larger
+    try:
+        with pytest.raises(OSError, match="too large"):
+            download(remote(server), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
+    download(remote(server), path)
+    assert server.asked == [("/file.bin", 0), ("/file.bin", 100_000)]
+    assert path.read_bytes() == CONTENT
+
+
 # What ends in one line, and succeeds when run again
 
 FAILING = {
@@ -210,6 +376,11 @@ FAILING = {
     "web page": ([web_page], "answered with a web page"),
     "disguised page": ([disguised_page], "not the right file"),
     "wrong byte": ([wrong_byte], "not the right file"),
+    "length too small": ([short_length], "not the right file"),
+    "redirected to a web page": ([redirect, web_page], "answered with a web page"),
+    "redirected in a circle": ([circle] * 5, "answered 302"),
+    "redirected to nowhere": ([status(302)], "answered 302"),
+    "no HTTP": ([no_http] * 4, "failed"),
     "nothing": ([cut_after(0)] * 4, "the connection ended after 0 of"),
     "no answer": ([lambda handler, *_: hang_up(handler)] * 4, "failed"),
 }
@@ -271,6 +442,21 @@ def test_a_second_download_of_the_same_file_is_refused(server, tmp_path):
     finish.set()
     first.join()
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_download_that_another_one_has_just_finished_does_no_harm(server, tmp_path, monkeypatch):
+    path, flock = tmp_path / "file.bin", fcntl.flock
+
+    def later(*args):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        download(remote(server), path)
+        flock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", later)
+    with contextlib.suppress(HJEPAError):
+        download(remote(server), path)
+    assert path.read_bytes() == CONTENT
+    assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
 # Data sets
@@ -339,6 +525,69 @@ def test_an_archive_placed_by_hand_is_checked_and_used(server, published, tmp_pa
     assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
 
 
+def test_unpacking_that_was_stopped_is_done_again_from_the_archive(server, published, tmp_path):
+    files = archive_of("cifar10", tmp_path)
+    published("cifar10", files)
+    ((file, content),) = files.items()
+    inner = tmp_path / "data/cifar10/cifar-10-batches-bin"
+    inner.mkdir(parents=True)
+    (inner.parent / file).write_bytes(content)
+    (inner / "data_batch_1.bin").write_bytes(b"of another time")
+    (inner / ".data_batch_2.bin.part").write_bytes(b"half")
+    fetch("cifar10", tmp_path / "data")
+    assert server.asked == []
+    made = tmp_path / "made/cifar-10-batches-bin"
+    assert {p.name: p.read_bytes() for p in inner.iterdir()} == {
+        p.name: p.read_bytes() for p in made.iterdir()
+    }
+
+
+def test_an_archive_that_lacks_a_file_is_refused_and_nothing_recorded(server, published, tmp_path):
+    right = archive_of("stl10", tmp_path)
+    (tmp_path / "made/stl10_binary/test_y.bin").unlink()
+    name = next(iter(right))
+    lacking = layouts.archive(tmp_path / "made/stl10_binary", tmp_path / name).read_bytes()
+    published("stl10", {name: lacking})
+    with pytest.raises(HJEPAError, match=r"lacks stl10_binary/test_y\.bin"):
+        fetch("stl10", tmp_path / "data")
+    assert not (tmp_path / "data/stl10/checksums.json").exists()
+    published("stl10", right)
+    (tmp_path / "data/stl10" / name).unlink()
+    fetch("stl10", tmp_path / "data")
+    assert len(open_source(Data(name="stl10", dir=str(tmp_path / "data")), "test")) == 10
+
+
+def test_a_damaged_record_of_checksums_is_named(server, published, tmp_path):
+    published("fashion-mnist", fashion_files())
+    fetch("fashion-mnist", tmp_path)
+    record = tmp_path / "fashion-mnist/checksums.json"
+    whole = record.read_bytes()
+    for damaged in (b"", whole[:50], b"[]", b"null", b"\xff\xfe"):
+        record.write_bytes(damaged)
+        with pytest.raises(HJEPAError, match=r"checksums\.json cannot be read"):
+            fetch("fashion-mnist", tmp_path)
+    record.unlink()
+    asked = len(server.asked)
+    fetch("fashion-mnist", tmp_path)
+    assert record.read_bytes() == whole
+    assert len(server.asked) == asked
+
+
+def test_files_of_fashion_mnist_placed_by_hand_are_checked_and_kept(server, published, tmp_path):
+    files = fashion_files()
+    published("fashion-mnist", files)
+    place = tmp_path / "fashion-mnist"
+    place.mkdir()
+    first, *rest = files
+    (place / first).write_bytes(files[first][:-1] + b"?")
+    with pytest.raises(HJEPAError, match=rf"{first} has the MD5 .*not the published .*Move it"):
+        fetch("fashion-mnist", tmp_path)
+    assert (place / first).read_bytes() == files[first][:-1] + b"?"
+    (place / first).write_bytes(files[first])
+    fetch("fashion-mnist", tmp_path)
+    assert [path for path, _ in server.asked] == [f"/{name}" for name in rest]
+
+
 @pytest.mark.parametrize("number", [0, 2])
 def test_fashion_mnist_goes_on_with_the_file_that_failed(server, published, tmp_path, number):
     files = fashion_files()
@@ -360,6 +609,35 @@ def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp
     with pytest.raises(HJEPAError, match=r"STL-10 needs 3\.1 GB more in .*3\.0 GB are free"):
         fetch("stl10", tmp_path)
     assert server.asked == []
+
+
+def test_what_is_there_already_needs_no_room(server, published, tmp_path, monkeypatch):
+    published("cifar10", archive_of("cifar10", tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=160_000_000))
+    with pytest.raises(HJEPAError, match=r"CIFAR-10 needs 0\.\d GB more in .*0\.2 GB are free"):
+        fetch("cifar10", tmp_path / "data")
+    assert server.asked == []
+    there = tmp_path / "data/cifar10/cifar-10-batches-bin/data_batch_1.bin"
+    there.parent.mkdir()
+    with open(there, "wb") as file:
+        file.truncate(250_000_000)
+    fetch("cifar10", tmp_path / "data")
+    assert there.stat().st_size == 10 * 3073
+
+
+def test_archives_of_imagenet1k_with_the_right_md5_are_taken(tmp_path, monkeypatch):
+    layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
+    archives = {path.name: path for path in (tmp_path / "imagenet1k").iterdir()}
+    for name, path in archives.items():
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        monkeypatch.setitem(IMAGENET_ARCHIVES, name, digest)
+    assert fetch("imagenet1k", tmp_path) == tmp_path / "imagenet1k"
+    kit = archives["ILSVRC2012_devkit_t12.tar.gz"]
+    kit.write_bytes(kit.read_bytes()[:-1] + b"?")
+    with pytest.raises(HJEPAError, match=r"devkit_t12\.tar\.gz has the MD5 .*Move it away"):
+        fetch("imagenet1k", tmp_path)
+    assert kit.is_file()
 
 
 def test_imagenet1k_says_how_to_get_it_and_checks_what_was_placed(tmp_path, capsys):
@@ -470,7 +748,32 @@ def test_a_wrong_file_from_the_hub_is_deleted_and_fetched_again(hub, server, tmp
     assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
 
 
-@pytest.mark.parametrize("manner", [status(404), web_page], ids=["404", "web page"])
+def test_a_file_from_the_hub_that_ends_early_is_fetched_again(hub, server, tmp_path):
+    name = next(name for name in hub.files if name.endswith(".parquet"))
+    hub.served[name] = hub.files[name][:-1000]
+    last_line(download_imagenet100(server, tmp_path))
+    assert not (tmp_path / "data/imagenet100" / name).exists()
+    hub.served = hub.files
+    assert download_imagenet100(server, tmp_path).returncode == 0
+    assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
+
+
+def test_a_repository_without_parquet_files_is_named(hub, server, tmp_path):
+    hub.files = {"README.md": b"card"}
+    line = last_line(download_imagenet100(server, tmp_path))
+    assert re.search(r"clane9/imagenet-100 has no parquet files", line)
+
+
+def test_a_hub_that_is_not_there_is_one_line(tmp_path):
+    with serving() as gone:
+        pass
+    line = last_line(download_imagenet100(gone, tmp_path))
+    assert re.search(r"clane9/imagenet-100.*failed: .*again", line)
+
+
+@pytest.mark.parametrize(
+    "manner", [status(404), status(500), web_page], ids=["404", "500", "web page"]
+)
 def test_a_hub_that_does_not_answer_well_is_one_line(hub, server, tmp_path, manner):
     hub.instead = manner
     line = last_line(download_imagenet100(server, tmp_path))

@@ -5,8 +5,11 @@ Nothing is ever written under a name that an archive chose.
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +23,9 @@ from hjepa_mlx.files import atomic_write
 
 CHUNK = 1 << 20
 PADDING = 1 << 20  # zeros that may follow the end of a tar; more of them are a gap
+NOT_OURS = (  # what numpy raises on an index that is damaged or another version's
+    OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
+)  # fmt: skip
 Advance = Callable[[int], None]
 
 
@@ -43,8 +49,10 @@ def unpack(archive: Path, wanted: dict[str, int], folder: Path, advance: Advance
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 name = _checked(member, archive).removeprefix("./")
-                if name not in left:
+                if name not in wanted:
                     continue
+                if name not in left:
+                    raise HJEPAError(f"{archive} is not the published file: it has {name} twice.")
                 if not member.isfile() or member.size > left.pop(name):
                     raise HJEPAError(
                         f"{archive} is not the published file: its {name} is no plain file of at "
@@ -59,7 +67,7 @@ def unpack(archive: Path, wanted: dict[str, int], folder: Path, advance: Advance
                 written.append(path)
                 if not left:
                     break
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's, not the archive's
         raise HJEPAError(
@@ -100,7 +108,7 @@ def images_in_tar(path: Path, advance: Advance) -> Iterator[Member]:
         end = os.fstat(file.fileno()).st_size
         try:
             yield from _walk(file, path, 0, end, "", advance)
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise HJEPAError(f"{path} is not a whole tar archive ({error}).") from error
 
 
@@ -114,7 +122,7 @@ def _walk(
                 break
             name = _checked(member, path)
             offset, size = member.offset_data, member.size
-            if member.isfile() and (offset + size > end or member.issparse()):
+            if size < 0 or (member.isfile() and (offset + size > end or member.issparse())):
                 raise HJEPAError(f"{path} is cut or damaged: {name} reaches beyond its end.")
             if member.isfile():
                 pure = PurePosixPath(name)
@@ -130,10 +138,11 @@ def _walk(
 
 def _check_end(file: BinaryIO, path: Path, at: int, end: int, outermost: bool) -> None:
     """tarfile stops at what it cannot read as if the archive ended there; tell the two apart."""
+    if at >= end and not outermost:
+        return  # an inner tar without its end mark
     file.seek(at)
-    mark = file.read(tarfile.BLOCKSIZE)
-    whole = mark == bytes(tarfile.BLOCKSIZE) or (at >= end and not outermost)
-    if not whole or (outermost and end - at > PADDING):
+    rest = file.read(min(max(end - at, 0), PADDING + 1))
+    if len(rest) < tarfile.BLOCKSIZE or len(rest) > PADDING or rest.strip(b"\0"):
         raise HJEPAError(f"{path} is cut or damaged at byte {at:,} of {end:,}.")
 
 
@@ -155,12 +164,12 @@ def tar_index(path: Path, advance: Advance) -> TarIndex:
     stamp = np.array([status.st_size, status.st_mtime_ns])
     if kept.is_file():
         try:
-            with np.load(kept, allow_pickle=False) as arrays:
+            with open(kept, "rb") as stored, np.load(stored, allow_pickle=False) as arrays:
                 if np.array_equal(arrays["stamp"], stamp):
                     groups = tuple(str(name) for name in arrays["groups"])
                     rest = (arrays[key] for key in ("group", "names", "offset", "size"))
                     return TarIndex(groups, *rest)
-        except (OSError, ValueError, KeyError, EOFError):
+        except NOT_OURS:
             pass  # not an index that this version wrote: made again below
     members = sorted(images_in_tar(path, advance))
     groups = tuple(sorted({member.group for member in members}))
@@ -168,12 +177,12 @@ def tar_index(path: Path, advance: Advance) -> TarIndex:
     index = TarIndex(
         groups,
         np.array([number[m.group] for m in members], np.int32),
-        np.array([m.name.encode() for m in members], np.bytes_),
+        np.array([os.fsencode(m.name) for m in members], np.bytes_),
         np.array([m.offset for m in members], np.int64),
         np.array([m.size for m in members], np.int64),
     )
     if os.access(path.parent, os.W_OK):
-        with atomic_write(kept) as file:
+        with atomic_write(kept, unique=True) as file:
             arrays = {**vars(index), "groups": np.array(groups, np.str_), "stamp": stamp}
             np.savez(file, **arrays)
     return index

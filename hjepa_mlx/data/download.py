@@ -91,7 +91,7 @@ def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
         error.close()
         if error.code == 416:
             return None
-        answer = f"the server answered {error.code} {error.reason}"
+        answer = f"the server answered {error.code} {_words(error)}"
         if error.code >= 500 or error.code in (408, 429):  # for the moment only
             raise _Broken(answer) from None
         raise HJEPAError(
@@ -118,7 +118,7 @@ def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read(CHUNK)
+        return response.read1(CHUNK)
     except http.client.IncompleteRead as error:
         if error.partial:
             return error.partial  # the next call raises again
@@ -128,7 +128,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _words(error: Exception) -> str:
-    return str(getattr(error, "reason", "") or error) or type(error).__name__
+    return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
 
 
 def _continues(response: http.client.HTTPResponse, have: int) -> bool:

@@ -145,7 +145,7 @@ def _tars(place: Path, split: Split) -> Source:
         index = tar_index(path, advance)
     groups, group = index.groups, index.group
     if len(groups) < 2:  # the validation images, all in one folder
-        wanted = [name.decode() for name in index.names]
+        wanted = [os.fsdecode(name) for name in index.names]
         groups, group = _by_ground_truth(place, wanted)
     zeros = np.zeros(len(index.offset), np.uint8)
     return make_source("", Members([path], zeros, index.offset, index.size), group, groups)
