@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import tarfile
+import threading
+import time
 from contextlib import closing
 from itertools import islice
 
@@ -15,8 +17,11 @@ import pytest
 from layouts import CMC, KAGGLE, OTHERS
 from PIL import Image
 
+import hjepa_mlx as hj
 from hjepa_mlx.config import Data
+from hjepa_mlx.data import shards
 from hjepa_mlx.data.pipeline import Position, Skipped, evaluation_images, training_batches
+from hjepa_mlx.data.prepare import prepare
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
@@ -376,3 +381,166 @@ def test_a_disk_that_leaves_its_folder_behind_is_noticed(tmp_path, tiny_config, 
             (tmp_path / "imagenet100").mkdir()
         with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):
             drain(batches, 100)
+
+
+# Classes, and files that say which class an image has
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("cifar10", "airplane automobile bird cat deer dog frog horse ship truck"),
+        ("stl10", "airplane bird car cat deer dog horse monkey ship truck"),
+    ],
+)
+def test_classes_are_in_the_publishers_order(tmp_path, name, classes):
+    getattr(layouts, name)(tmp_path)
+    assert source(tmp_path, name, "train").classes == tuple(classes.split())
+
+
+def test_the_folder_of_the_data_set_itself_may_be_given(hundred):
+    root, made = hundred
+    found = source(root / "imagenet100", "imagenet100", "test")
+    assert found.classes == CMC
+    assert contents(found) == sorted((name, data) for name, _, data in made["val"])
+
+
+CSV = "LOC_val_solution.csv"
+TRUTH = f"{layouts.KIT}/data/ILSVRC2012_validation_ground_truth.txt"
+META = f"{layouts.KIT}/data/meta.mat"
+DAMAGED_TRUTH = {
+    "a table with other columns": (CSV, lambda data: b"a,b\n1,2\n"),
+    "a table without a class": (
+        CSV,
+        lambda data: b"ImageId,PredictionString\nILSVRC2012_val_00000001,\n",
+    ),
+    "a table cut in a row": (CSV, lambda data: data[:-45]),
+    "a table that is no text": (CSV, lambda data: bytes(range(256))),
+    "ground truth that is no number": (TRUTH, lambda data: b"x\n" + data),
+    "ground truth of no class": (TRUTH, lambda data: b"99\n" + data[2:]),
+    "ground truth of an inner node": (TRUTH, lambda data: b"6\n" + data[2:]),
+    "meta.mat in half": (META, lambda data: data[: len(data) // 2]),
+    "meta.mat that is text": (META, lambda data: b"text"),
+    "meta.mat that is empty": (META, lambda data: b""),
+}
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGED_TRUTH.values(), ids=DAMAGED_TRUTH)
+def test_damaged_ground_truth_is_named(tmp_path, file, damage):
+    made = layouts.photos(CMC[:5])
+    if file == CSV:
+        layouts.kaggle_contest(tmp_path, made)
+    else:
+        layouts.tars(tmp_path, made)
+        kit = tmp_path / f"{layouts.KIT}.tar.gz"
+        with tarfile.open(kit) as tar:
+            tar.extractall(tmp_path, filter="data")
+        kit.unlink()
+    path = tmp_path / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(HJEPAError, match=path.name):
+        source(tmp_path, "imagenet1k", "test")
+
+
+@pytest.mark.parametrize("content", [b"text", b"3", bytes(range(256))])
+def test_a_damaged_list_of_kaggles_labels_is_named(tmp_path, content):
+    layouts.kaggle_hundred(tmp_path, layouts.photos(KAGGLE))
+    (tmp_path / "Labels.json").write_bytes(content)
+    with pytest.raises(HJEPAError, match=r"Labels\.json"):
+        source(tmp_path, "imagenet100", "train")
+
+
+def test_kaggles_missing_validation_images_are_named(tmp_path):
+    layouts.kaggle_hundred(tmp_path, layouts.photos(KAGGLE))
+    shutil.rmtree(tmp_path / "val.X")
+    with pytest.raises(HJEPAError, match=r"val\.X"):
+        source(tmp_path, "imagenet100", "test")
+
+
+def test_a_parquet_file_whose_labels_are_damaged_is_named(tmp_path):
+    layouts.parquet(tmp_path, layouts.photos(CMC))
+    path = sorted((tmp_path / "data").glob("train-*"))[1]
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    (labels,) = (column for column in columns if column.path_in_schema == "label")
+    data = bytearray(path.read_bytes())
+    start = labels.dictionary_page_offset or labels.data_page_offset
+    data[start : start + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(HJEPAError, match=path.name) as error:
+        source(tmp_path, "imagenet100", "train")
+    assert "\n" not in str(error.value)
+
+
+def test_training_on_a_mix_shows_each_image_at_its_place(both, tiny_config):
+    joined = source(both[0], "imagenet100+stl10", "pretrain", weights=[1.0, 2.0])
+    whole = {"image_size": 96, "batch_size": 30, "flip": False, "crop_scale": [1.0, 1.0]}
+    config = tiny_config(data=whole)
+    with closing(training_batches(joined, config, Position(), Skipped())) as batches:
+        seen = np.concatenate([batch.images for batch in islice(batches, 10)])
+    order, _ = joined.pass_order(config.seed, 0)
+    assert len(seen) == len(order) == 300
+    assert (order >= 200).sum() == 200
+    differences = []
+    for image, index in zip(seen, order, strict=True):
+        if index >= 200:
+            assert np.array_equal(image, both[2][index - 200])
+        else:
+            jpeg = joined.images.read(int(joined.rows[index]))
+            expected = Image.open(io.BytesIO(jpeg)).resize((96, 96), Image.Resampling.BILINEAR)
+            differences.append(np.abs(image - np.asarray(expected).astype(int)).mean())
+    assert max(differences) < 5  # a crop of the whole may lack one of its 80 columns
+    assert np.mean(differences) < 0.5
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """200 + 100 images in prepared shards of 32."""
+    root = tmp_path_factory.mktemp("prepared")
+    layouts.folders(root / "original" / "imagenet100", layouts.photos(CMC))
+    originals = {s: source(root / "original", "imagenet100", s) for s in ("train", "test")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD", 32)
+        prepare("imagenet100", originals, root / "made" / "imagenet100" / "shards", side=32)
+    return root / "made"
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+def test_a_shard_that_goes_away_while_training_is_named(tmp_path, tiny_config, prepared, how):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    found = source(tmp_path, "imagenet100", "pretrain")
+    with closing(training_batches(found, tiny_config(), Position(), Skipped())) as batches:
+        next(batches)
+        spoil(tmp_path / "imagenet100/shards/train-00001.tar", how)
+        with pytest.raises(StorageError, match=r"train-00001\.tar"):
+            drain(batches, 200)
+
+
+def test_a_run_whose_shard_is_cut_is_saved_and_goes_on(tmp_path, tiny_config, prepared, capsys):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    shard = tmp_path / "imagenet100/shards/train-00002.tar"
+    whole = shard.read_bytes()
+    config = tiny_config(
+        data={"name": "imagenet100", "dir": str(tmp_path), "batch_size": 20},
+        optim={"epochs": 3, "warmup_epochs": 1},
+        run={"dir": str(tmp_path / "run"), "checkpoint_minutes": 1e-9, "keep_last": 2},
+    )
+    checkpoints = tmp_path / "run/checkpoints"
+
+    def cut_after_the_first_checkpoint() -> None:
+        while not list(checkpoints.glob("step-*")):
+            time.sleep(0.001)
+        os.truncate(shard, 100)
+
+    thread = threading.Thread(target=cut_after_the_first_checkpoint, daemon=True)
+    thread.start()
+    with pytest.raises(HJEPAError, match=r"train-00002\.tar .* saved\. When it is back: hjepa-mlx"):
+        hj.train(config)
+    thread.join()
+    stopped = int((checkpoints / "latest").read_text().removeprefix("step-"))
+    assert 1 <= stopped < 30
+    shard.write_bytes(whole)
+    capsys.readouterr()
+    hj.train(config, resume=True)
+    assert f"at step {stopped} of 30." in "".join(capsys.readouterr())
+    assert (checkpoints / "latest").read_text() == "step-00000030"

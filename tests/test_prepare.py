@@ -14,7 +14,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-from layouts import CMC
+from layouts import CMC, KAGGLE, OTHERS
 from PIL import Image
 from test_images import encoded, smooth
 from typer.testing import CliRunner
@@ -306,3 +306,124 @@ def test_a_prepared_folder_of_ones_own_pictures_trains_as_folder_does(tmp_path):
     assert small["train"].classes == mine["train"].classes
     assert small["train"].labels.tolist() == mine["train"].labels.tolist()
     assert len(small["test"]) == 9
+
+
+@pytest.mark.parametrize("kind", odd_pictures())
+def test_odd_pictures_are_reduced_upright_as_well(kind):
+    data, picture = odd_pictures()[kind]
+    made = Image.open(io.BytesIO(shrunk(data, 45, 95)))
+    height, width = (side // 2 for side in picture.shape[:2])
+    assert made.size == (width, height)
+    expected = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(made).astype(int) - np.asarray(expected)).mean() < 4
+
+
+def test_kaggles_hundred_are_prepared_in_the_order_of_their_own_list(tmp_path):
+    made = layouts.photos(KAGGLE, train=1)
+    layouts.kaggle_hundred(tmp_path / "imagenet100", made)
+    out = tmp_path / "imagenet100" / "shards"
+    prepare("imagenet100", sources(tmp_path), out, side=32)
+    found = sources(tmp_path)["train"]
+    assert str(out) in found.label_of(0)
+    assert found.classes == KAGGLE
+    pairs = {(KAGGLE.index(name), shrunk(data, 32, 90)) for name, _, data in made["train"]}
+    read = [found.images.read(int(row)) for row in found.rows]
+    assert set(zip(found.labels.tolist(), read, strict=True)) == pairs
+
+
+def test_the_hundred_of_an_imagenet1k_are_prepared_on_their_own(tmp_path):
+    layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC + OTHERS, train=1))
+    out = tmp_path / "imagenet100" / "shards"
+    made = prepare("imagenet100", sources(tmp_path), out, side=32)
+    assert {split: part["images"] for split, part in made["splits"].items()} == {
+        "train": 100,
+        "test": 100,
+    }
+    found = sources(tmp_path)["test"]
+    assert str(out) in found.label_of(0)
+    assert found.classes == CMC
+    assert len(sources(tmp_path, "imagenet1k")["test"]) == 103
+
+
+def test_a_call_killed_while_it_wrote_its_plan_goes_on(root, tmp_path, expected):
+    (tmp_path / ".plan.json.part").write_bytes(b"{")
+    prepare("imagenet100", sources(root), tmp_path, side=32)
+    assert contents(tmp_path) == expected
+
+
+SLOWLY = """
+import time
+from hjepa_mlx.data import prepare, shards
+shards.SHARD = 32
+shrunk = prepare.shrunk
+def slow(*arguments):
+    time.sleep(0.005)
+    return shrunk(*arguments)
+prepare.shrunk = slow
+from hjepa_mlx.cli import main
+main()
+"""
+
+
+def test_ctrl_c_keeps_what_is_whole_and_the_next_call_the_rest(root, tmp_path, expected):
+    arguments = ["datasets", "prepare", "imagenet100", "--data-dir", str(root), "--side", "32"]
+    out = tmp_path / "out"
+    running = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *arguments, "--out", str(out), "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "train-00001.json").exists():
+        assert running.poll() is None
+        time.sleep(0.001)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "hjepa-mlx: stopped."
+    left = contents(out)
+    assert not [name for name in left if name.endswith(".part") or name == shards.MANIFEST]
+    whole = {name for name in left if name.endswith(".tar")}
+    assert {"train-00001.tar"} <= whole < {name for name in expected if name.endswith(".tar")}
+    recorded = [name for name in whole if (out / name).with_suffix(".json").exists()]
+    times = {name: (out / name).stat().st_mtime_ns for name in recorded}
+    prepare("imagenet100", sources(root), out, side=32, workers=2)
+    assert contents(out) == expected
+    assert {name: (out / name).stat().st_mtime_ns for name in recorded} == times
+
+
+def test_a_disk_that_goes_away_is_no_list_of_unreadable_images(
+    root, tmp_path, expected, monkeypatch
+):
+    shutil.copytree(root, tmp_path / "disk")
+    calls = 0
+
+    def unplugged(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 100:
+            (tmp_path / "disk").rename(tmp_path / "away")
+        return shrunk(*arguments)
+
+    monkeypatch.setattr(module, "shrunk", unplugged)
+    out = tmp_path / "out"
+    with pytest.raises(StorageError, match="cannot be read any more"):
+        prepare("imagenet100", sources(tmp_path / "disk"), out, side=32, workers=2)
+    (tmp_path / "away").rename(tmp_path / "disk")
+    made = prepare("imagenet100", sources(tmp_path / "disk"), out, side=32, workers=2)
+    assert [len(part["skipped"]) for part in made["splits"].values()] == [1, 0]
+    tars = {name: data for name, data in expected.items() if name.endswith(".tar")}
+    assert {name: data for name, data in contents(out).items() if name in tars} == tars
+
+
+def test_the_options_of_the_command_are_those_of_what_it_makes(root, tmp_path):
+    given = ["--side", "20", "--quality", "40", "--workers", "1", "--out", str(tmp_path / "out")]
+    ended = CliRunner().invoke(
+        app, ["datasets", "prepare", "imagenet100", "--data-dir", str(root), *given]
+    )
+    assert ended.exit_code == 0, ended.output
+    assert "train: 199 images, 1 left out" in ended.output
+    made = shards.manifest(tmp_path / "out")
+    assert (made["short_side"], made["jpeg_quality"]) == (20, 40)
+    with tarfile.open(tmp_path / "out" / made["splits"]["test"]["shards"][0]["file"]) as tar:
+        assert {min(Image.open(tar.extractfile(m)).size) for m in tar} == {20}

@@ -1,7 +1,9 @@
 """`datasets verify`, `list` and `combine`: what is said of a data set is true of it."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 
 import layouts
@@ -285,3 +287,113 @@ def test_shards_that_were_removed_leave_the_original_to_be_read(hundred):
     assert "/shards/" in open_source(data, "train").label_of(0)
     shutil.rmtree(hundred / "imagenet100/shards")
     assert "/train/n" in open_source(data, "train").label_of(0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "classes"),
+    [(layouts.tars, CMC), (layouts.kaggle_contest, CMC), (layouts.kaggle_hundred, KAGGLE)],
+)
+def test_every_layout_can_be_all_right(tmp_path, monkeypatch, published, layout, classes):
+    layout(tmp_path / "imagenet100", layouts.photos(classes))
+    assert wrong("imagenet100", tmp_path) == {"pretrain", "test"}
+    published("imagenet100", pretrain=200, train=200, test=100)
+    monkeypatch.setattr("hjepa_mlx.data.verify.KAGGLE_IMAGES", 200)
+    ended = hjepa("verify", "imagenet100", "--data-dir", tmp_path)
+    assert ended.exit_code == 0, ended.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"), [("changed", "has changed"), ("missing", "is missing")]
+)
+def test_a_downloaded_file_that_changed_or_went_is_named(tmp_path, damage, says):
+    layouts.stl10(tmp_path / "stl10", 10, 8, 20)
+    files = sorted((tmp_path / "stl10/stl10_binary").iterdir())
+    digests = {f"stl10_binary/{f.name}": hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    (tmp_path / "stl10" / "checksums.json").write_text(json.dumps(digests))
+    assert checks("stl10", tmp_path)["files"] == Check("stl10 files", True, "6 as recorded")
+    path = tmp_path / "stl10/stl10_binary/test_X.bin"
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[5000] ^= 1
+        path.write_bytes(data)
+    check = checks("stl10", tmp_path)["files"]
+    assert not check.right
+    assert check.found == f"{path} {says}"
+
+
+def test_an_unreadable_image_inside_a_tar_is_named(tmp_path):
+    made = layouts.photos(CMC)
+    layouts.tars(tmp_path / "imagenet100", made)
+    path = tmp_path / "imagenet100/ILSVRC2012_img_train.tar"
+    _, name, jpeg = made["train"][17]
+    path.write_bytes(path.read_bytes().replace(jpeg, bytes(len(jpeg)), 1))
+    check = checks("imagenet100", tmp_path)["pretrain: unreadable"]
+    assert not check.right
+    assert check.found.startswith(f"1 of 200: {path}:{name} (")
+
+
+def test_a_class_without_an_evaluation_image_is_noticed(tmp_path, published):
+    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
+    shutil.rmtree(tmp_path / "imagenet100" / "val" / CMC[3])
+    published("imagenet100", pretrain=200, train=200, test=99)
+    assert wrong("imagenet100", tmp_path) == {"classes of both splits"}
+    found = checks("imagenet100", tmp_path)["classes of both splits"].found
+    assert found == "100 for training, 99 for evaluation"
+
+
+def test_pixels_of_an_evaluation_image_that_are_trained_on_are_found(tmp_path):
+    layouts.stl10(tmp_path, 10, 8, 40)
+    record = 3 * 96 * 96
+    test, unlabeled = (tmp_path / "stl10_binary" / f"{s}_X.bin" for s in ("test", "unlabeled"))
+    pixels = test.read_bytes()
+    with open(unlabeled, "r+b") as file:
+        file.seek(21 * record)
+        file.write(pixels[4 * record : 5 * record])
+    check = checks("stl10", tmp_path)["evaluation images that are also trained on"]
+    assert not check.right
+    assert check.found == f"1: {test}[4] is {unlabeled}[21]"
+
+
+def test_hours_are_those_of_the_newest_benchmark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for age, (name, hours) in enumerate((("a", 11.75), ("z", 99.0))):
+        path = results / f"{name}.json"
+        estimates = [{"dataset": "stl10", "hours_100_epochs": hours}]
+        path.write_text(json.dumps({"estimates": estimates}))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (results / "broken.json").write_text('{"estimates": [')
+    (line,) = (line for line in hjepa("list").output.splitlines() if "quick alternative" in line)
+    assert line.split()[-1] == "11.8"
+
+
+def test_bad_input_of_verify_and_list_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, says in (
+        (("verify", "stl1"), "mean 'stl10'"),
+        (("verify", "folder"), "give --data-dir FOLDER"),
+        (("verify", "stl10", "--json", "no/such.json"), "folder no does not exist"),
+        (("list", "--json", "."), "is a folder"),
+    ):
+        ended = hjepa(*arguments)
+        assert ended.exit_code == 2, arguments
+        assert says in ended.output
+        assert ended.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_combine_names_its_file_and_does_not_write_over_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = hjepa("combine", "stl10", "cifar10", "--weight", "3", "--weight", "1")
+    assert first.exit_code == 0
+    assert "Train with: hjepa-mlx train stl10_cifar10.yaml" in first.output
+    written = (tmp_path / "stl10_cifar10.yaml").read_bytes()
+    data = load_config(tmp_path / "stl10_cifar10.yaml").data
+    assert (data.name, data.weights) == ("stl10+cifar10", [3.0, 1.0])
+    again = hjepa("combine", "stl10", "cifar10")
+    assert again.exit_code == 2
+    assert "exists already" in again.output
+    assert (tmp_path / "stl10_cifar10.yaml").read_bytes() == written

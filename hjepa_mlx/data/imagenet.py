@@ -30,6 +30,7 @@ from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.progress import bar
 
 KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
+KAGGLE_PARTS = (["train.X1", "train.X2", "train.X3", "train.X4"], ["val.X"])
 DEVKIT = "ILSVRC2012_devkit_t12"
 CMC_FIRST = "bonnet, poke bonnet"  # label 0 of clane9/imagenet-100, in words
 
@@ -152,15 +153,21 @@ def _tars(place: Path, split: Split) -> Source:
 
 
 def _kaggle_parts(place: Path) -> list[Path]:
-    return sorted(place.glob("train.X[0-9]"))
+    return sorted(place.glob("train.X[0-9]"))  # one is enough: the others are then asked for
 
 
 def _kaggle_folders(place: Path, split: Split) -> Source:
     """ambityga/imagenet100: train.X1 … train.X4, val.X, Labels.json."""
-    parts = _kaggle_parts(place) if split != "test" else [place / "val.X"]
+    parts = [place / name for name in KAGGLE_PARTS[split == "test"]]
     order: tuple[str, ...] = ()
     if (place / "Labels.json").is_file():
-        order = tuple(json.loads((place / "Labels.json").read_text()))
+        try:
+            order = tuple(dict(json.loads((place / "Labels.json").read_text())))
+        except (OSError, ValueError, TypeError) as error:
+            raise StorageError(f"{place / 'Labels.json'} cannot be read ({error}).") from error
+    for part in parts:
+        if not part.is_dir():
+            raise HJEPAError(f"{place}: {part.name} is missing.")
     paths = [path for part in parts for path in image_paths(part)]
     return _by_folder(place, paths, order)
 
@@ -226,9 +233,12 @@ def _ground_truth(place: Path) -> dict[str, str]:
     """WordNet id of each validation image, from Kaggle's table or ImageNet's development kit."""
     table = _first(place, "LOC_val_solution.csv")
     if table is not None:
-        with open(table, newline="") as file:
-            rows = csv.DictReader(file)
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        try:
+            with open(table, newline="") as file:
+                rows = csv.DictReader(file)
+                return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except (OSError, ValueError, LookupError, AttributeError, csv.Error) as error:
+            raise StorageError(f"{table} cannot be read ({error!r}).") from error
     kit = _first(place, DEVKIT, f"{DEVKIT}.tar.gz")
     if kit is None:
         raise HJEPAError(
@@ -237,9 +247,15 @@ def _ground_truth(place: Path) -> dict[str, str]:
         )
     numbers = _kit_file(kit, "ILSVRC2012_validation_ground_truth.txt").split()
     ids = _synsets(_kit_file(kit, "meta.mat"))
-    return {
-        f"ILSVRC2012_val_{image:08d}": ids[int(number)] for image, number in enumerate(numbers, 1)
-    }
+    try:
+        return {
+            f"ILSVRC2012_val_{image:08d}": ids[int(number)]
+            for image, number in enumerate(numbers, 1)
+        }
+    except (ValueError, KeyError) as error:
+        raise StorageError(
+            f"{kit}: ILSVRC2012_validation_ground_truth.txt names no class ({error!r})."
+        ) from error
 
 
 def _kit_file(kit: Path, name: str) -> bytes:
@@ -258,6 +274,7 @@ def _synsets(meta: bytes) -> dict[int, str]:
     """ILSVRC2012_ID → WordNet id of the classes in the development kit's meta.mat."""
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError:
         raise HJEPAError("ImageNet's meta.mat needs scipy: pip install 'hjepa-mlx[hub]'") from None
     try:
@@ -265,7 +282,7 @@ def _synsets(meta: bytes) -> dict[int, str]:
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         pairs = zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)
         return {int(number): str(name) for number, name in pairs}
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, NameError, MatReadError) as error:
         raise StorageError(f"ImageNet's meta.mat cannot be read ({error}).") from error
 
 

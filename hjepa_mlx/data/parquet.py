@@ -78,7 +78,14 @@ class Parquet:
     def labels(self) -> np.ndarray:
         """The column `label`, [N] int64."""
         pq = _pyarrow()
-        columns = [pq.read_table(f.path, columns=["label"])["label"] for f in self.files]
+        columns = []
+        for file in self.files:
+            try:
+                columns.append(pq.read_table(file.path, columns=["label"])["label"])
+            except (OSError, ValueError) as error:
+                raise StorageError(
+                    f"{file.path} cannot be read: {str(error).splitlines()[0]}"
+                ) from error
         return np.concatenate([column.to_numpy() for column in columns]).astype(np.int64)
 
     def label_names(self) -> tuple[str, ...] | None:

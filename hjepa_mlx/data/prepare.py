@@ -82,7 +82,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         except (OSError, ValueError, TypeError) as error:
             raise HJEPAError(f"{folder / PLAN} is damaged ({error}). Delete {folder}.") from None
         _compare(plan, begun, folder)
-    elif any(path.name != LOCK for path in folder.iterdir()):
+    elif any(path.name not in (LOCK, f".{PLAN}.part") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
     _write_json(folder / PLAN, plan)
 
