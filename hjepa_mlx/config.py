@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, did_you_mean
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
@@ -179,8 +179,7 @@ def find_config(name_or_path: str) -> Path:
     names = config_names()
     if name_or_path in names:
         return config_folder() / f"{name_or_path}.yaml"
-    near = difflib.get_close_matches(name_or_path, names, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(name_or_path, names)
     raise UsageError(
         f"No config named '{name_or_path}'.{hint} There are: {', '.join(names)}; "
         "or give the path of a .yaml file."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hjepa_mlx.errors import HJEPAError
 
@@ -36,6 +37,12 @@ def publish(file: BinaryIO, part: Path, path: Path) -> None:
     _to_disk(file.fileno())
     os.replace(part, path)
     sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as a JSON file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -6,11 +6,10 @@ on an M1 Max: figures to be checked, none of them measured by this project.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, did_you_mean
 
 Range = tuple[float, float]
 
@@ -206,8 +205,7 @@ IMAGENET_ARCHIVES = {
 def look_up(name: str) -> Dataset:
     """The catalog's row; UsageError with the nearest name when there is none."""
     if name not in CATALOG:
-        near = difflib.get_close_matches(name, CATALOG, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, CATALOG)
         raise UsageError(f"No data set '{name}'.{hint} There are: {', '.join(CATALOG)}.")
     return CATALOG[name]
 

@@ -12,7 +12,7 @@ from hjepa_mlx.data.archives import unpack
 from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, Remote, look_up
 from hjepa_mlx.data.download import digest, download
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import atomic_write, sha256
+from hjepa_mlx.files import sha256, write_json
 from hjepa_mlx.progress import bar
 
 CHECKSUMS = "checksums.json"  # SHA-256 of what was downloaded or unpacked, for `verify`
@@ -119,8 +119,7 @@ def _record(folder: Path, paths: list[Path]) -> None:
         for path in paths:
             found[path.relative_to(folder).as_posix()] = sha256(path)
             advance(1)
-    with atomic_write(folder / CHECKSUMS) as file:
-        file.write((json.dumps(found, indent=1) + "\n").encode())
+    write_json(folder / CHECKSUMS, found)
 
 
 def _from_hub(row: Dataset, folder: Path) -> None:
@@ -145,8 +144,7 @@ def _from_hub(row: Dataset, folder: Path) -> None:
                     "deleted; run the command again."
                 )
             advance(1)
-    with atomic_write(folder / CHECKSUMS) as file:
-        file.write((json.dumps(published, indent=1) + "\n").encode())
+    write_json(folder / CHECKSUMS, published)
 
 
 def _snapshot(repository: str, folder: Path) -> dict[str, str]:

@@ -30,7 +30,7 @@ from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.storage import Files
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write, locked, sha256
+from hjepa_mlx.files import atomic_write, locked, sha256, write_json
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
@@ -84,7 +84,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         _compare(plan, begun, folder)
     elif any(path.name not in (LOCK, f".{PLAN}.part") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
-    _write_json(folder / PLAN, plan)
+    write_json(folder / PLAN, plan)
 
 
 def _write_all(
@@ -95,7 +95,7 @@ def _write_all(
         writer = _Writer(folder, plan["short_side"], plan["jpeg_quality"], advance)
         splits = {split: writer.write(split, source, workers) for split, source in sources.items()}
     made = {**plan, "splits": splits}
-    _write_json(folder / shards.MANIFEST, made)
+    write_json(folder / shards.MANIFEST, made)
     for part in splits.values():
         for shard in part["shards"]:
             (folder / shard["file"]).with_suffix(".json").unlink(missing_ok=True)
@@ -145,7 +145,7 @@ class _Writer:
         with atomic_write(path.with_suffix(".npy")) as file:
             np.save(file, rows)
         made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
-        _write_json(record, made)
+        write_json(record, made)
         return made
 
     def _fill(
@@ -216,8 +216,3 @@ def _check_space(folder: Path, images: int, side: int) -> None:
             f"{images:,} images of {side} pixels need about {needed / 1e9:.1f} GB in {folder}, "
             f"where {free / 1e9:.1f} GB are free. Free some, or give another folder with --out."
         )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())

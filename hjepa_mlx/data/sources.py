@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.folder import open_folder
 from hjepa_mlx.data.source import Source, Split
 from hjepa_mlx.data.storage import Joined
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
 from hjepa_mlx.rng import generator
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -54,8 +53,7 @@ def check_name(data: Data) -> list[str]:
     known = list(SOURCES) if len(names) > 1 else [*SOURCES, "folder"]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, known)
             raise UsageError(
                 f"No data set '{name}'.{hint} There are: {', '.join(known)}; a+b for both."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import Encoder, Features, extract, mean_features, pixels
 from hjepa_mlx.eval.knn import knn_accuracy
 from hjepa_mlx.eval.rank import effective_rank
-from hjepa_mlx.files import atomic_write
+from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol
@@ -60,8 +59,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the scores as JSON."""
-        with atomic_write(path) as file:
-            file.write((json.dumps(self.scores, indent=1) + "\n").encode())
+        write_json(path, self.scores)
 
 
 def _format(accuracy: float | None) -> str:
