@@ -19,6 +19,6 @@ class UsageError(HJEPAError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'NAME'?" with the nearest known name, or nothing."""
+    """A question that names the nearest known name, with a space before it; or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
