@@ -13,6 +13,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from hjepa_mlx.config import Config
 
 GB = 1e9
 
@@ -79,6 +87,20 @@ def chip() -> str:
     return str(mx.device_info().get("device_name", platform.processor()))
 
 
+@contextmanager
+def computing_threads() -> Iterator[int]:
+    """How many threads should compute at once on this machine, each on something of its own.
+
+    A GPU is kept busy by one. On a CPU, where MLX does most things on one core, threads with a BLAS
+    that uses one core in each get more done than one after the other with all cores for matmuls.
+    """
+    if on_metal():
+        yield 1
+        return
+    with threadpool_limits(1, "blas"):
+        yield min(cpu_count(), 8)
+
+
 def set_memory_limits() -> None:
     """Keep freed buffers for the next step, and on a Mac stay inside what the GPU may use.
 
@@ -97,3 +119,8 @@ def set_memory_limits() -> None:
 def can_compile() -> bool:
     """Whether `mx.compile` fuses kernels here: always on a Mac, on Linux only with g++."""
     return sys.platform == "darwin" or shutil.which("g++") is not None
+
+
+def compiles(config: Config) -> bool:
+    """Whether `config.compile` asks for compiled functions on this machine."""
+    return can_compile() if config.compile == "auto" else config.compile

@@ -22,7 +22,7 @@ from hjepa_mlx.step import Step
 
 FORMAT = 1
 KEYS = {  # of state.json
-    "format", "step", "images", "position", "window", "milestone",
+    "format", "step", "epoch", "images", "position", "window", "milestone",
     "random_state", "loss_scale", "sha256",
 }  # fmt: skip
 

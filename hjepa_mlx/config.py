@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.syntax import Syntax
 
 from hjepa_mlx.errors import UsageError, did_you_mean
+from hjepa_mlx.notebook import Shown
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
@@ -116,9 +118,10 @@ class Run(Section):
     keep_last: Count = 3
     milestone_epochs: Annotated[int, Field(ge=0)] = 25
     eval_every_epochs: Annotated[int, Field(ge=0)] = 0
+    eval_share: Fraction = 0.02
 
 
-class Config(Section):
+class Config(Shown, Section):
     """A whole recipe."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "custom"
@@ -136,6 +139,9 @@ class Config(Section):
     def grid(self) -> int:
         """Patches along each side of the image."""
         return self.data.image_size // self.model.patch_size
+
+    def __rich__(self) -> Syntax:
+        return Syntax(self.to_yaml(), "yaml", theme="ansi_light", background_color="default")
 
     def to_yaml(self) -> str:
         """The config as YAML, in the schema's order."""

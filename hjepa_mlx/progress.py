@@ -21,7 +21,9 @@ PLAIN_SECONDS = 10  # between two plain lines
 
 
 @contextmanager
-def bar(label: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+def bar(
+    label: str, total: int, unit: str = "bytes", shown: bool = True
+) -> Iterator[Callable[[int], None]]:
     """A progress bar with time left, in a terminal only; call what it gives with the new amount."""
     console = Console(stderr=True)
     amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed:,.0f} " + unit)
@@ -31,7 +33,7 @@ def bar(label: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int],
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     ) as progress:
         task = progress.add_task(label, total=total)
         yield lambda amount: progress.advance(task, amount)

@@ -9,17 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import HJEPA, Origin
+from hjepa_mlx.notebook import Shown
 
 # Keys that may differ when a run is resumed: they change neither weights nor what is learned from.
 FREE_KEYS = ("run", "compile", "data.dir", "data.workers")
 
 
-class Run:
+class Run(Shown):
     """A run's folder, read lazily."""
 
     def __init__(self, path: str | Path) -> None:
@@ -29,13 +33,38 @@ class Run:
         steps = self.metrics[-1]["step"] if self.metrics else 0
         return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"
 
+    def __rich__(self) -> Table:
+        table = Table(title=str(self.path), show_header=False, title_justify="left")
+        c = self.config
+        table.add_row(
+            "recipe", f"{c.name}: {c.data.name} at {c.data.image_size}×{c.data.image_size}"
+        )
+        for row in reversed(self.metrics):
+            if "loss" in row:
+                table.add_row("trained", f"{row['step']:,} steps, {row['epoch']:g} epochs")
+                table.add_row("loss", f"{row['loss']:.4f}")
+                break
+        table.add_row("checkpoint", self.latest.name if self.latest else "none yet")
+        scores = self.path / "eval.json"
+        table.add_row("evaluated", "eval.json" if scores.is_file() else "not yet")
+        return table
+
+    @property
+    def report(self) -> Report | None:
+        """The scores of the last evaluation, if there was one."""
+        path = self.path / "eval.json"
+        return Report(json.loads(path.read_bytes())) if path.is_file() else None
+
     @cached_property
     def config(self) -> Config:
         """The resolved config the run was started with."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UsageError(f"{self.path} is not a run: it has no config.yaml.")
-        return load_config(path)
+        try:
+            return load_config(path)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -143,4 +172,6 @@ def load(path: str | Path) -> HJEPA:
         raise UsageError(f"The run {path} has no checkpoint yet.")
     model = HJEPA(config)
     checkpoint.load_model(folder, model)
+    state = checkpoint.read_state(folder)
+    model.origin = Origin(str(folder.parent.parent), state["step"], state["epoch"])
     return model

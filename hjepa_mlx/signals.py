@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
@@ -12,6 +14,22 @@ from hjepa_mlx.eval.rank import effective_rank, feature_std
 from hjepa_mlx.models.hjepa import HJEPA
 
 IMAGES = 256
+SAME = 0.02  # a relative change that counts as none
+IN_WORDS = {  # by the directions of loss and effective rank
+    (-1, 1): "The loss falls while the rank rises: richer features, better predicted.",
+    (1, 1): "Loss and rank rise together: healthy in a JEPA, whose targets get richer.",
+    (0, 1): "The rank rises at a steady loss: features get richer.",
+    (-1, -1): "Loss and rank fall together: that is how a collapse looks. Lower optim.lr, or set "
+    "loss.vicreg or loss.sigreg.",
+    (
+        0,
+        -1,
+    ): "The rank falls at a steady loss: watch it; a lower optim.lr or loss.vicreg keeps it up.",
+    (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
+    (-1, 0): "The loss falls at a steady rank.",
+    (0, 0): "Loss and rank stand still: what this length can teach is learned.",
+    (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
+}
 RANK_LOST, STD_LOST = 0.5, 0.2  # below these shares of their initial values a warning is due
 
 
@@ -66,3 +84,41 @@ def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
             f"{first[key]:.2f}. If the loss falls too, lower optim.lr or set loss.sigreg."
         )
     return found
+
+
+def reading(rows: list[dict[str, Any]]) -> list[str]:
+    """What a run's metrics say, in words: loss and rank together, then each level's loss.
+
+    Compares the last quarter of what was logged with the quarter before it.
+    """
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    ranks = [
+        float(np.mean([v for k, v in row.items() if k.startswith("effective_rank")]))
+        for row in rows
+        if "effective_rank_level_0" in row
+    ]
+    found = []
+    if len(losses) >= 8 and len(ranks) >= 4:
+        found.append(IN_WORDS[_direction(losses), _direction(ranks)])
+    signals: dict[str, Any] = next((r for r in reversed(rows) if "effective_rank_level_0" in r), {})
+    last: dict[str, Any] = next((r for r in reversed(rows) if "loss_level_0" in r), {})
+    above = [
+        key.removeprefix("loss_level_")
+        for key in last
+        if key.startswith("loss_level_")
+        and last[key] >= signals.get(f"position_only_{key}", np.inf)
+    ]
+    if above:
+        found.append(
+            f"Level {', '.join(above)}: the loss is no lower than knowing a cell's position alone "
+            "would make it, so little about the images was learned there yet."
+        )
+    return found
+
+
+def _direction(values: list[float]) -> int:
+    """1 when the last quarter lies above the one before it, −1 when below, 0 within 2 %."""
+    quarter = max(1, len(values) // 4)
+    before, now = np.mean(values[-2 * quarter : -quarter]), np.mean(values[-quarter:])
+    change = (now - before) / max(abs(before), 1e-12)
+    return 0 if abs(change) < SAME else int(np.sign(change))

@@ -22,6 +22,7 @@ from hjepa_mlx.models.hjepa import HJEPA, computing_in
 from hjepa_mlx.models.vit import patchify
 
 Metrics = dict[str, mx.array]
+Error = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
@@ -63,17 +64,21 @@ class AdamW(optim.AdamW):
 
 
 class Step:
-    """One training step over explicit state: model, optimizer, random numbers, loss scale."""
+    """One training step over explicit state: model, optimizer, random numbers, loss scale.
 
-    def __init__(self, model: HJEPA, config: Config) -> None:
+    error: the prediction error of a level, instead of the one `loss.kind` names.
+    """
+
+    def __init__(self, model: HJEPA, config: Config, error: Error | None = None) -> None:
         self.model = model
         self.config = config
+        self.error = error or losses.PREDICTION[config.loss.kind]
         self.dtype: mx.Dtype = getattr(mx, config.precision)
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init(model.trainable_parameters())
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
-        compiled = backend.can_compile() if config.compile == "auto" else config.compile
+        compiled = backend.compiles(config)
         self._value_and_grad = nn.value_and_grad(model, self._loss)
         self._whole = self._compile(self._whole_step, compiled)
         self._gradients = self._compile(self._compute_gradients, compiled)
@@ -129,10 +134,9 @@ class Step:
         cells = [target.shape[1] for target in truth]
         with computing_in(self.model, self.dtype):
             predictions, features = self.model.predict(patches, context, centres, cells)
-        error = losses.PREDICTION[c.kind]
         loss, metrics = mx.array(0.0), {}
         for level, (prediction, target) in enumerate(zip(predictions, truth, strict=True)):
-            metrics[f"loss_level_{level}"] = error(prediction, target)
+            metrics[f"loss_level_{level}"] = self.error(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         for name, weight in (("vicreg", c.vicreg), ("sigreg", c.sigreg)):
             if weight:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from shlex import quote
@@ -22,29 +22,38 @@ from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.eval.report import check_evaluable, quick_knn
-from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.eval.evaluation import check_evaluable
+from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import Reporter, say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
-from hjepa_mlx.signals import Signals, warnings
-from hjepa_mlx.step import Metrics, Schedule, Step, schedule
+from hjepa_mlx.signals import Signals, reading, warnings
+from hjepa_mlx.step import Error, Metrics, Schedule, Step, schedule
 
-QUICK_BANK, QUICK_QUERIES = 5000, 1000  # images of the k-NN that training logs
+Sampler = Callable[[int, int], Masks]
 
 
 class Interrupted(Exception):
     """The user asked to stop; the run was saved."""
 
 
-def train(config: Config, resume: bool = False, console: Console | None = None) -> Run:
+def train(
+    config: Config,
+    resume: bool = False,
+    console: Console | None = None,
+    error: Error | None = None,
+    sampler: Sampler | None = None,
+) -> Run:
     """Train as `config` says, from the start or (`resume`) from the run's newest checkpoint.
 
+    error: a prediction error of your own, from prediction and target [B, n, D] to a number.
+    sampler: masks of your own, from the step's number and the batch size (see `MaskSampler`).
     Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
     checkpoint saved; HJEPAError or UsageError with one readable line for all else.
     """
-    return Training(config, resume, console or Console(stderr=True)).fit()
+    return Training(config, resume, console or Console(stderr=True), error, sampler).fit()
 
 
 def steps_per_epoch(config: Config, images: int) -> int:
@@ -66,9 +75,16 @@ def steps_per_epoch(config: Config, images: int) -> int:
 class Training:
     """One run in progress."""
 
-    def __init__(self, config: Config, resume: bool, console: Console) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resume: bool,
+        console: Console,
+        error: Error | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
         self.config, self.console = config, console
-        self.sampler = MaskSampler(config)
+        self.sampler = sampler or MaskSampler(config)
         self.train_source = open_source(config.data, "pretrain")
         self.test_source = open_source(config.data, "test")
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
@@ -80,14 +96,20 @@ class Training:
         self.run = runs.reopen(config) if resume else None
         backend.set_memory_limits()
         self.model = HJEPA(config)
-        self.step = Step(self.model, config)
+        self.step = Step(self.model, config, error)
         self.signals = Signals(self.model, self.test_source, config, self.skipped)
+        self.knn: QuickKNN | None = None
+        if self.labelled.classes and config.run.eval_every_epochs:
+            share = config.run.eval_share
+            self.knn = QuickKNN(self.model, self.labelled, self.test_source, config, share)
         self.done = 0  # steps
         self.position = Position()
         self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
         self._timed = 0  # steps since the clock was set
+        self._told_of_share = False
         self._clock, self._saved = time.monotonic(), time.monotonic()
         self._start_or_restore()
+        self._began, self._first = time.monotonic(), self.done
 
     def _start_or_restore(self) -> None:
         if self.run is None:
@@ -125,6 +147,8 @@ class Training:
                 raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
                 self._name_skipped(reporter)
+        for line in reading(self.run.metrics):
+            say(self.console, line)
         return self.run
 
     def _loop(
@@ -195,8 +219,8 @@ class Training:
             row |= signals
             for warning in warnings(first, signals):
                 reporter.say(f"step {self.done}: {warning}", style="yellow")
-        if c.eval_every_epochs and self.done % (self.per_epoch * c.eval_every_epochs) == 0:
-            row |= self._quick_knn()
+        if self.knn and self.done % (self.per_epoch * c.eval_every_epochs) == 0:
+            row |= self._quick_knn(reporter)
         if len(row) > 2:
             assert self.run is not None
             self.run.log(row)
@@ -229,17 +253,21 @@ class Training:
                 "Lower optim.lr, or use precision=float32."
             )
 
-    def _quick_knn(self) -> dict[str, float]:
-        if not self.labelled.classes:
-            return {}
-        bank, queries = (
-            source.take(np.sort(np.random.default_rng(0).permutation(len(source))[:limit]))
-            for source, limit in (
-                (self.labelled, QUICK_BANK),
-                (self.test_source, QUICK_QUERIES),
+    def _quick_knn(self, reporter: Reporter) -> dict[str, float]:
+        """k-NN of every level, if there is time for it."""
+        assert self.knn is not None
+        c = self.config
+        elapsed = time.monotonic() - self._began
+        images = (self.done - self._first) * c.data.batch_size * c.optim.accumulate
+        if self.knn.affordable(elapsed, images):
+            return self.knn()
+        if not self._told_of_share:
+            reporter.say(
+                f"k-NN every {c.run.eval_every_epochs} epochs would take more than "
+                f"{c.run.eval_share:.0%} of the time, so it is done less often (run.eval_share)."
             )
-        )
-        return quick_knn(self.model, bank, queries, self.config)
+            self._told_of_share = True
+        return {}
 
     def _name_skipped(self, reporter: Reporter) -> None:
         """Name images that could not be read, in the log and in skipped.txt, once each."""

@@ -32,7 +32,7 @@ def test_knn_in_blocks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, bank_labels = clusters(1, 700, 1.5)
     queries, query_labels = clusters(2, 300, 1.5)
     whole = knn_accuracy(bank, bank_labels, queries, query_labels)
-    monkeypatch.setattr("hjepa_mlx.eval.knn.BLOCK", 700 * 7)
+    monkeypatch.setattr("hjepa_mlx.eval.knn.BANK_BLOCK", 300)
     assert knn_accuracy(bank, bank_labels, queries, query_labels) == whole
 
 
@@ -76,4 +76,4 @@ def test_feature_std_is_one_when_isotropic_and_zero_when_collapsed() -> None:
 def test_pixel_baseline_averages_whole_squares() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)
     got = np.array(pixels(images)["pixels"]).reshape(3, 35, 35, 3)
-    assert got[1, 4, 2] == pytest.approx(images[1, 8:10, 4:6].mean((0, 1)) / 255, abs=1e-6)
+    assert got[1, 4, 2] == pytest.approx(np.rint(images[1, 8:10, 4:6].mean((0, 1))))

@@ -23,7 +23,7 @@ TINY = {
     "model": {"size": "custom", "dim": 64, "depth": 3, "heads": 1, "patch_size": 4,
               "predictor_dim": 64, "predictor_depth": 1},
     "optim": {"epochs": 2, "warmup_epochs": 0.5},
-    "run": {"log_every": 4, "signals_every": 10, "eval_every_epochs": 1},
+    "run": {"log_every": 4, "signals_every": 10, "eval_every_epochs": 1, "eval_share": 1.0},
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_the_target_encoder_moved_less_than_the_context_encoder(run: Run) -> Non
 
 def test_the_report_has_the_form_of_the_design(run: Run) -> None:
     scores = hj.evaluate(hj.load(run.path)).scores
-    levels = {"level_0", "level_1", "level_2"}
+    levels = {"level_0", "level_1", "level_2", "all_levels"}
     assert scores["knn"].keys() == scores["feature_rank"].keys() == levels
     assert scores["baselines"]["random_init"]["knn"].keys() == levels
     assert 60 < scores["baselines"]["pixels"]["knn"] < 85

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hjepa_mlx.cli import study
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
 from hjepa_mlx.cli.datasets import datasets
 from hjepa_mlx.errors import HJEPAError
@@ -25,6 +24,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(datasets, name="datasets")
+app.command(name="eval")(study.evaluate)
+for _command in (study.viz, study.compare, study.embed):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -98,46 +100,7 @@ def train(
         print(f"hjepa-mlx: {stopped}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # data threads may still hold images
-    _evaluate(run.path, None, None, None)
-
-
-@app.command(name="eval")
-@readable
-def evaluate(
-    run: Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")],
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_CONFIG", help="Evaluate on this data set instead."),
-    ] = None,
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Say what a run learned: k-NN per level beside random initialisation and raw pixels.
-
-    Example: `hjepa-mlx eval runs/demo-20260101-120000 --json scores.json`
-    """
-    _evaluate(Path(run), data, data_dir, json_file)
-
-
-def _evaluate(path: Path, data: str | None, data_dir: str | None, json_file: str | None) -> None:
-    from rich.console import Console
-
-    from hjepa_mlx.eval.report import evaluate
-    from hjepa_mlx.runs import load
-
-    check_writable(json_file)
-    model = load(path)
-    console = Console(stderr=True)
-    with console.status("Evaluating"):
-        report = evaluate(model, data, data_dir)
-    if json_file != "-":
-        Console().print(report)
-    if json_file == "-":
-        print(json.dumps(report.scores, indent=1))
-    elif json_file is not None:
-        report.save(Path(json_file))
-    if data is None and data_dir is None and (path / "config.yaml").is_file():
-        report.save(path / "eval.json")
+    study.report(run.path)
 
 
 @app.command()

@@ -86,7 +86,7 @@ def central_box(height: int, width: int) -> Box:
 
 
 def training_batches(
-    source: Source, config: Config, start: Position, skipped: Skipped
+    source: Source, config: Config, start: Position = Position(), skipped: Skipped | None = None
 ) -> Generator[Batch, None, None]:
     """Shuffled, randomly cropped and flipped batches without end, pass after pass.
 
@@ -94,12 +94,11 @@ def training_batches(
     dropped. Raises StorageError when a whole pass gives no batch.
     """
     B, S = config.data.batch_size, config.data.image_size
+    skipped = Skipped() if skipped is None else skipped
     for number in _from(start.number):
         order, rows = source.pass_order(config.seed, number)
         offset = start.offset if number == start.number else 0
-        crops = generator(config.seed, "crop", number).random(
-            (len(order), CROP_NUMBERS), dtype=np.float32
-        )[rows[offset:]]
+        crops = _crop_numbers(config, number, len(order))[rows[offset:]]
         images = np.empty((B, S, S, 3), np.uint8)
         filled, batches, readable = 0, 0, 0
         for place, image in _samples(source, order[offset:], config, crops, skipped):
@@ -124,11 +123,21 @@ def training_batches(
 
 
 def evaluation_images(
-    source: Source, config: Config, skipped: Skipped
+    source: Source, config: Config, skipped: Skipped, cropped: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, image [S, S, 3] uint8) of every readable image in order: its central square."""
+    """(index, image [S, S, 3] uint8) of every readable image in order: its central square.
+
+    cropped: a random crop instead, as in training's first pass, not mirrored.
+    """
     order = np.arange(len(source))
-    return iter(_samples(source, order, config, None, skipped))
+    crops = _crop_numbers(config, 0, len(source)) if cropped else None
+    return iter(_samples(source, order, config, crops, skipped))
+
+
+def _crop_numbers(config: Config, number: int, count: int) -> np.ndarray:
+    """Random numbers [count, CROP_NUMBERS] for the crops of pass `number`."""
+    draws = generator(config.seed, "crop", number)
+    return draws.random((count, CROP_NUMBERS), dtype=np.float32)
 
 
 def _from(number: int) -> Iterator[int]:

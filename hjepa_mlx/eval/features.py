@@ -1,87 +1,246 @@
-"""Features: what the frozen encoder makes of a data set's images, one vector an image and level."""
+"""Features: what frozen encoders make of a data set's images, read once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
-from hjepa_mlx.data.sources import Source
+from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import HJEPA, replica
+from hjepa_mlx.progress import bar
 
-BATCH = 128
+BATCH = 64
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
+IN_MEMORY = 1 << 28  # bytes; a larger array is mapped to a temporary file without a name
+TOKENS = "tokens_"  # before the name of a level: all its cells instead of their mean
+ALL_LEVELS = "all_levels"
+
+Outputs = dict[str, Any]  # arrays of MLX or numpy
+Encoder = Callable[[np.ndarray], Outputs]  # [B, S, S, 3] uint8 to named [B, D] or [B, n, D]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images by name, each [N, D] float32, and the images' labels [N]."""
+    """What one encoder made of N images, by name, and the images' labels [N].
+
+    by_name: [N, D] float32 (pixels: uint8). tokens: [⌈N/stride⌉, n, D] float16, of every
+    `stride`-th image. indices: [N] of the images in their source; the unreadable ones are missing.
+    """
 
     by_name: dict[str, np.ndarray]
+    indices: np.ndarray
     labels: np.ndarray
+    tokens: dict[str, np.ndarray]
+    stride: int
+
+    def __len__(self) -> int:
+        return len(next(iter(self.by_name.values())))
+
+    @property
+    def token_labels(self) -> np.ndarray:
+        """Labels of the images that have tokens."""
+        return self.labels[:: self.stride]
 
 
-Encoder = Callable[[np.ndarray], dict[str, mx.array]]  # [B, S, S, 3] uint8 to named [B, D]
+def model_features(model: HJEPA, encoder: str = "target", tokens: bool = False) -> Encoder:
+    """An encoder that gives each level's features averaged over the grid: level_0, level_1, …
+
+    tokens: also all of a level's cells, each normalised (LayerNorm without affine), as float16.
+    """
+    model = replica(model)
+
+    def compute(images: mx.array) -> dict[str, mx.array]:
+        named = {}
+        for number, x in enumerate(model.encode(images, encoder)):
+            named[f"level_{number}"] = x.mean(1)
+            if tokens:
+                normal = mx.fast.layer_norm(x, None, None, 1e-5)
+                named[f"{TOKENS}level_{number}"] = normal.astype(mx.float16)
+        return named
+
+    compiles = backend.compiles(model.config)
+    run = mx.compile(compute, inputs=[model.state]) if compiles else compute
+    return lambda images: run(mx.array(images))
 
 
-def mean_features(model: HJEPA, encoder: str = "target") -> Encoder:
-    """An encoder that gives each level's features averaged over the grid: level_0, level_1, …"""
-
-    def means(images: mx.array) -> list[mx.array]:
-        return [level.mean(1) for level in model.encode(images, encoder)]
-
-    compiled = mx.compile(means, inputs=[model.state]) if model.config.compile else means
-
-    def encode(images: np.ndarray) -> dict[str, mx.array]:
-        return {f"level_{number}": x for number, x in enumerate(compiled(mx.array(images)))}
-
-    return encode
-
-
-def pixels(images: np.ndarray) -> dict[str, mx.array]:
-    """The pixel baseline: images [B, S, S, 3] reduced to about 32×32 and flattened."""
+def pixels(images: np.ndarray) -> Outputs:
+    """The pixel baseline: images [B, S, S, 3] reduced to about 32×32 whole grey levels, flat."""
     B, S = images.shape[:2]
     factor = max(1, S // PIXEL_SIDE)
     side = S // factor
-    x = images[:, : side * factor, : side * factor].astype(np.float32)
-    x = x.reshape(B, side, factor, side, factor, 3).mean((2, 4)) / 255
-    return {"pixels": mx.array(x.reshape(B, -1))}
+    x = images[:, : side * factor, : side * factor]
+    x = x.reshape(B, side, factor, side, factor, 3).mean((2, 4))
+    return {"pixels": np.rint(x).astype(np.uint8).reshape(B, -1)}
+
+
+def drop_equal_channels(*parts: Features) -> None:
+    """Keep one channel of pixels that are all grey: the others only make the probe larger."""
+    if all(
+        (x[:, 0::3] == x[:, channel::3]).all()
+        for f in parts
+        for x in f.by_name.values()
+        for channel in (1, 2)
+    ):
+        for f in parts:
+            f.by_name["pixels"] = f.by_name["pixels"][:, ::3]
 
 
 def extract(
-    encoders: Sequence[Encoder], source: Source, config: Config, skipped: Skipped
+    make_encoders: Callable[[], Sequence[Encoder]],
+    source: Source,
+    config: Config,
+    skipped: Skipped,
+    stride: int = 1,
+    cropped: bool = False,
+    shown: bool = True,
+    parallel: bool = True,
 ) -> list[Features]:
-    """Run every encoder over every readable image of `source`, reading the images once."""
-    outputs: list[list[dict[str, np.ndarray]]] = [[] for _ in encoders]
+    """Run every encoder over every readable image of `source`; one Features each, in order.
+
+    make_encoders is called in every thread that computes. stride: tokens are kept of every
+    stride-th image. cropped: look at a random crop of each image instead of its central square.
+    shown: with a progress bar. parallel: in as many threads as suit the machine.
+    """
+    N = len(source)
     indices: list[int] = []
+    kept: list[dict[str, np.ndarray]] = []
+    done = 0
+    images = _batches(evaluation_images(source, config, skipped, cropped), indices)
+    with bar("Encoding", N, "images", shown) as advance:
+        for outputs in _computed(make_encoders, images, parallel):
+            kept = kept or [_room(named, N, stride) for named in outputs]
+            for arrays, named in zip(kept, outputs, strict=True):
+                count = _keep(arrays, named, done, stride)
+            done += count
+            advance(count)
+    if not done:
+        raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
+    return [_features(arrays, np.array(indices), source, stride) for arrays in kept]
+
+
+def _batches(samples: Iterator[tuple[int, np.ndarray]], indices: list[int]) -> Iterator[np.ndarray]:
+    """Batches of up to BATCH images; the images' indices are appended to `indices`."""
     batch: list[np.ndarray] = []
-
-    def flush() -> None:
-        images = np.stack(batch + [batch[-1]] * (BATCH - len(batch)))  # one shape: one compilation
-        for output, encode in zip(outputs, encoders, strict=True):
-            named = encode(images)
-            mx.eval(named)
-            output.append({name: np.array(x)[: len(batch)] for name, x in named.items()})
-        batch.clear()
-
-    for index, image in evaluation_images(source, config, skipped):
+    for index, image in samples:
         indices.append(index)
         batch.append(image)
         if len(batch) == BATCH:
-            flush()
+            yield np.stack(batch)
+            batch.clear()
     if batch:
-        flush()
-    if not indices:
+        yield np.stack(batch)
+
+
+def _computed(
+    make_encoders: Callable[[], Sequence[Encoder]],
+    batches: Iterator[np.ndarray],
+    parallel: bool,
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Outputs of all encoders for each batch, in order."""
+    local = threading.local()
+
+    def compute(images: np.ndarray) -> list[dict[str, np.ndarray]]:
+        if not hasattr(local, "encoders"):
+            local.encoders = make_encoders()
+        padding = np.repeat(images[-1:], BATCH - len(images), 0)
+        padded = np.concatenate([images, padding])  # one shape: one compilation
+        outputs = [encode(padded) for encode in local.encoders]
+        mx.eval(outputs)
+        return [{key: np.array(x)[: len(images)] for key, x in o.items()} for o in outputs]
+
+    if not parallel or backend.on_metal():
+        yield from map(compute, batches)
+        return
+    with backend.computing_threads() as threads, ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future] = deque()
+        for batch in batches:
+            pending.append(pool.submit(compute, batch))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _room(outputs: dict[str, np.ndarray], count: int, stride: int) -> dict[str, np.ndarray]:
+    """Arrays for the outputs of `count` images, shaped after those of a first batch."""
+    rows = {name: -(-count // stride) if name.startswith(TOKENS) else count for name in outputs}
+    return {name: room((rows[name], *x.shape[1:]), x.dtype) for name, x in outputs.items()}
+
+
+def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled; a large one lies in a file, so that memory can be taken from it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < size:
         raise HJEPAError(
-            f"{source.name}: none of the {len(source)} images can be read. {skipped.first()}"
+            f"Features need {size / 1e9:.1f} GB in {tempfile.gettempdir()}, where {free / 1e9:.1f} "
+            "GB are free. Free some, set TMPDIR to a larger disk, or use fewer tokens (--token-gb)."
         )
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when mapped
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _keep(
+    arrays: dict[str, np.ndarray], outputs: dict[str, np.ndarray], done: int, stride: int
+) -> int:
+    """Put a batch's outputs where they belong, after `done` images; the number of its images."""
+    first = -done % stride  # of the batch's images that have their tokens kept
+    for name, x in outputs.items():
+        if name.startswith(TOKENS):
+            x = x[first::stride]
+            start = (done + first) // stride
+        else:
+            start, count = done, len(x)
+        arrays[name][start : start + len(x)] = x
+    return count
+
+
+def _features(
+    arrays: dict[str, np.ndarray], indices: np.ndarray, source: Source, stride: int
+) -> Features:
+    count = len(indices)
+    by_name = {n: x[:count] for n, x in arrays.items() if not n.startswith(TOKENS)}
+    tokens = {
+        n.removeprefix(TOKENS): x[: -(-count // stride)]
+        for n, x in arrays.items()
+        if n.startswith(TOKENS)
+    }
+    if len(by_name) > 1:
+        by_name[ALL_LEVELS] = concatenated(list(by_name.values()))
     labels = source.labels[indices] if source.classes else source.labels
-    return [
-        Features({name: np.concatenate([o[name] for o in output]) for name in output[0]}, labels)
-        for output in outputs
-    ]
+    return Features(by_name, indices, labels, tokens, stride)
+
+
+def concatenated(levels: list[np.ndarray]) -> np.ndarray:
+    """Features of all levels side by side [N, ΣD], each level's scaled to unit length.
+
+    The cosine similarity of two images is then the mean of their similarities at each level.
+    """
+    N = len(levels[0])
+    joined = room((N, sum(x.shape[1] for x in levels)), np.float32)
+    for start in range(0, N, 1 << 16):
+        rows = slice(start, start + (1 << 16))
+        parts = [
+            x[rows] / np.maximum(np.linalg.norm(x[rows], axis=1, keepdims=True), 1e-12)
+            for x in levels
+        ]
+        joined[rows] = np.concatenate(parts, 1)
+    return joined

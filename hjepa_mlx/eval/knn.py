@@ -1,13 +1,18 @@
-"""Weighted k-nearest-neighbour accuracy on frozen features."""
+"""Weighted k-nearest-neighbour classification on frozen features: exact, in bounded memory."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.errors import UsageError
 
-BLOCK = 1 << 26  # similarities held at once (256 MB)
+K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
+BANK_BLOCK = 1 << 16  # bank images compared at once
+SIMILARITIES = 1 << 25  # similarities held at once (128 MB)
+GROUP = 64  # bank images whose largest similarity stands for them in a first look
 
 
 def knn_accuracy(
@@ -15,37 +20,91 @@ def knn_accuracy(
     bank_labels: np.ndarray,
     queries: np.ndarray,
     query_labels: np.ndarray,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = K,
+    temperature: float = TEMPERATURE,
 ) -> float:
     """Per cent of queries [Q, D] whose class wins the vote of their k nearest in bank [N, D].
 
-    Cosine similarity, votes weighted by exp(similarity/temperature), exact search
-    (DINO, arXiv 2104.14294, appendix F; Wu et al., arXiv 1805.01978).
+    Raises UsageError for features that are not finite and for a bank of fewer than k images.
     """
-    if len(bank) < k:
+    predicted = knn_predict(bank, bank_labels, queries, k, temperature)
+    return 100 * float((predicted == query_labels).mean())
+
+
+def knn_predict(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    k: int = K,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """The class [Q] that wins the vote of each query's k nearest images in the bank.
+
+    Cosine similarity, votes weighted by exp(similarity/temperature) (DINO; Wu et al.,
+    arXiv 1805.01978).
+    """
+    similarity, neighbours = nearest(bank, queries, k)
+    classes = int(bank_labels.max()) + 1
+    winners = np.empty(len(queries), np.int64)
+    for rows in _blocks(len(queries), max(1, SIMILARITIES // classes)):
+        weights = np.exp(similarity[rows].astype(np.float64) / temperature)
+        places = np.arange(len(weights))[:, None] * classes + bank_labels[neighbours[rows]]
+        votes = np.bincount(places.ravel(), weights.ravel(), len(weights) * classes)
+        winners[rows] = votes.reshape(-1, classes).argmax(1)
+    return winners
+
+
+def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine similarity [Q, k] of each query's k most similar bank images, and their rows [Q, k].
+
+    The most similar comes first. bank: [N, D], queries: [Q, D]; may be memory-mapped, only blocks
+    of them are copied.
+    """
+    if not 0 < k <= len(bank):
         raise UsageError(
-            f"k-NN with k={k} needs at least {k} training images, there are {len(bank)}."
+            f"k-NN with k={k} needs at least {max(1, k)} training images, there are {len(bank)}."
         )
-    bank, queries = _unit(bank), _unit(queries)
-    transposed = mx.array(bank).T
-    classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    block = max(1, BLOCK // len(bank))
-    correct = 0
-    for start in range(0, len(queries), block):
-        similarity = np.array(mx.array(queries[start : start + block]) @ transposed)  # [q, N]
-        nearest = np.argpartition(similarity, len(bank) - k, axis=1)[:, -k:]  # [q, k]
-        weights = np.exp(
-            np.take_along_axis(similarity, nearest, 1).astype(np.float64) / temperature
-        )
-        votes = np.zeros((len(nearest), classes))
-        np.add.at(votes, (np.arange(len(nearest))[:, None], bank_labels[nearest]), weights)
-        correct += int((votes.argmax(1) == query_labels[start : start + block]).sum())
-    return 100 * correct / len(queries)
+    similarity = np.full((len(queries), k), -np.inf, np.float32)
+    neighbours = np.zeros((len(queries), k), np.int64)
+    for columns in _blocks(len(bank), BANK_BLOCK):
+        block = _unit(bank[columns])
+        for rows in _blocks(len(queries), max(1, SIMILARITIES // len(block))):
+            found, where = _largest(_unit(queries[rows]) @ block.T, min(k, len(block)))
+            found = mx.concatenate([mx.array(similarity[rows]), found], 1)
+            where = mx.concatenate([mx.array(neighbours[rows]), where + columns.start], 1)
+            best = mx.argpartition(-found, k - 1, 1)[:, :k]
+            similarity[rows] = np.array(mx.take_along_axis(found, best, 1))
+            neighbours[rows] = np.array(mx.take_along_axis(where, best, 1))
+    order = np.argsort(-similarity, 1, kind="stable")
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(neighbours, order, 1)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    if not np.isfinite(features).all():
-        raise UsageError("k-NN: the features hold NaN or infinity; this model cannot be evaluated.")
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(norm, 1e-12), np.float32)
+def _largest(x: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest of each row of x [Q, N] and their columns, in no particular order.
+
+    They lie in the k groups of columns whose maxima are largest; only those are looked at closely,
+    since a full partition costs many times the matmul that made x.
+    """
+    Q, N = x.shape
+    if 4 * k * GROUP > N:
+        columns = mx.argpartition(-x, k - 1, 1)[:, :k]
+        return mx.take_along_axis(x, columns, 1), columns
+    padded = mx.pad(x, [(0, 0), (0, -N % GROUP)], constant_values=-np.inf) if N % GROUP else x
+    maxima = padded.reshape(Q, -1, GROUP).max(2)
+    groups = mx.argpartition(-maxima, k - 1, 1)[:, :k]
+    columns = (groups[:, :, None] * GROUP + mx.arange(GROUP)).reshape(Q, k * GROUP)
+    candidates = mx.take_along_axis(padded, columns, 1)
+    chosen = mx.argpartition(-candidates, k - 1, 1)[:, :k]
+    return mx.take_along_axis(candidates, chosen, 1), mx.take_along_axis(columns, chosen, 1)
+
+
+def _unit(features: np.ndarray) -> mx.array:
+    x = mx.array(np.asarray(features, np.float32))
+    if not mx.isfinite(x).all().item():
+        raise UsageError("The features hold NaN or infinity; this model cannot be evaluated.")
+    return x / mx.maximum(mx.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -1,163 +1,173 @@
-"""The evaluation of a run: every level beside random initialisation and raw pixels."""
+"""The report of an evaluation: scores as JSON, as tables, and in a few words."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from hjepa_mlx.config import Config, config_names, load_config
-from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import Source
-from hjepa_mlx.data.sources import SOURCES, open_source
-from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.features import Encoder, Features, extract, mean_features, pixels
-from hjepa_mlx.eval.knn import knn_accuracy
-from hjepa_mlx.eval.rank import effective_rank
 from hjepa_mlx.files import write_json
-from hjepa_mlx.models.hjepa import HJEPA
-
-K, TEMPERATURE = 20, 0.07  # DINO's protocol
+from hjepa_mlx.notebook import Shown
 
 Scores = dict[str, Any]
+BASELINES = {"context_encoder": "context encoder", "random_init": "random initialisation"}
+MEASURES = {
+    "linear_probe": "linear probe, best level",
+    "knn": "k-NN, best level",
+    "effective_rank_percent": "effective rank, % of dimension",
+}
 
 
 @dataclass(frozen=True)
-class Report:
-    """Scores by protocol and level; accuracies in per cent, ranks in dimensions."""
+class Report(Shown):
+    """Scores by protocol and level; accuracies in per cent, ranks in dimensions.
+
+    `scores` is what `save` writes; a report prints itself in a terminal and in a notebook.
+    """
 
     scores: Scores
-
-    def __rich__(self) -> Table:
-        """The table: one row an encoder, one column a level."""
-        protocol = self.scores["protocol"]
-        table = Table(
-            title=f"{protocol['data']}: {protocol['bank_images']:,} training images, "
-            f"{protocol['query_images']:,} test images, k-NN with k={protocol['k']}",
-            title_justify="left",
-        )
-        table.add_column("encoder")
-        levels = list(self.scores["feature_rank"])
-        for level in levels:
-            table.add_column(f"{level.replace('_', ' ')}\nk-NN %", justify="right")
-            table.add_column("\nrank", justify="right")
-        baselines = self.scores["baselines"]
-        for name, scores in (
-            ("target encoder", self.scores),
-            ("context encoder", baselines["context_encoder"]),
-            ("random initialisation", baselines["random_init"]),
-        ):
-            cells = []
-            for level in levels:
-                cells.append(_format(scores["knn"].get(level)))
-                cells.append(f"{scores['feature_rank'][level]:.1f}")
-            table.add_row(name, *cells)
-        table.add_row("raw pixels", _format(baselines["pixels"].get("knn")))
-        return table
 
     def save(self, path: Path) -> None:
         """Write the scores as JSON."""
         write_json(path, self.scores)
 
+    def __rich__(self) -> Group:
+        parts: list[RenderableType] = []
+        if self.scores.get("knn"):
+            parts.append(self._accuracies())
+        parts.append(self._spread())
+        if self.scores.get("promises"):
+            parts.append(self._promises())
+        parts += [Text(f"• {line}") for line in self.findings()]
+        return Group(*parts)
 
-def _format(accuracy: float | None) -> str:
-    return "–" if accuracy is None else f"{accuracy:.1f}"
-
-
-def evaluate(model: HJEPA, data: str | None = None, data_dir: str | None = None) -> Report:
-    """Evaluate a model's frozen features on its own data set, or on `data` found in `data_dir`.
-
-    data: name of a data set, or name or path of a config that has one.
-
-    The bank is the training split, the queries are the test split. k-NN is left out for data
-    without classes.
-    """
-    config = model.config.model_copy(deep=True)
-    if data is not None:
-        config.data.name, config.data.dir = _name_and_dir(data)
-        config.data.limit = None
-    if data_dir is not None:
-        config.data.dir = data_dir
-    bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
-    check_evaluable(bank, queries)
-    encoders: list[Encoder] = [
-        mean_features(model, "target"),
-        mean_features(model, "context"),
-        mean_features(HJEPA(model.config)),
-        pixels,
-    ]
-    skipped = Skipped()
-    bank_features = extract(encoders, bank, config, skipped)
-    query_features = extract(encoders, queries, config, skipped)
-    trained, context, random, pixel = map(_scores, bank_features, query_features)
-    return Report(
-        {
-            **trained,
-            "baselines": {
-                "context_encoder": context,
-                "random_init": random,
-                "pixels": {"knn": pixel["knn"].get("pixels")},
-            },
-            "protocol": {
-                "data": config.data.name,
-                "bank_images": len(bank_features[0].by_name["level_0"]),
-                "query_images": len(query_features[0].by_name["level_0"]),
-                "skipped_images": len(skipped),
-                "k": K,
-                "temperature": TEMPERATURE,
-                "features": "mean over the grid of each level",
-                "feature_rank": "exp(entropy) of the centred covariance's eigenvalues, test images",
-            },
-        }
-    )
-
-
-def _name_and_dir(data: str) -> tuple[str, str | None]:
-    if data == "folder" or all(name in SOURCES for name in data.split("+")):
-        return data, None
-    if data in config_names() or data.endswith((".yaml", ".yml")):
-        config = load_config(data)
-        return config.data.name, config.data.dir
-    raise UsageError(
-        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}, folder; configs: "
-        f"{', '.join(config_names())}."
-    )
-
-
-def check_evaluable(bank: Source, queries: Source) -> None:
-    """Refuse what would only fail after the features have been computed."""
-    if not len(queries):
-        raise UsageError(
-            f"{bank.name}: no image is left for evaluation; there have to be at least 10 in all, "
-            f"there are {len(bank)}."
-        )
-    if bank.classes and len(bank) < K:
-        raise UsageError(
-            f"k-NN with k={K} needs at least {K} training images; there are {len(bank)}."
-        )
-    if bank.classes != queries.classes:
-        raise UsageError(
-            f"{bank.name}: training and test images have different classes "
-            f"({len(bank.classes)} and {len(queries.classes)})."
-        )
-
-
-def _scores(bank: Features, queries: Features) -> Scores:
-    knn = {}
-    if len(bank.labels):
-        for name, features in bank.by_name.items():
-            knn[name] = knn_accuracy(
-                features, bank.labels, queries.by_name[name], queries.labels, K, TEMPERATURE
+    def findings(self) -> list[str]:
+        """What the figures say, in words."""
+        if not self.scores.get("linear_probe"):
+            return ["No labels in this data set: k-NN and probes were left out."]
+        level, best = _best(self.scores["linear_probe"])
+        random = _best(self.scores["baselines"]["random_init"]["linear_probe"])[1]
+        pixels = self.scores["baselines"]["pixels"]["linear_probe"]
+        low, high = self.scores["confidence_95"]["linear_probe"][level]
+        found = [
+            f"Best by linear probe: {_words(level)}, {best:.1f} % (95 % interval {low:.1f}–"
+            f"{high:.1f}); {best - random:+.1f} points against random initialisation, "
+            f"{best - pixels:+.1f} against raw pixels."
+        ]
+        knn = _best(self.scores["knn"])[1]
+        random_knn = _best(self.scores["baselines"]["random_init"]["knn"])[1]
+        if low <= random or knn <= random_knn:
+            found.append(
+                "Not clearly better than random initialisation: little that helps to tell these "
+                "classes apart was learned. Train longer, and see `hjepa-mlx viz` for the curves."
             )
-    rank = {name: effective_rank(x) for name, x in queries.by_name.items() if name != "pixels"}
-    return {"knn": knn, "feature_rank": rank}
+        if self.scores["protocol"].get("skipped_images"):
+            found.append(f"{self.scores['protocol']['skipped_images']} images could not be read.")
+        return found
+
+    def _accuracies(self) -> Table:
+        protocol = self.scores["protocol"]
+        few = [key for key in self.scores if key.startswith("few_labels")]
+        table = _table(
+            f"{protocol['data']}: accuracy in %; {protocol['bank_images']:,} training images, "
+            f"{protocol['query_images']:,} test images",
+            "linear probe",
+            f"k-NN k={protocol['k']}",
+            *["attentive"] * ("attentive_probe" in self.scores),
+            *(f"{key.split('_')[2]} % of labels" for key in few),
+        )
+        for encoder, scores in self._networks():
+            for number, level in enumerate(scores["knn"]):
+                low, high = scores["confidence_95"]["linear_probe"][level]
+                cells = [
+                    f"{scores['linear_probe'][level]:.1f} ± {(high - low) / 2:.1f}",
+                    _number(scores["knn"][level]),
+                ]
+                if "attentive_probe" in self.scores:
+                    cells.append(_number(scores.get("attentive_probe", {}).get(level)))
+                for key in few:
+                    reached = scores.get(key, {}).get(level)
+                    words = f"{reached['mean']:.1f} ± {reached['std']:.1f}" if reached else "–"
+                    cells.append(words)
+                table.add_row("" if number else encoder, _words(level), *cells)
+            table.add_section()
+        pixels = self.scores["baselines"]["pixels"]
+        table.add_row("raw pixels", "", f"{pixels['linear_probe']:.1f}", f"{pixels['knn']:.1f}")
+        return table
+
+    def _spread(self) -> Table:
+        """How features are spread, without labels."""
+        columns = {
+            "effective_rank": "effective rank",
+            "rankme": "RankMe",
+            "feature_std": "std",
+            "mean_cosine": "mean cosine",
+            "uniformity": "uniformity",
+            "alignment": "alignment",
+        }
+        table = _table(
+            f"{self.scores['protocol']['data']}: features of the test images", *columns.values()
+        )
+        for encoder, scores in self._networks():
+            for number, (level, figures) in enumerate(scores["features"].items()):
+                cells = []
+                for key in columns:
+                    share = figures.get(f"{key}_percent")
+                    per_cent = f" ({share:.0f} %)" if share is not None else ""
+                    places = 1 if per_cent else 2
+                    cells.append(_number(figures.get(key), places) + per_cent)
+                table.add_row("" if number else encoder, _words(level), *cells)
+            table.add_section()
+        return table
+
+    def _promises(self) -> Table:
+        trained = self.scores["trained"]
+        table = _table(
+            f"Promised for 100 epochs of ViT-S; this is {trained['model']} after "
+            f"{trained['epochs']:g} epochs",
+            "promised",
+            "measured",
+            "verdict",
+        )
+        for row in self.scores["promises"]:
+            low, high = row["promised"]
+            table.add_row(
+                MEASURES[row["measure"]],
+                _words(row["level"]),
+                f"{low:g}–{high:g}",
+                f"{row['measured']:.1f}",
+                row["verdict"],
+            )
+        return table
+
+    def _networks(self) -> Iterator[tuple[str, Scores]]:
+        yield "target encoder", self.scores
+        for key, name in BASELINES.items():
+            if key in self.scores["baselines"]:
+                yield name, self.scores["baselines"][key]
 
 
-def quick_knn(model: HJEPA, bank: Source, queries: Source, config: Config) -> dict[str, float]:
-    """k-NN of every level on these images only: what training logs every few epochs."""
-    encoder = [mean_features(model)]
-    (bank_features,) = extract(encoder, bank, config, Skipped())
-    (query_features,) = extract(encoder, queries, config, Skipped())
-    return {f"knn_{k}": v for k, v in _scores(bank_features, query_features)["knn"].items()}
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _best(by_level: dict[str, float]) -> tuple[str, float]:
+    return max(by_level.items(), key=lambda item: item[1])
+
+
+def _words(level: str) -> str:
+    return level.replace("_", " ")
+
+
+def _number(value: float | None, places: int = 1) -> str:
+    return "–" if value is None else f"{value:.{places}f}"

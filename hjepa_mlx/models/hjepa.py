@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +20,15 @@ from hjepa_mlx.models.predictor import Predictor
 from hjepa_mlx.models.vit import VisionTransformer, patchify
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where trained weights come from."""
+
+    run: str
+    step: int
+    epoch: float
+
+
 class HJEPA(nn.Module):
     """The three networks of a run, built from its config; both encoders start equal.
 
@@ -27,6 +39,7 @@ class HJEPA(nn.Module):
         super().__init__()
         model = config.model
         self.config = config
+        self.origin: Origin | None = None  # untrained
         self.level_blocks = tuple(int(block) for block in model.level_blocks)
         shape = (model.patch_size, config.grid, int(model.dim), int(model.depth), int(model.heads))
         mx.random.seed(config.seed)
@@ -88,6 +101,22 @@ class HJEPA(nn.Module):
         patches = patchify(images, self.config.model.patch_size)
         features = vit(patches, after=self.level_blocks)
         return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
+
+
+def replica(part: Any) -> Any:
+    """A module (or container) with the same arrays, held by containers of its own.
+
+    While a compiled function is traced, the module it captures holds placeholders instead of its
+    arrays: a thread that compiles needs a module that no other thread looks at.
+    """
+    if isinstance(part, nn.Module):
+        twin = copy.copy(part)
+        for name, value in part.items():
+            twin[name] = replica(value)
+        return twin
+    if isinstance(part, (list, tuple)):
+        return type(part)(map(replica, part))
+    return part
 
 
 @contextmanager

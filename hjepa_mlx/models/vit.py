@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from hjepa_mlx.models.attention import attention
 from hjepa_mlx.models.gelu import gelu
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as in I-JEPA
@@ -66,8 +67,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, N, D/H]
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.proj(x.swapaxes(1, 2).reshape(B, N, D))
+        return self.proj(attention(q, k, v).swapaxes(1, 2).reshape(B, N, D))
 
 
 class MLP(nn.Module):

@@ -1,0 +1,248 @@
+"""Runs side by side: what differs in their configuration, how they trained, what they score."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from shlex import quote
+from statistics import median
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from hjepa_mlx.checkpoint import read_state
+from hjepa_mlx.config import dotted_keys
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.runs import Run
+
+PLACES = ("run.dir", "data.dir")  # keys that say nothing about the training
+MEASURES = {
+    "linear_probe": "linear probe %",
+    "attentive_probe": "attentive probe %",
+    "knn": "k-NN %",
+    "feature_rank": "feature rank",
+}
+TRAINING: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "steps": ("steps", "{:,}".format),
+    "epochs": ("epochs", "{:.4g}".format),
+    "images": ("images seen", "{:,}".format),
+    "loss": ("loss, last logged", "{:.4f}".format),
+    "images_per_second": ("images/s, median", "{:,.0f}".format),
+    "finished": ("finished", lambda finished: "yes" if finished else "no"),
+}
+LEGEND = "* best; ~ not told apart from the best: equal, or the 95 % intervals overlap"
+WIDEST = 32  # characters of a column
+
+Scores = dict[str, dict[str, list[Any]]]  # measure → level → one item a run, None where missing
+Rows = list[tuple[str, list[str]]]  # label, and one cell a run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, as plain values; lists have one item a run, in the order of `runs`.
+
+    `best` has for each score the places of the runs that are best in it: several if they cannot
+    be told apart, none if scores are not comparable or fewer than two runs have it.
+    """
+
+    data: dict[str, Any]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One column a run; as many tables, one below the other, as the width asks for."""
+        names, sections = _names(self.data["runs"]), _sections(self.data)
+        rows = [row for section in sections.values() for row in section]
+        room = options.max_width - _width(label for label, _ in rows)
+        blocks: list[list[int]] = []
+        left = 0
+        for run, name in enumerate(names):
+            width = _width([name, *(cells[run] for _, cells in rows)])
+            if not blocks or width > left:
+                blocks.append([])
+                left = room
+            blocks[-1].append(run)
+            left -= width
+        for block in blocks:
+            yield _table(names, sections, block)
+            yield Text("")
+        marked = any(any(levels.values()) for levels in self.data["best"].values())
+        yield from map(Text, [LEGEND] * marked + self.data["notes"])
+
+
+def compare(runs: Sequence[str | Path]) -> Comparison:
+    """Compare two or more runs, given by their folders.
+
+    Raises UsageError for a folder that is no run, or that is given twice.
+    """
+    paths = [Path(path) for path in runs]
+    if len(paths) < 2:
+        raise UsageError("compare needs two or more runs.")
+    places = [path.resolve() for path in paths]
+    if twice := [path for path in paths if places.count(path.resolve()) > 1]:
+        raise UsageError(f"The same run is given twice: {', '.join(map(str, twice))}.")
+    opened = [Run(path) for path in paths]
+    configuration, training = _configuration(opened), [_training(run) for run in opened]
+    evaluations = [_evaluation(run) for run in opened]
+    scores, intervals = _gather(evaluations), _gather(evaluations, "confidence_95")
+    differing = _protocols([evaluation for evaluation in evaluations if evaluation])
+    notes = [] if configuration else ["The configurations are the same."]
+    notes += [f"Scores are not comparable: {differing} differ."] if differing else []
+    for path, evaluation in zip(paths, evaluations, strict=True):
+        if not evaluation:
+            notes.append(f"Not evaluated: hjepa-mlx eval {quote(str(path))}")
+    return Comparison(
+        {
+            "runs": [str(path) for path in paths],
+            "configuration": configuration,
+            "training": {key: [row[key] for row in training] for key in TRAINING},
+            "scores": scores,
+            "confidence_95": intervals,
+            "best": {
+                measure: {
+                    level: _best(values, intervals.get(measure, {}).get(level, [None] * len(runs)))
+                    for level, values in levels.items()
+                }
+                for measure, levels in ({} if differing else scores).items()
+            },
+            "random_init": _gather(evaluations, "baselines", "random_init"),
+            "notes": notes,
+        }
+    )
+
+
+def _configuration(runs: list[Run]) -> dict[str, list[Any]]:
+    """Every key in which the runs' configs differ, and its values."""
+    trees = [run.config.model_dump() for run in runs]
+    values = {
+        key: [reduce(lambda tree, part: tree[part], key.split("."), tree) for tree in trees]
+        for key in dotted_keys()
+        if key not in PLACES
+    }
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """How far a run came, by its log and its newest checkpoint, and how it went."""
+    config, logged = run.config, run.metrics
+    reached = [*logged[-1:], *([read_state(run.latest)] if run.latest else [])]
+    last = max(reached, key=lambda row: row["step"], default={"step": 0, "epoch": 0.0})
+    speeds = [row["images_per_second"] for row in logged if "images_per_second" in row]
+    return {
+        "steps": last["step"],
+        "epochs": last["epoch"],
+        "images": last["step"] * config.data.batch_size * config.optim.accumulate,
+        "loss": next((row["loss"] for row in reversed(logged) if "loss" in row), None),
+        "images_per_second": median(speeds) if speeds else None,
+        "finished": last["epoch"] >= config.optim.epochs,
+    }
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    """The run's eval.json; empty when it was not evaluated."""
+    path = run.path / "eval.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise HJEPAError(f"{path} is damaged; run hjepa-mlx eval {quote(str(run.path))}") from None
+
+
+def _gather(evaluations: list[dict[str, Any]], *inside: str) -> Scores:
+    """What each evaluation has of each measure and level, under the keys `inside`."""
+    parts = [reduce(lambda part, key: part.get(key, {}), inside, e) for e in evaluations]
+    scores: Scores = {}
+    for measure in MEASURES:
+        found = [part.get(measure, {}) for part in parts]
+        levels = {n for each in found for n, v in each.items() if isinstance(v, int | float | list)}
+        if levels:
+            order = sorted(levels, key=lambda name: (not name.startswith("level_"), name))
+            scores[measure] = {level: [each.get(level) for each in found] for level in order}
+    return scores
+
+
+def _best(values: list[float | None], intervals: list[Any]) -> list[int]:
+    """The runs whose interval (without one: value) reaches up to that of the best value."""
+    known = {
+        run: (value, *(interval or (value, value)))
+        for run, (value, interval) in enumerate(zip(values, intervals, strict=True))
+        if value is not None
+    }
+    lowest = max(known.values(), default=(0, 0, 0))[1]
+    best = [run for run, (_, _, high) in known.items() if high >= lowest]
+    return best if len(known) > 1 else []
+
+
+def _protocols(evaluations: list[dict[str, Any]]) -> str:
+    """In words, what all evaluations state of their protocols and is not the same."""
+    protocols = [evaluation.get("protocol", {}) for evaluation in evaluations]
+    differing = []
+    for key in protocols[0] if protocols else ():
+        values = [protocol.get(key) for protocol in protocols]
+        plain = all(isinstance(value, str | int | float) for value in values)
+        if plain and key != "skipped_images" and len(set(values)) > 1:
+            differing.append(f"{key} ({', '.join(map(str, dict.fromkeys(values)))})")
+    return ", ".join(differing)
+
+
+def _sections(data: dict[str, Any]) -> dict[str, Rows]:
+    """The table's rows by section, as text."""
+    return {
+        "configuration": [
+            (key, [v if isinstance(v, str) else json.dumps(v) for v in values])
+            for key, values in data["configuration"].items()
+        ],
+        "training": [
+            (label, ["–" if v is None else form(v) for v in data["training"][key]])
+            for key, (label, form) in TRAINING.items()
+        ],
+        "scores": _score_rows(data["scores"], data["best"]),
+        "random initialisation": _score_rows(data["random_init"], {}),
+    }
+
+
+def _score_rows(scores: Scores, best: dict[str, dict[str, list[int]]]) -> Rows:
+    rows = []
+    for measure, levels in scores.items():
+        for level, values in levels.items():
+            top = best.get(measure, {}).get(level, [])
+            mark = " ~" if len(top) > 1 else " *"
+            cells = [
+                "–" if value is None else f"{value:.1f}" + mark * (run in top)
+                for run, value in enumerate(values)
+            ]
+            rows.append((f"{MEASURES[measure]} {level.replace('_', ' ')}", cells))
+    return rows
+
+
+def _names(runs: list[str]) -> list[str]:
+    """The runs' folders, with as much of what comes before as tells them apart."""
+    paths = [Path(run).resolve() for run in runs]
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(common)) for path in paths]
+
+
+def _width(texts: Iterable[str]) -> int:
+    return min(WIDEST, max(map(len, texts))) + 3  # and what stands between two columns
+
+
+def _table(names: list[str], sections: dict[str, Rows], runs: list[int]) -> Table:
+    """The table of these runs."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False)
+    for heading in ["", *(names[run] for run in runs)]:
+        table.add_column(Text(heading), overflow="fold", max_width=WIDEST)
+    for title, rows in sections.items():
+        if rows:
+            table.add_row(Text(title, style="bold"))
+        for label, cells in rows:
+            table.add_row(Text(label), *(Text(cells[run]) for run in runs))
+        table.add_section()
+    return table

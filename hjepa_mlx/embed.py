@@ -1,0 +1,223 @@
+"""Embeddings: what a trained encoder makes of a folder of images, in a file others can read.
+
+embeddings = embed(hj.load("runs/demo"), "pictures")
+embeddings.levels["level_2"]  # [N, D] float32, in the order of embeddings.paths
+save(embeddings, "features.npz")
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+import numpy as np
+
+from hjepa_mlx import backend
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.folder import tree
+from hjepa_mlx.data.pipeline import Skipped, evaluation_images
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.files import atomic_write
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.progress import bar
+
+BATCH = 32
+LONGEST_HEADER = 90_000_000  # bytes: what reads safetensors refuses 100 MB
+ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of N images, and how they came about.
+
+    levels: level_0 (finest), level_1, … → [N, D] float32, or [N, n_l, D] with every cell. Paths
+    are relative to the folder: N in `paths`, and in `skipped` (path → reason) those left out.
+    """
+
+    levels: dict[str, np.ndarray]
+    paths: list[str]
+    skipped: dict[str, str]
+    about: dict[str, str]
+
+
+def embed(
+    model: HJEPA,
+    folder: str | Path,
+    encoder: str = "target",
+    pooled: bool = True,
+    out: str | Path | None = None,
+) -> Embeddings:
+    """Embed all images under `folder`: the central square of each, at the model's image size.
+
+    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell,
+    in raster order. out: the file to be saved to, refused now if saving would fail in the end.
+    Images that cannot be read are left out; the others' embeddings do not depend on each other.
+    """
+    if encoder not in ("target", "context"):
+        raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
+    if out is not None:
+        _check_out(Path(out), pooled)
+    source, size = _open(Path(folder)), model.config.data.image_size
+    paths = [_relative(source.label_of(index), folder) for index in range(len(source))]
+
+    def features(images: mx.array) -> list[mx.array]:  # L × [B, D] or [B, n_l, D]
+        levels = model.encode(images, encoder)
+        return [level.mean(1) for level in levels] if pooled else levels
+
+    blank = features(mx.zeros((BATCH, size, size, 3), mx.uint8))  # never computed: for its shape
+    levels = {f"level_{n}": (len(source), *x.shape[1:]) for n, x in enumerate(blank)}
+    _check_room(sum(4 * int(np.prod(shape)) for shape in levels.values()), paths, out)
+    arrays = {name: np.empty(shape, np.float32) for name, shape in levels.items()}
+    skipped = Skipped()
+    rows = _fill(list(arrays.values()), features, source, model.config, skipped)
+    if not rows:
+        raise HJEPAError(f"{folder}: none of its images can be read. {skipped.first()}")
+    return Embeddings(
+        {name: array[: len(rows)] for name, array in arrays.items()},
+        [paths[row] for row in rows],
+        {_relative(path, folder): why for path, why in skipped.reasons.items()},
+        {"encoder": encoder, "image_size": str(size), "folder": _text(str(folder))},
+    )
+
+
+def _open(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise UsageError(f"The image folder {folder} does not exist.")
+    return tree(folder)
+
+
+def _fill(
+    arrays: list[np.ndarray],
+    features: Callable[[mx.array], list[mx.array]],
+    source: Source,
+    config: Config,
+    skipped: Skipped,
+) -> list[int]:
+    """Put the features of the readable images into `arrays`, L × [N, …]; those images' numbers."""
+    size = config.data.image_size
+    images = np.zeros((BATCH, size, size, 3), np.uint8)  # always whole: one shape, one result
+    rows: list[int] = []
+    stream = evaluation_images(source, config, skipped)
+    with bar("Embedding", len(source), "images") as advance:
+        while chunk := list(islice(stream, BATCH)):
+            for place, (_, image) in enumerate(chunk):
+                images[place] = image
+            levels = features(mx.array(images))
+            mx.eval(levels)
+            for array, level in zip(arrays, levels, strict=True):
+                array[len(rows) : len(rows) + len(chunk)] = np.array(level)[: len(chunk)]
+            rows += [index for index, _ in chunk]
+            advance(len(chunk))
+    return rows
+
+
+def save(embeddings: Embeddings, path: str | Path) -> None:
+    """Write `embeddings` to `path`, whole or not at all: .npz, .safetensors or .parquet."""
+    path = Path(path)
+    _check_out(path, next(iter(embeddings.levels.values())).ndim == 2)
+    with atomic_write(path) as file:
+        FORMATS[path.suffix](file, embeddings)
+
+
+def _npz(file: BinaryIO, embeddings: Embeddings) -> None:
+    """Arrays level_0 …, `paths` [N] and `about`: a JSON object as a string."""
+    arrays: dict[str, Any] = dict(embeddings.levels)
+    arrays["paths"] = np.array(embeddings.paths)
+    arrays["about"] = np.array(json.dumps(_about(embeddings)))
+    np.savez(file, **arrays)
+
+
+def _safetensors(file: BinaryIO, embeddings: Embeddings) -> None:
+    """Arrays level_0 …; metadata with `paths`: a JSON list. MLX's writer would copy the arrays."""
+    header: dict[str, dict] = {
+        "__metadata__": {**_about(embeddings), "paths": json.dumps(embeddings.paths)}
+    }
+    end = 0
+    for name, array in embeddings.levels.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for array in embeddings.levels.values():
+        file.write(array.data)
+
+
+def _parquet(file: BinaryIO, embeddings: Embeddings) -> None:
+    """Columns `path`, and level_0 … as fixed-size lists; the rest in the schema's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"path": pa.array(embeddings.paths, pa.string())}
+    for name, array in embeddings.levels.items():
+        flat = pa.array(array.reshape(-1))  # not copied
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    table = pa.table(columns, metadata=_about(embeddings))
+    pq.write_table(table, file, row_group_size=ROW_GROUP, use_dictionary=False)
+
+
+FORMATS: dict[str, Callable[[BinaryIO, Embeddings], None]] = {
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}
+
+
+def _about(embeddings: Embeddings) -> dict[str, str]:
+    return {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
+
+
+def _relative(path: str, folder: str | Path) -> str:
+    return _text(path[len(os.path.join(Path(folder), "")) :])
+
+
+def _text(path: str) -> str:
+    """A path as Unicode that every format can hold: bytes that are no UTF-8 become \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_out(path: Path, pooled: bool) -> None:
+    """Refuse a file that could not be written in the end."""
+    if path.suffix not in FORMATS:
+        raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
+    if path.suffix == ".parquet" and not pooled:
+        raise UsageError("Parquet holds one vector an image; for every cell take .npz.")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give a file.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: files cannot be made in {path.parent}.")
+
+
+def _check_room(size: int, paths: list[str], out: str | Path | None) -> None:
+    """Refuse `size` bytes of embeddings that memory, the file's disk or its format cannot hold."""
+    what, memory = f"The embeddings of {len(paths):,} images take", backend.memory_gb()
+    if size / backend.GB > memory:
+        raise HJEPAError(
+            f"{what} {size / backend.GB:.1f} GB of memory; there are {memory:.1f}. Embed "
+            "one subfolder at a time, or without --tokens."
+        )
+    if out is None:
+        return
+    names = json.dumps(json.dumps(paths))
+    size += 4 * len(paths) * max(map(len, paths)) if Path(out).suffix == ".npz" else len(names)
+    free = shutil.disk_usage(Path(out).parent).free
+    if free < size:
+        raise HJEPAError(
+            f"{what} {size / backend.GB:.2f} GB in {Path(out).parent}, where "
+            f"{free / backend.GB:.2f} GB are free. Free some, or choose another --out."
+        )
+    if Path(out).suffix == ".safetensors" and len(names) > LONGEST_HEADER:
+        raise UsageError(f"{len(paths):,} names are too many for .safetensors; take .npz.")

@@ -1,0 +1,221 @@
+"""The evaluation of a model: every protocol at every level, beside three baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from hjepa_mlx import backend
+from hjepa_mlx.config import Config, config_names, load_config
+from hjepa_mlx.data.pipeline import Skipped
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.sources import SOURCES, open_source
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.eval import protocols
+from hjepa_mlx.eval.accuracy import check_finite
+from hjepa_mlx.eval.features import (
+    Encoder,
+    Features,
+    drop_equal_channels,
+    extract,
+    model_features,
+    pixels,
+)
+from hjepa_mlx.eval.knn import K
+from hjepa_mlx.eval.protocols import Protocol, Scores
+from hjepa_mlx.eval.rank import alignment
+from hjepa_mlx.eval.report import Report
+from hjepa_mlx.eval.verdict import verdicts
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.progress import bar
+from hjepa_mlx.rng import generator
+
+ALIGNED = 256  # test images whose random crop is compared with the whole
+TARGET = "target_encoder"
+ENCODERS = (TARGET, "context_encoder", "random_init", "pixels")
+FULLY_EVALUATED = (TARGET, "random_init")  # with few labels and the attentive probe too
+
+
+def evaluate(
+    model: HJEPA,
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol | None = None,
+) -> Report:
+    """Evaluate a model's frozen features on its own data set, or on `data` found in `data_dir`.
+
+    data: name of a data set, or name or path of a config that has one. Probes and bank learn from
+    the training split; the test split is looked at once. Without classes only the label-free
+    figures are made.
+    """
+    protocol = protocol or Protocol()
+    config = config_for(model.config, data, data_dir)
+    train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    check_evaluable(train, test, protocol.k)
+    backend.set_memory_limits()
+    skipped = Skipped()
+    encoders = _encoders(model)
+    cells = 2 * config.grid**2  # of all levels together: fewer than twice those of level 0
+    learnt_from, judged_on = (
+        extract(
+            partial(encoders, tokens=bool(source.classes) and protocol.token_gb > 0),
+            source,
+            config,
+            skipped,
+            protocol.token_stride(len(source), cells, int(config.model.dim)),
+        )
+        for source in (train, test)
+    )
+    drop_equal_channels(learnt_from[-1], judged_on[-1])
+    scores = _scores(learnt_from, judged_on, protocol)
+    for name, by_level in _alignment(encoders, test, judged_on, config, skipped).items():
+        for level, value in by_level.items():
+            scores[name]["features"][level]["alignment"] = value
+    result = scores.pop(TARGET)
+    kinds = scores["pixels"].keys() & {"knn", "linear_probe"}
+    scores["pixels"] = {kind: scores["pixels"][kind]["pixels"] for kind in sorted(kinds)}
+    return Report(
+        {
+            **result,
+            "promises": verdicts(result, model.config.data.name if data is None else ""),
+            "baselines": scores,
+            "protocol": {
+                **protocol.described(),
+                "data": config.data.name,
+                "bank_images": len(learnt_from[0]),
+                "query_images": len(judged_on[0]),
+                "attentive_bank_images": len(learnt_from[0].token_labels),
+                "skipped_images": len(skipped),
+            },
+            "trained": _trained(model),
+        }
+    )
+
+
+def _encoders(model: HJEPA) -> Callable[..., list[Encoder]]:
+    """Makes the encoders named in ENCODERS; those that get an attentive probe give tokens."""
+    random = HJEPA(model.config)
+    mx.eval(random.parameters())  # threads cannot evaluate each other's arrays
+
+    def make(tokens: bool = False) -> list[Encoder]:
+        return [
+            model_features(model, "target", tokens),
+            model_features(model, "context"),
+            model_features(random, "target", tokens),
+            pixels,
+        ]
+
+    return make
+
+
+def _scores(
+    learnt_from: list[Features], judged_on: list[Features], protocol: Protocol
+) -> dict[str, Scores]:
+    """Scores by encoder, protocol and level; every level of every encoder is a job of its own."""
+    jobs: list[tuple[str, str, Callable[[], Scores]]] = []
+    for encoder, train, test in zip(ENCODERS, learnt_from, judged_on, strict=True):
+        few = encoder in FULLY_EVALUATED
+        for name in train.by_name:
+            check_finite(test.by_name[name], "These features")
+            job = partial(protocols.level_scores, train, test, name, protocol, few)
+            jobs.append((encoder, name, job))
+        for name in train.tokens:
+            jobs.append((encoder, name, partial(protocols.token_scores, train, test, name)))
+    scores: dict[str, Scores] = {encoder: {} for encoder in ENCODERS}
+    with (
+        bar("Probing", len(jobs), "of them") as advance,
+        backend.computing_threads() as threads,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        results = pool.map(lambda job: job[2](), jobs)
+        for (encoder, name, _), result in zip(jobs, results, strict=True):
+            _merge(scores[encoder], name, result)
+            advance(1)
+    return scores
+
+
+def _merge(scores: Scores, name: str, result: Scores) -> None:
+    """Put {protocol: value} of one level into {protocol: {level: value}}."""
+    for kind, value in result.items():
+        if kind == "confidence_95":
+            _merge(scores.setdefault(kind, {}), name, value)
+        else:
+            scores.setdefault(kind, {})[name] = value
+
+
+def _alignment(
+    encoders: Callable[..., list[Encoder]],
+    test: Source,
+    judged_on: list[Features],
+    config: Config,
+    skipped: Skipped,
+) -> dict[str, dict[str, float]]:
+    """Alignment of each network's features of test images and of a random crop of each."""
+    few = np.sort(generator(0, "aligned").permutation(len(test))[:ALIGNED])
+    crops = extract(lambda: encoders()[:-1], test.take(few), config, skipped, cropped=True)
+    found = {}
+    for name, whole, cropped in zip(ENCODERS, judged_on, crops, strict=False):
+        rows = np.searchsorted(whole.indices, few[cropped.indices])
+        found[name] = {
+            level: alignment(whole.by_name[level][rows], x) for level, x in cropped.by_name.items()
+        }
+    return found
+
+
+def _trained(model: HJEPA) -> dict[str, Any]:
+    """What was trained, for how long: so that scores are not taken for another checkpoint's."""
+    c = model.config
+    return {
+        "run": model.origin.run if model.origin else None,
+        "step": model.origin.step if model.origin else 0,
+        "epochs": model.origin.epoch if model.origin else 0,
+        "images": c.data.name,
+        "model": f"ViT {c.model.size} ({c.model.dim} wide, {c.model.depth} blocks), patch "
+        f"{c.model.patch_size} at {c.data.image_size}",
+    }
+
+
+def config_for(own: Config, data: str | None, data_dir: str | None) -> Config:
+    """A run's config with another data set: by name, or by name or path of a config that has it."""
+    config = own.model_copy(deep=True)
+    if data is not None:
+        config.data.name, config.data.dir = _name_and_dir(data)
+        config.data.limit, config.data.weights = None, "auto"
+    if data_dir is not None:
+        config.data.dir = data_dir
+    return config
+
+
+def _name_and_dir(data: str) -> tuple[str, str | None]:
+    if data == "folder" or all(name in SOURCES for name in data.split("+")):
+        return data, None
+    if data in config_names() or data.endswith((".yaml", ".yml")):
+        config = load_config(data)
+        return config.data.name, config.data.dir
+    raise UsageError(
+        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}, folder; configs: "
+        f"{', '.join(config_names())}."
+    )
+
+
+def check_evaluable(train: Source, test: Source, k: int = K) -> None:
+    """Refuse what would only fail after the features have been computed."""
+    if not len(test):
+        raise UsageError(
+            f"{train.name}: no image is left for evaluation; there have to be at least 10 in all, "
+            f"there are {len(train)}."
+        )
+    if train.classes and len(train) < k:
+        raise UsageError(
+            f"k-NN with k={k} needs at least {k} training images; there are {len(train)}."
+        )
+    if train.classes != test.classes:
+        raise UsageError(
+            f"{train.name}: training and test images have different classes "
+            f"({len(train.classes)} and {len(test.classes)})."
+        )

@@ -1,0 +1,67 @@
+"""The k-NN that training logs every few epochs: on a subset, at a bounded share of the time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.pipeline import Skipped
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.eval.features import Encoder, Features, extract, model_features
+from hjepa_mlx.eval.knn import knn_accuracy
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.rng import generator
+
+BANK, QUERIES = 5000, 1000  # images
+
+
+class QuickKNN:
+    """k-NN of every level of the target encoder, on a fixed subset of the two splits.
+
+    share: of the training time that all its calls together may take; 1 is as much as they want.
+    """
+
+    def __init__(
+        self, model: HJEPA, train: Source, test: Source, config: Config, share: float
+    ) -> None:
+        self.model, self.config, self.share = model, config, share
+        self.sources = [_some(train, BANK), _some(test, QUERIES)]
+        self.spent = self.longest = 0.0  # seconds
+
+    def affordable(self, elapsed: float, images: int) -> bool:
+        """Whether one more fits the share, `elapsed` seconds and `images` trained images on.
+
+        Before the first one, an image is taken to cost what a training image costs, which is more.
+        """
+        if self.share >= 1:
+            return True
+        expected = self.longest or sum(map(len, self.sources)) * elapsed / max(1, images)
+        return self.spent + expected <= self.share * elapsed
+
+    def __call__(self) -> dict[str, float]:
+        """Accuracy in per cent: knn_level_0, knn_level_1, …"""
+        began = time.monotonic()
+        bank, queries = map(self._features, self.sources)
+        found = {
+            f"knn_{level}": knn_accuracy(x, bank.labels, queries.by_name[level], queries.labels)
+            for level, x in bank.by_name.items()
+        }
+        seconds = time.monotonic() - began
+        self.spent += seconds
+        self.longest = max(self.longest, seconds)
+        return found
+
+    def _features(self, source: Source) -> Features:
+        def encoders() -> list[Encoder]:
+            return [model_features(self.model)]  # with the weights of now
+
+        how = {"shown": False, "parallel": False}  # beside the training's bar and step
+        (features,) = extract(encoders, source, self.config, Skipped(), **how)
+        return features
+
+
+def _some(source: Source, count: int) -> Source:
+    rows = generator(0, "quick k-NN").permutation(len(source))[:count]
+    return source.take(np.sort(rows))

@@ -1,0 +1,38 @@
+"""Pictures: a few images of a data set in memory, with their labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.pipeline import Skipped, evaluation_images
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.rng import generator
+
+
+class Pictures(NamedTuple):
+    """N images of one size; labels [N] index `classes`, both empty where there are none."""
+
+    images: np.ndarray  # [N, S, S, 3] uint8
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def pictures(source: Source, config: Config, count: int) -> Pictures:
+    """The first `count` readable images of a fixed shuffle, one of each class before the others."""
+    order = generator(0, "pictures").permutation(len(source))
+    if source.classes:
+        first = np.sort(np.unique(source.labels[order], return_index=True)[1])
+        order = np.concatenate([order[first], np.delete(order, first)])
+    skipped, found = Skipped(), {}
+    for place, image in evaluation_images(source.take(order), config, skipped):
+        found[order[place]] = image
+        if len(found) == count:
+            break
+    if not found:
+        raise HJEPAError(f"{source.name}: no image can be read. {skipped.first()}")
+    labels = source.labels[list(found)] if source.classes else source.labels
+    return Pictures(np.stack(list(found.values())), labels, source.classes)

@@ -1,0 +1,202 @@
+"""Embeddings of a folder: what they are, and that other programs can read the files."""
+
+import json
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import hjepa_mlx as hj
+from hjepa_mlx.cli import study
+from hjepa_mlx.config import Config
+from hjepa_mlx.embed import BATCH, Embeddings, embed, save
+
+LEVELS = ["level_0", "level_1", "level_2"]
+app = typer.Typer()
+app.command()(study.embed)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config: Callable[..., Config]) -> hj.HJEPA:
+    model = hj.HJEPA(tiny_config())
+    other = hj.HJEPA(tiny_config(seed=1))  # so that the two encoders differ
+    model.context_encoder.update(other.context_encoder.parameters())
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A tree of images, and the central square [32, 32, 3] of each that can be read, by name."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    squares = {}
+    for number in range(BATCH + 3):
+        size = (32, 40) if number % 2 else (50, 32)  # width and height
+        name = f"{'inner/deep é/' if number % 3 else ''}{number:02}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        image.save(folder / name)
+        left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
+        squares[name] = np.asarray(image.crop((left, top, left + 32, top + 32)))
+    (folder / "04 broken.jpg").write_bytes(b"\xff\xd8 torn")
+    (folder / "notes.txt").write_text("no image")
+    return folder, dict(sorted(squares.items()))
+
+
+@pytest.fixture(scope="module")
+def embeddings(model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]) -> Embeddings:
+    return embed(model, pictures[0])
+
+
+@pytest.mark.parametrize("encoder", ["target", "context"])
+def test_embeddings_are_the_mean_of_what_the_model_encodes(
+    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]], encoder: str
+) -> None:
+    folder, squares = pictures
+    got = embed(model, f"{folder}/./", encoder)
+    assert got.paths == list(squares)
+    assert list(got.levels) == LEVELS
+    expected = model.encode(np.stack(list(squares.values())), encoder)
+    for name, level in zip(LEVELS, expected, strict=True):
+        assert got.levels[name].dtype == np.float32
+        np.testing.assert_allclose(got.levels[name], np.array(level.mean(1)), atol=1e-5)
+    assert got.about["encoder"] == encoder
+
+
+def test_tokens_keep_every_cell(
+    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]
+) -> None:
+    folder, squares = pictures
+    got = embed(model, folder, pooled=False)
+    expected = model.encode(np.stack(list(squares.values())))
+    for name, level in zip(LEVELS, expected, strict=True):
+        np.testing.assert_allclose(got.levels[name], np.array(level), atol=1e-5)
+    assert [got.levels[name].shape[1:] for name in LEVELS] == [(64, 64), (16, 64), (4, 64)]
+
+
+def test_an_embedding_does_not_depend_on_the_other_images(
+    model: hj.HJEPA, embeddings: Embeddings, pictures: tuple[Path, dict], tmp_path: Path
+) -> None:
+    place = len(embeddings.paths) - 1  # of the last, incomplete batch
+    shutil.copy(pictures[0] / embeddings.paths[place], tmp_path)
+    alone = embed(model, tmp_path)
+    for name in LEVELS:
+        np.testing.assert_array_equal(alone.levels[name][0], embeddings.levels[name][place])
+
+
+def test_unreadable_images_are_left_out_and_named(embeddings: Embeddings) -> None:
+    assert list(embeddings.skipped) == ["04 broken.jpg"]
+    assert "04 broken.jpg" not in embeddings.paths
+    assert all(len(array) == len(embeddings.paths) for array in embeddings.levels.values())
+
+
+def test_npz_is_read_without_pickle(embeddings: Embeddings, tmp_path: Path) -> None:
+    save(embeddings, tmp_path / "f.npz")
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as file:
+        assert file["paths"].tolist() == embeddings.paths
+        assert json.loads(str(file["about"]))["image_size"] == "32"
+        for name in LEVELS:
+            np.testing.assert_array_equal(file[name], embeddings.levels[name])
+
+
+def test_safetensors_are_as_specified(embeddings: Embeddings, tmp_path: Path) -> None:
+    save(embeddings, tmp_path / "f.safetensors")
+    raw = (tmp_path / "f.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    metadata = header.pop("__metadata__")
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert json.loads(metadata["paths"]) == embeddings.paths
+    assert json.loads(metadata["skipped"]).keys() == {"04 broken.jpg"}
+    assert max(row["data_offsets"][1] for row in header.values()) == len(data)
+    arrays, _ = mx.load(str(tmp_path / "f.safetensors"), return_metadata=True)
+    for name, row in header.items():
+        array = np.frombuffer(data[slice(*row["data_offsets"])], "<f4").reshape(row["shape"])
+        np.testing.assert_array_equal(array, embeddings.levels[name])
+        np.testing.assert_array_equal(np.array(arrays[name]), array)
+
+
+def test_parquet_has_a_row_an_image(embeddings: Embeddings, tmp_path: Path) -> None:
+    save(embeddings, tmp_path / "f.parquet")
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["path"].to_pylist() == embeddings.paths
+    assert table.schema.metadata[b"encoder"] == b"target"
+    for name in LEVELS:
+        assert str(table.schema.field(name).type).startswith("fixed_size_list<element: float>[64")
+        got = table[name].combine_chunks().flatten().to_numpy().reshape(-1, 64)
+        np.testing.assert_array_equal(got, embeddings.levels[name])
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_a_name_that_is_no_unicode_is_written_in_every_format(
+    model: hj.HJEPA, tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 32)).save(os.fsencode(tmp_path) + b"/caf\xe9.png", "PNG")
+    got = embed(model, tmp_path)
+    assert got.paths == ["caf\\xe9.png"]
+    for ending in ("npz", "safetensors", "parquet"):
+        save(got, tmp_path / f"f.{ending}")
+
+
+def test_what_cannot_end_well_is_refused_before_it_starts(
+    model: hj.HJEPA, pictures: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, empty = pictures[0], tmp_path / "empty"
+    empty.mkdir()
+    for asked, words in (
+        ({"out": tmp_path / "f.csv"}, r"must end in \.npz, \.safetensors or \.parquet"),
+        ({"out": tmp_path / "no/f.npz"}, "no does not exist"),
+        ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector an image"),
+        ({"encoder": "teacher"}, "there are target and context"),
+        ({"folder": tmp_path / "none"}, "none does not exist"),
+        ({"folder": empty}, "There are no images"),
+    ):
+        with pytest.raises(hj.HJEPAError, match=words):
+            embed(model, **{"folder": folder, **asked})
+    (empty / "f.jpg").write_bytes(b"torn")
+    with pytest.raises(hj.HJEPAError, match=r"none of its images can be read\. First: .*f\.jpg"):
+        embed(model, empty)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(hj.HJEPAError, match=r"0\.00 GB are free"):
+        embed(model, folder, out=tmp_path / "f.npz")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(hj.HJEPAError, match=r"pip install 'hjepa-mlx\[hub\]'"):
+        embed(model, folder, out=tmp_path / "f.parquet")
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_the_command_says_what_it_made_and_of_what(
+    pictures: tuple[Path, dict], tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    data, run = {"name": "folder", "dir": str(pictures[0]), "batch_size": 16}, tmp_path / "run"
+    config = tiny_config(
+        data=data, optim={"epochs": 1, "warmup_epochs": 0.5}, run={"dir": str(run)}
+    )
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/config.yaml").write_text(config.to_yaml())
+    out = tmp_path / "f.npz"
+    ended = CliRunner().invoke(app, [str(tmp_path / "new"), str(pictures[0]), "--out", str(out)])
+    assert ended.exit_code == 2
+    assert "has no checkpoint yet" in ended.output
+    hj.train(config)
+    ended = CliRunner().invoke(app, [str(run), str(pictures[0]), "--out", str(out)])
+    assert ended.exit_code == 0
+    skipped, line = ended.output.splitlines()[-2:]
+    assert skipped.startswith("Skipped 04 broken.jpg: ")
+    assert line.startswith(f"{BATCH + 3} images embedded (1 unreadable")
+    assert "level_2 64" in line
+    with np.load(out) as file:
+        about = json.loads(str(file["about"]))
+        expected = embed(hj.load(run), pictures[0]).levels["level_1"]
+        np.testing.assert_array_equal(file["level_1"], expected)
+    assert (about["run"], about["checkpoint"]) == (str(run), "step-00000002")
