@@ -11,9 +11,10 @@ from rich.console import Console
 import hjepa_mlx as hj
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.eval.rank import effective_rank
 from hjepa_mlx.runs import Run
-from hjepa_mlx.signals import position_only_loss, warnings
+from hjepa_mlx.signals import position_only_loss, reading, warnings
 from hjepa_mlx.train import Training
 
 TINY = {
@@ -124,3 +125,43 @@ def test_collapse_is_said_in_words() -> None:
     (said,) = warnings(healthy, {"effective_rank_level_1": 4.0, "feature_std_level_1": 0.5})
     assert "Level 1 may be collapsing: effective rank 4.00, at the start 20.00" in said
     assert effective_rank(np.ones((10, 4))) < 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "rank", "words"),
+    [
+        ([0.9, 0.3], [2, 20], "falls while the rank rises"),
+        ([0.3, 0.9], [2, 20], "healthy"),
+        ([0.9, 0.3], [20, 2], "collapse"),
+        ([0.3, 0.9], [20, 2], "unstable"),
+        ([0.5, 0.5], [9, 9], "stand still"),
+    ],
+)
+def test_loss_and_rank_are_read_together(loss: list, rank: list, words: str) -> None:
+    steps = np.linspace(0, 1, 12)
+    rows = [
+        {"step": i, "loss": np.interp(t, [0, 1], loss), "loss_level_0": 0.1,
+         "effective_rank_level_0": np.interp(t, [0, 1], rank), "position_only_loss_level_0": 0.2}
+        for i, t in enumerate(steps)
+    ]  # fmt: skip
+    assert [words in line for line in reading(rows)] == [True]
+    for row in rows:
+        row["loss_level_0"] = 0.3
+    assert "Level 0: the loss is no lower than" in reading(rows)[1]
+    assert reading(rows[:2]) == reading(rows)[1:]  # too short for the first sentence
+
+
+def test_the_knn_of_training_keeps_to_its_share_of_the_time() -> None:
+    config = resolve(parse(TINY | {"data": TINY["data"] | {"name": "demo", "limit": 40}}))
+    bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
+    queries = queries.take(np.arange(10))
+    knn = QuickKNN(hj.HJEPA(config), bank, queries, config, 0.02)
+    # 50 images cost as much as 50 training images, until it is known what they cost
+    assert not knn.affordable(elapsed=100, images=2400)
+    assert knn.affordable(elapsed=100, images=2600)
+    assert set(knn()) == {"knn_level_0", "knn_level_1", "knn_level_2", "knn_all_levels"}
+    assert knn.longest > 0
+    assert not knn.affordable(elapsed=99 * knn.longest, images=10**6)  # two of them in 99
+    assert knn.affordable(elapsed=101 * knn.longest, images=10**6)
+    knn()
+    assert not knn.affordable(elapsed=101 * knn.longest, images=10**6)
