@@ -135,6 +135,7 @@ def _scores(
         results = pool.map(lambda job: job[2](), jobs)
         for (encoder, name, _), result in zip(jobs, results, strict=True):
             _merge(scores[encoder], name, result)
+            mx.clear_cache()
             advance(1)
     return scores
 

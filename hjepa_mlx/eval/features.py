@@ -129,6 +129,7 @@ def extract(
             advance(count)
     if not done:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
+    mx.clear_cache()
     return [_features(arrays, np.array(indices), source, stride) for arrays in kept]
 
 
