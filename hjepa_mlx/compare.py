@@ -20,6 +20,7 @@ from rich.text import Text
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import dotted_keys
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.notebook import Shown
 from hjepa_mlx.runs import Run
 
 PLACES = ("run.dir", "data.dir")  # keys that say nothing about the training
@@ -45,7 +46,7 @@ Rows = list[tuple[str, list[str]]]  # label, and one cell a run
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """What `compare` found, as plain values; lists have one item a run, in the order of `runs`.
 
     `best` has for each score the places of the runs that are best in it: several if they cannot
@@ -75,12 +76,12 @@ class Comparison:
         yield from map(Text, [LEGEND] * marked + self.data["notes"])
 
 
-def compare(runs: Sequence[str | Path]) -> Comparison:
-    """Compare two or more runs, given by their folders.
+def compare(runs: Sequence[str | Path | Run]) -> Comparison:
+    """Compare two or more runs, or their folders.
 
     Raises UsageError for a folder that is no run, or that is given twice.
     """
-    paths = [Path(path) for path in runs]
+    paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
     if len(paths) < 2:
         raise UsageError("compare needs two or more runs.")
     places = [path.resolve() for path in paths]

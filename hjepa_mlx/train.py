@@ -84,6 +84,7 @@ class Training:
         sampler: Sampler | None = None,
     ) -> None:
         self.config, self.console = config, console
+        self.own_parts = {"error": _name(error), "sampler": _name(sampler)}
         self.sampler = sampler or MaskSampler(config)
         self.train_source = open_source(config.data, "pretrain")
         self.test_source = open_source(config.data, "test")
@@ -124,6 +125,12 @@ class Training:
             raise UsageError(
                 f"{self.run.path} was trained on {state['images']} images; now there are "
                 f"{len(self.train_source)} in {self.train_source.name}. Give the same --data-dir."
+            )
+        theirs = state.get("own_parts", self.own_parts)
+        if theirs != self.own_parts:
+            raise UsageError(
+                f"{self.run.path} was trained with {theirs}, not with {self.own_parts}: resume it "
+                "by hj.train(…, resume=True) with the same ones."
             )
         self.done, self.position = state["step"], Position(*state["position"])
         self.window = state["window"]
@@ -308,6 +315,7 @@ class Training:
             "epoch": self.done / self.per_epoch,
             "images": len(self.train_source),
             "position": list(self.position),
+            "own_parts": self.own_parts,
             "window": self.window,
             "milestone": self._milestone() or self.done == self.total,
         }
@@ -315,6 +323,13 @@ class Training:
         path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
         self._saved = time.monotonic()
         return path
+
+
+def _name(own_part: Callable | None) -> str | None:
+    """What a prediction error or sampler from outside is called; None: the config's own."""
+    if own_part is None:
+        return None
+    return getattr(own_part, "__qualname__", type(own_part).__qualname__)
 
 
 def _check_disk(config: Config, model: HJEPA) -> None:

@@ -400,7 +400,8 @@ def coins(seed: int, count: int) -> Arrays:
     position = np.random.default_rng(9).normal(size=(36, 16))
     content = np.random.default_rng(8).normal(size=(2, 16))
     shown = rng.integers(0, 2, (count, 36))
-    return (position + content[shown]).astype(np.float16), shown[:, 5]
+    noise = 0.2 * rng.normal(size=(count, 36, 16))  # drowns what rounding to float16 would tell
+    return (position + content[shown] + noise).astype(np.float16), shown[:, 5]
 
 
 def test_a_class_that_one_position_decides_is_found_by_attention_and_not_by_the_mean() -> None:
@@ -453,7 +454,7 @@ def accuracies(train: Features, test: Features) -> dict[str, float]:
 
 def test_with_shuffled_training_labels_every_protocol_falls_to_chance() -> None:
     classes = 50
-    (x, labels), (queries, truth) = (clusters(n, 3000, 0.3, classes, 32) for n in (1, 2))
+    (x, labels), (queries, truth) = (clusters(n, 1000, 0.3, classes, 32) for n in (1, 2))
     test = made(queries, truth, queries[:, None])
     true = accuracies(made(x, labels, x[:, None]), test)
     assert min(true.values()) > 90, true

@@ -253,14 +253,19 @@ def test_classes_that_a_glance_tells_apart_are_told_apart_every_time(
     assert scores["protocol"]["query_images"] == 12
 
 
+@pytest.mark.parametrize("compared", [20, 100])
 def test_alignment_compares_each_image_with_its_own_crop(
-    build: Callable[..., hj.HJEPA], tmp_path: Path
+    build: Callable[..., hj.HJEPA],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compared: int,
 ) -> None:
     """Crops of the whole area of a square are the image itself: any mix-up shows."""
     pictures(tmp_path / "train", 20)
     folder = pictures(tmp_path / "val", 15)
     for name in ("blue/003.png", "red/000.png"):
         (folder / name).write_bytes(b"")
+    monkeypatch.setattr("hjepa_mlx.eval.evaluation.ALIGNED", compared)
     model = build(name="folder", dir=str(tmp_path), crop_scale=[1.0, 1.0])
     scores = hj.evaluate(model, protocol=QUICK).scores
     assert scores["protocol"]["skipped_images"] == 2
@@ -274,7 +279,7 @@ def test_alignment_compares_each_image_with_its_own_crop(
 def test_a_model_is_evaluated_on_another_data_set(
     build: Callable[..., hj.HJEPA], tmp_path: Path
 ) -> None:
-    model = build(name="demo", limit=100)
+    model = build(name="demo", limit=50)  # which is no limit of the other data set
     layouts.cifar10(tmp_path / "cifar10", per_batch=20)
     pictures(tmp_path / "own", 30)
     recipe = tmp_path / "recipe.yaml"

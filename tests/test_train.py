@@ -165,3 +165,20 @@ def test_the_knn_of_training_keeps_to_its_share_of_the_time() -> None:
     assert knn.affordable(elapsed=101 * knn.longest, images=10**6)
     knn()
     assert not knn.affordable(elapsed=101 * knn.longest, images=10**6)
+
+
+def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -> None:
+    def absolute(prediction: mx.array, target: mx.array) -> mx.array:
+        return mx.abs(prediction - target).mean()
+
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "own"), "log_every": 4}}))
+    config.optim.epochs, config.data.limit = 1, 64
+    own = hj.train(config, error=absolute)
+    config = config.model_copy(deep=True)
+    config.run.dir = str(tmp_path / "plain")
+    plain = hj.train(config)
+    assert own.metrics[-1]["loss_level_0"] > 1.5 * plain.metrics[-1]["loss_level_0"]
+    config.run.dir = str(tmp_path / "own")
+    with pytest.raises(hj.HJEPAError, match="trained with .*absolute"):
+        hj.train(config, resume=True)
+    assert hj.train(config, resume=True, error=absolute).latest == own.latest
