@@ -293,7 +293,8 @@ def test_a_probe_fitted_on_a_gpu_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
     assert (on_gpu.predict(queries) == on_cpu.predict(queries)).mean() > 0.99
 
 
-def test_sgd_trains_every_setting_as_if_it_were_alone() -> None:
+def test_sgd_trains_every_setting_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_probe, "SGD_LEAST_STEPS", 10)
     x, labels = clusters(1, 500, 1.2)  # one batch is all of them: no order to know
     grid = [(0.01, 0.0), (0.3, 0.0), (0.1, 0.5)]
     named: list[linear_probe.Setting] = [(("lr", lr), ("weight_decay", d)) for lr, d in grid]

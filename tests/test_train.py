@@ -179,6 +179,6 @@ def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -
     plain = hj.train(config)
     assert own.metrics[-1]["loss_level_0"] > 1.5 * plain.metrics[-1]["loss_level_0"]
     config.run.dir = str(tmp_path / "own")
-    with pytest.raises(hj.HJEPAError, match="trained with .*absolute"):
+    with pytest.raises(hj.HJEPAError, match=r"trained with .*absolute"):
         hj.train(config, resume=True)
     assert hj.train(config, resume=True, error=absolute).latest == own.latest

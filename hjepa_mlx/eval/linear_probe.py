@@ -28,7 +28,7 @@ CHOOSING, FINAL = 3e-3, 1e-3  # largest preconditioned gradient at which L-BFGS 
 MOST_STEPS = 500  # of L-BFGS
 LEARNING_RATES = tuple(float(lr) for lr in np.geomspace(1e-3, 3.0, 8))
 WEIGHT_DECAYS = (0.0, 1e-4)
-SGD_BATCH, SGD_EPOCHS, SGD_MOMENTUM = 1024, 10, 0.9
+SGD_BATCH, SGD_EPOCHS, SGD_LEAST_STEPS, SGD_MOMENTUM = 1024, 10, 2000, 0.9
 ROUNDING = 1e-5  # of the covariance, computed in float32
 WORTH_A_GPU = 1e8  # images × dimensions × classes
 LOGITS = 1 << 25  # held at once by L-BFGS (128 MB)
@@ -216,7 +216,7 @@ def sgd(x: np.ndarray, labels: np.ndarray, classes: int, grid: list[Setting]) ->
     lr, decay = (mx.array([dict(s)[k] for s in grid])[:, None] for k in ("lr", "weight_decay"))
     weight = velocity = mx.zeros((D + 1, G, classes))
     per_epoch = max(1, N // SGD_BATCH)
-    total = SGD_EPOCHS * per_epoch
+    total = max(SGD_LEAST_STEPS, SGD_EPOCHS * per_epoch)
 
     @mx.compile
     def step(
