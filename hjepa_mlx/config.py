@@ -119,6 +119,7 @@ class Run(Section):
     milestone_epochs: Annotated[int, Field(ge=0)] = 25
     eval_every_epochs: Annotated[int, Field(ge=0)] = 0
     eval_share: Fraction = 0.02
+    final_eval: bool = True
 
 
 class Config(Shown, Section):

@@ -65,6 +65,12 @@ def _threads() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD as short as easy classes allow."""
+    monkeypatch.setattr(linear_probe, "SGD_LEAST_STEPS", 50)
+
+
 @pytest.fixture(scope="module")
 def real() -> tuple[Arrays, Arrays]:
     """Training and test features of demo images, by an untrained nano model."""
@@ -185,6 +191,23 @@ def test_knn_refuses_too_few_images_and_broken_features() -> None:
         knn_accuracy(x, labels, x, labels, k=5)
 
 
+def test_as_many_neighbours_vote_as_the_protocol_says_at_its_temperature() -> None:
+    (x, labels), (queries, truth) = clusters(1, 600, 2.5), clusters(2, 600, 2.5)
+    reached = []
+    for k, temperature in ((1, 0.07), (50, 0.07), (50, 1.0), (500, 1.0)):
+        weighted = KNeighborsClassifier(
+            k,
+            metric="cosine",
+            algorithm="brute",
+            weights=lambda d, at=temperature: np.exp((1 - d) / at),
+        )
+        reached.append(100 * weighted.fit(x, labels).score(queries, truth))
+        protocol = Protocol(k, temperature)
+        found = level_scores(made(x, labels), made(queries, truth), "level_0", protocol, False)
+        assert found["knn"] == pytest.approx(reached[-1], abs=0.2)
+    assert min(np.abs(np.diff(sorted(reached)))) > 0.4  # none could be taken for another
+
+
 # The linear probe
 
 
@@ -215,6 +238,7 @@ def test_logistic_regression_ends_where_scikit_learn_does_on_real_features(
         assert reached == pytest.approx(100 * reference.score(q64, truth), abs=0.5)
 
 
+@pytest.mark.usefixtures("_few_steps")
 @pytest.mark.parametrize("solver", linear_probe.SOLVERS)
 def test_the_chosen_probe_is_as_good_as_scikit_learns(solver: str) -> None:
     (x, labels), (queries, truth) = clusters(1, 3000, 1.2), clusters(2, 1000, 1.2)
@@ -223,6 +247,18 @@ def test_the_chosen_probe_is_as_good_as_scikit_learns(solver: str) -> None:
     assert 80 < reference < 97
     assert 100 * (probe.predict(queries) == truth).mean() == pytest.approx(reference, abs=2)
     assert probe.setting in [dict(setting) for setting in linear_probe.GRIDS[solver]]
+
+
+def test_sgd_comes_as_far_as_logistic_regression_on_real_features(
+    real: tuple[Arrays, Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (x, labels), (queries, truth) = real
+    monkeypatch.setitem(linear_probe.GRIDS, "sgd", linear_probe.GRIDS["sgd"][1::4])
+    reached = [
+        100 * (linear_probe.fit(x[:, ::4], labels, solver).predict(queries[:, ::4]) == truth).mean()
+        for solver in linear_probe.SOLVERS
+    ]
+    assert reached[0] == pytest.approx(reached[1], abs=3)
 
 
 def test_regularisation_is_chosen_on_images_that_were_not_fitted() -> None:
@@ -320,6 +356,7 @@ def test_moments_are_numpys_and_rounding_is_no_spread(monkeypatch: pytest.Monkey
     assert_array_equal(scale[3:], 1)
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_neither_scale_nor_origin_nor_constant_dimensions_change_a_probe() -> None:
     (x, labels), (queries, _) = clusters(1, 1500, 1.2), clusters(2, 1000, 1.2)
     rng = np.random.default_rng(3)
@@ -425,6 +462,7 @@ def test_the_learning_rate_that_does_best_is_kept(
     assert attentive_probe.fit(*coins(1, 1000)).lr == 3e-3
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_probes_are_deterministic() -> None:
     x, labels = clusters(1, 300, 1.2)
     for solver in linear_probe.SOLVERS:
@@ -453,6 +491,7 @@ def accuracies(train: Features, test: Features) -> dict[str, float]:
     }
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_with_shuffled_training_labels_every_protocol_falls_to_chance() -> None:
     classes = 50
     (x, labels), (queries, truth) = (clusters(n, 1000, 0.3, classes, 32) for n in (1, 2))
@@ -466,6 +505,7 @@ def test_with_shuffled_training_labels_every_protocol_falls_to_chance() -> None:
     assert max(noise.values()) <= 100 * 6 / classes, noise
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_what_is_predicted_does_not_depend_on_which_other_test_images_there_are() -> None:
     (x, labels), (queries, truth) = clusters(1, 1000, 1.5), clusters(2, 600, 1.5)
     train = made(x, labels, x.reshape(-1, 4, 4))

@@ -33,6 +33,7 @@ from hjepa_mlx.config import Config, Data
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Split
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.eval import linear_probe
 from hjepa_mlx.eval.features import Encoder, Features, extract, model_features
 from hjepa_mlx.eval.verdict import verdicts
 
@@ -299,8 +300,9 @@ def test_a_model_is_evaluated_on_another_data_set(
 
 
 def test_the_protocol_is_followed_and_written_down(
-    build: Callable[..., hj.HJEPA], tmp_path: Path
+    build: Callable[..., hj.HJEPA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear_probe, "SGD_LEAST_STEPS", 50)
     model = build(name="folder", dir=str(pictures(tmp_path, 12)))
     scores = hj.evaluate(model, protocol=hj.Protocol(5, 0.1, "sgd", 0, 0)).scores
     assert (scores["protocol"]["k"], scores["protocol"]["temperature"]) == (5, 0.1)

@@ -37,7 +37,13 @@ def root(tmp_path_factory):
 def test_a_recipe_trains_end_to_end_through_its_own_pipeline(root, tmp_path, name):
     run = tmp_path / "run"
     small = ("model.size=nano", "model.predictor_dim=64", "model.predictor_depth=1")
-    short = ("data.batch_size=20", "optim.epochs=1", "optim.warmup_epochs=0", "compile=false")
+    short = (
+        "data.batch_size=20",
+        "optim.epochs=1",
+        "optim.warmup_epochs=0",
+        "compile=false",
+        "run.final_eval=false",
+    )
     sets = [part for change in small + short for part in ("--set", change)]
     ended = hjepa("train", name, "--data-dir", root, "--run-dir", run, *sets)
     assert ended.returncode == 0, ended.stderr
@@ -45,8 +51,7 @@ def test_a_recipe_trains_end_to_end_through_its_own_pipeline(root, tmp_path, nam
     images = {"imagenet1k": 206, "imagenet100_stl10": 400}.get(name, 200)
     assert rows[-1]["step"] == images // 20
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
-    scores = json.loads((run / "eval.json").read_text())
-    assert set(scores["knn"]) == {"level_0", "level_1", "level_2"}
+    assert not (run / "eval.json").exists()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -93,8 +98,13 @@ def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_
 
 def test_evaluation_on_another_data_set_needs_only_its_name(root, tmp_path):
     small = ("model.size=nano", "data.batch_size=20", "optim.epochs=1", "optim.warmup_epochs=0")
-    sets = [part for change in (*small, "compile=false") for part in ("--set", change)]
+    sets = [
+        part
+        for change in (*small, "compile=false", "run.final_eval=false")
+        for part in ("--set", change)
+    ]
     run = tmp_path / "run"
     assert hjepa("train", "cifar10", "--data-dir", root, "--run-dir", run, *sets).returncode == 0
-    ended = hjepa("eval", run, "--data", "stl10", "--data-dir", root, "--json", "-")
+    quick = ("--draws", "0", "--token-gb", "0")
+    ended = hjepa("eval", run, "--data", "stl10", "--data-dir", root, "--json", "-", *quick)
     assert json.loads(ended.stdout)["protocol"]["bank_images"] == 60

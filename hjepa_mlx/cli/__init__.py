@@ -100,7 +100,8 @@ def train(
         print(f"hjepa-mlx: {stopped}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # data threads may still hold images
-    study.report(run.path)
+    if loaded.run.final_eval:
+        study.report(run.path)
 
 
 @app.command()
