@@ -32,7 +32,7 @@ data: {name: folder, dir: pictures, image_size: 32, batch_size: 8}
 model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4,
   predictor_dim: 64, predictor_depth: 1}
 optim: {epochs: 2, warmup_epochs: 0}
-run: {milestone_epochs: 1, log_every: 1}
+run: {milestone_epochs: 1, log_every: 1, final_eval: false}
 """
 FILES = {
     "tiny.yaml": TINY,
@@ -270,7 +270,11 @@ def test_odd_images_all_train(prepared, tmp_path):
     for split in ("train", "val"):
         pictures(tmp_path / "odd" / split, 20)
         odd_pictures(tmp_path / "odd" / split / "a")
-    ended = hjepa(prepared, f"train tiny.yaml --data-dir {tmp_path}/odd --run-dir {tmp_path}/new")
+    ended = hjepa(
+        prepared,
+        "train tiny.yaml --set run.final_eval=true "
+        f"--data-dir {tmp_path}/odd --run-dir {tmp_path}/new",
+    )
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / "new/skipped.txt").exists()
     protocol = json.loads((tmp_path / "new/eval.json").read_text())["protocol"]
@@ -286,7 +290,11 @@ def test_broken_images_are_left_out_counted_and_named(prepared, tmp_path):
     for name, content in broken.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    ended = hjepa(prepared, f"train tiny.yaml --data-dir {tmp_path}/data --run-dir {tmp_path}/new")
+    ended = hjepa(
+        prepared,
+        "train tiny.yaml --set run.final_eval=true "
+        f"--data-dir {tmp_path}/data --run-dir {tmp_path}/new",
+    )
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert f"{len(broken)} unreadable so far" in ended.stderr
