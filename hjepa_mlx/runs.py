@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config, load_config
@@ -34,7 +35,7 @@ class Run(Shown):
         return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"
 
     def __rich__(self) -> Table:
-        table = Table(title=str(self.path), show_header=False, title_justify="left")
+        table = Table(title=Text(str(self.path)), show_header=False, title_justify="left")
         c = self.config
         table.add_row(
             "recipe", f"{c.name}: {c.data.name} at {c.data.image_size}×{c.data.image_size}"

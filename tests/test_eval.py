@@ -182,6 +182,13 @@ def test_knn_agrees_with_scikit_learn_on_real_features(real: tuple[Arrays, Array
     assert 30 < reached < 90  # the comparison would mean nothing at 0 or 100
 
 
+def test_at_a_low_temperature_the_nearest_image_decides() -> None:
+    bank, labels = clusters(1, 300, 1.5)
+    queries, _ = clusters(2, 200, 1.5)
+    nearest_ones = labels[cosine(queries, bank).argmax(1)]
+    assert_array_equal(knn_predict(bank, labels, queries, temperature=1e-5), nearest_ones)
+
+
 def test_knn_refuses_too_few_images_and_broken_features() -> None:
     x, labels = clusters(1, 10, 1.0)
     with pytest.raises(UsageError, match="at least 20 training images, there are 10"):

@@ -327,6 +327,30 @@ def test_without_classes_only_label_free_figures_are_made(
     assert f"{report.scores['feature_rank']['level_1']:.1f}" in printed(report)
 
 
+def test_a_model_is_evaluated_as_it_was_built_and_random_numbers_go_on(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    data = {"image_size": 16, "name": "folder", "dir": str(pictures(tmp_path, 12))}
+    model = hj.HJEPA(tiny_config(data=data))  # its weights are promises yet
+    mx.random.seed(5)
+    expected = mx.random.uniform(shape=(3,)).tolist()
+    mx.random.seed(5)
+    scores = hj.evaluate(model, protocol=QUICK).scores
+    assert mx.random.uniform(shape=(3,)).tolist() == expected
+    assert scores["knn"] == scores["baselines"]["random_init"]["knn"]
+    assert scores["protocol"]["attentive_bank_images"] == 0
+
+
+def test_a_single_test_image_counts_as_collapsed(
+    build: Callable[..., hj.HJEPA], tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path, 13, ("red",))
+    scores = hj.evaluate(build(name="folder", dir=str(folder))).scores
+    json.dumps(scores, allow_nan=False)
+    figures = scores["features"]["level_0"]
+    assert (figures["mean_cosine"], figures["uniformity"], figures["feature_std"]) == (1, 0, 0)
+
+
 # No image is learnt from and judged
 
 
@@ -499,7 +523,7 @@ def test_what_is_not_clearly_better_than_random_is_said_so(scores: Any, words: s
 # How a report shows itself
 
 
-def printed(report: hj.Report) -> str:
+def printed(report: Any) -> str:
     """What a terminal of 80 columns shows."""
     file = io.StringIO()
     Console(file=file, width=80).print(report)
@@ -559,6 +583,16 @@ def test_a_report_read_back_from_json_prints_the_same(
     again = hj.Report(json.loads((tmp_path / "eval.json").read_text()))
     assert printed(again) == printed(report)
     assert again.findings() == report.findings()
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(
+    build: Callable[..., hj.HJEPA], tmp_path: Path
+) -> None:
+    scores = made_up()
+    scores["protocol"]["data"] = "a[/b] [red]c"
+    assert "a[/b] [red]c: accuracy" in printed(hj.Report(scores))
+    run = hj.Run(saved(build(name="demo"), tmp_path / "a[b" / "c] [lr=1]"))
+    assert "[lr=1]" in printed(run)
 
 
 def test_a_notebook_shows_a_hostile_name_as_it_is() -> None:
@@ -667,6 +701,9 @@ def places(
         ("{run} --probe svm", "No linear probe named 'svm'. There are: logistic_regression, sgd"),
         ("{run} --draws -1", "draws and token_gb at least 0"),
         ("{run} --token-gb -1", "draws and token_gb at least 0"),
+        ("{run} --token-gb nan", "draws and token_gb at least 0"),
+        ("{run} --token-gb inf", "draws and token_gb at least 0"),
+        ("{run} --token-gb 1e-5", "holds the tokens of 3 training images"),
         ("{run} --k 0", "k and temperature must be positive"),
         ("{run} --k 55", "k-NN with k=55 needs at least 55 training images; there are 54"),
         ("{run} --data-dir {few}", "k=20 needs at least 20 training images; there are 11"),
@@ -690,7 +727,16 @@ def test_wrong_use_ends_with_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"probe": "svm"}, {"draws": -1}, {"k": 0}, {"temperature": 0.0}, {"token_gb": -0.1}]
+    "wrong",
+    [
+        {"probe": "svm"},
+        {"draws": -1},
+        {"k": 0},
+        {"temperature": 0.0},
+        {"token_gb": -0.1},
+        {"token_gb": float("inf")},
+        {"temperature": float("nan")},
+    ],
 )
 def test_a_protocol_that_means_nothing_cannot_be_made(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -17,7 +17,7 @@ from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.sources import SOURCES, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import protocols
-from hjepa_mlx.eval.accuracy import check_finite
+from hjepa_mlx.eval.accuracy import HELD_OUT, check_finite
 from hjepa_mlx.eval.features import (
     Encoder,
     Features,
@@ -57,19 +57,13 @@ def evaluate(
     config = config_for(model.config, data, data_dir)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_evaluable(train, test, protocol.k)
+    strides = _token_strides(train, test, config, protocol)
     backend.set_memory_limits()
     skipped = Skipped()
     encoders = _encoders(model)
-    cells = 2 * config.grid**2  # of all levels together: fewer than twice those of level 0
     learnt_from, judged_on = (
-        extract(
-            partial(encoders, tokens=bool(source.classes) and protocol.token_gb > 0),
-            source,
-            config,
-            skipped,
-            protocol.token_stride(len(source), cells, int(config.model.dim)),
-        )
-        for source in (train, test)
+        extract(partial(encoders, tokens=bool(strides)), source, config, skipped, stride)
+        for source, stride in zip((train, test), strides or (1, 1), strict=True)
     )
     drop_equal_channels(learnt_from[-1], judged_on[-1])
     scores = _scores(learnt_from, judged_on, protocol)
@@ -89,7 +83,7 @@ def evaluate(
                 "data": config.data.name,
                 "bank_images": len(learnt_from[0]),
                 "query_images": len(judged_on[0]),
-                "attentive_bank_images": len(learnt_from[0].token_labels),
+                "attentive_bank_images": len(learnt_from[0].token_labels) if strides else 0,
                 "skipped_images": len(skipped),
             },
             "trained": _trained(model),
@@ -97,10 +91,32 @@ def evaluate(
     )
 
 
+def _token_strides(
+    train: Source, test: Source, config: Config, protocol: Protocol
+) -> tuple[int, int] | None:
+    """Of how many images one has its tokens kept, in training and test; None: no tokens at all."""
+    if not train.classes or not protocol.token_gb:
+        return None
+    cells = 2 * config.grid**2  # of all levels together: fewer than twice those of level 0
+    learnt, judged = (
+        protocol.token_stride(len(source), cells, int(config.model.dim)) for source in (train, test)
+    )
+    kept = -(-len(train) // learnt)
+    if kept < HELD_OUT:
+        raise UsageError(
+            f"token_gb={protocol.token_gb:g} holds the tokens of {kept} training images, and the "
+            f"attentive probe needs at least {HELD_OUT}: give more, or 0 to leave it out."
+        )
+    return learnt, judged
+
+
 def _encoders(model: HJEPA) -> Callable[..., list[Encoder]]:
     """Makes the encoders named in ENCODERS; those that get an attentive probe give tokens."""
+    high, low = mx.random.state[0].tolist()  # type: ignore[index]
     random = HJEPA(model.config)
-    mx.eval(random.parameters())  # threads cannot evaluate each other's arrays
+    mx.random.seed((high << 32) | low)  # the caller's random numbers go on as if nothing had been
+    # Threads cannot evaluate each other's arrays; those of a model just built are not yet.
+    mx.eval(model.parameters(), random.parameters())
 
     def make(tokens: bool = False) -> list[Encoder]:
         return [
@@ -121,7 +137,7 @@ def _scores(
     for encoder, train, test in zip(ENCODERS, learnt_from, judged_on, strict=True):
         few = encoder in FULLY_EVALUATED
         for name in train.by_name:
-            check_finite(test.by_name[name], "These features")
+            check_finite(test.by_name[name], "The evaluation")
             job = partial(protocols.level_scores, train, test, name, protocol, few)
             jobs.append((encoder, name, job))
         for name in train.tokens:
@@ -211,10 +227,10 @@ def check_evaluable(train: Source, test: Source, k: int = K) -> None:
             f"{train.name}: no image is left for evaluation; there have to be at least 10 in all, "
             f"there are {len(train)}."
         )
-    if train.classes and len(train) < k:
-        raise UsageError(
-            f"k-NN with k={k} needs at least {k} training images; there are {len(train)}."
-        )
+    least = max(k, HELD_OUT)
+    if train.classes and len(train) < least:
+        what = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
+        raise UsageError(f"{what} needs at least {least} training images; there are {len(train)}.")
     if train.classes != test.classes:
         raise UsageError(
             f"{train.name}: training and test images have different classes "

@@ -47,7 +47,8 @@ def knn_predict(
     classes = int(bank_labels.max()) + 1
     winners = np.empty(len(queries), np.int64)
     for rows in _blocks(len(queries), max(1, SIMILARITIES // classes)):
-        weights = np.exp(similarity[rows].astype(np.float64) / temperature)
+        behind = similarity[rows] - similarity[rows, :1]  # the nearest counts 1: none overflows
+        weights = np.exp(behind.astype(np.float64) / temperature)
         places = np.arange(len(weights))[:, None] * classes + bank_labels[neighbours[rows]]
         votes = np.bincount(places.ravel(), weights.ravel(), len(weights) * classes)
         winners[rows] = votes.reshape(-1, classes).argmax(1)

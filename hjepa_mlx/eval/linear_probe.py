@@ -24,7 +24,7 @@ from hjepa_mlx.rng import generator
 
 SOLVER = "logistic_regression"
 L2 = tuple(10.0**-n for n in range(1, 9))  # on ½·|W|², beside the mean cross-entropy
-CHOOSING, FINAL = 3e-3, 1e-3  # largest preconditioned gradient at which L-BFGS stops
+CHOOSING, FINAL = 3e-3, 1e-4  # largest preconditioned gradient at which L-BFGS stops
 MOST_STEPS = 500  # of L-BFGS
 LEARNING_RATES = tuple(float(lr) for lr in np.geomspace(1e-3, 3.0, 8))
 WEIGHT_DECAYS = (0.0, 1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,11 @@ class Protocol:
         if self.probe not in linear_probe.SOLVERS:
             known = ", ".join(linear_probe.SOLVERS)
             raise UsageError(f"No linear probe named '{self.probe}'. There are: {known}.")
-        if self.k < 1 or self.draws < 0 or self.token_gb < 0 or self.temperature <= 0:
-            raise UsageError("k and temperature must be positive, draws and token_gb at least 0.")
+        finite = math.isfinite(self.temperature) and math.isfinite(self.token_gb)
+        if self.k < 1 or self.temperature <= 0 or min(self.draws, self.token_gb) < 0 or not finite:
+            raise UsageError(
+                "k and temperature must be positive, draws and token_gb at least 0, all finite."
+            )
 
     def described(self) -> dict[str, Any]:
         """The settings, and what each figure means, for the JSON."""

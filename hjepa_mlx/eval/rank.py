@@ -68,8 +68,13 @@ def feature_std(features: np.ndarray) -> float:
 
 
 def mean_cosine(features: np.ndarray) -> float:
-    """Mean cosine similarity of two different images: 0 when spread evenly, 1 when collapsed."""
+    """Mean cosine similarity of two different images: 0 when spread evenly, 1 when collapsed.
+
+    A single image counts as collapsed, here and below, as it does for the ranks.
+    """
     N = len(features)
+    if N < 2:
+        return 1.0
     total = np.sum([_unit(x).sum(0) for x in _blocks(features)], 0)
     return float((total @ total - N) / (N * (N - 1)))
 
@@ -79,6 +84,8 @@ def uniformity(features: np.ndarray) -> float:
 
     Over all pairs of PAIRS_OF evenly chosen images. Source: Wang and Isola, arXiv 2005.10242.
     """
+    if len(features) < 2:
+        return 0.0
     rows = np.unique(np.linspace(0, len(features) - 1, min(PAIRS_OF, len(features))).astype(int))
     x = _unit(features[rows])
     similarity = (x @ x.T)[np.triu_indices(len(x), 1)]

@@ -160,7 +160,7 @@ class Report(Shown):
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title,
+        title=Text(title),
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
