@@ -19,7 +19,7 @@ from rich.text import Text
 
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import dotted_keys
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import UsageError
 from hjepa_mlx.notebook import Shown
 from hjepa_mlx.runs import Run
 
@@ -89,7 +89,7 @@ def compare(runs: Sequence[str | Path | Run]) -> Comparison:
         raise UsageError(f"The same run is given twice: {', '.join(map(str, twice))}.")
     opened = [Run(path) for path in paths]
     configuration, training = _configuration(opened), [_training(run) for run in opened]
-    evaluations = [_evaluation(run) for run in opened]
+    evaluations = [run.scores for run in opened]
     scores, intervals = _gather(evaluations), _gather(evaluations, "confidence_95")
     differing = _protocols([evaluation for evaluation in evaluations if evaluation])
     notes = [] if configuration else ["The configurations are the same."]
@@ -142,17 +142,6 @@ def _training(run: Run) -> dict[str, Any]:
         "images_per_second": median(speeds) if speeds else None,
         "finished": last["epoch"] >= config.optim.epochs,
     }
-
-
-def _evaluation(run: Run) -> dict[str, Any]:
-    """The run's eval.json; empty when it was not evaluated."""
-    path = run.path / "eval.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise HJEPAError(f"{path} is damaged; run hjepa-mlx eval {quote(str(run.path))}") from None
 
 
 def _gather(evaluations: list[dict[str, Any]], *inside: str) -> Scores:

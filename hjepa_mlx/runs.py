@@ -7,6 +7,7 @@ import os
 import time
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.table import Table
@@ -46,15 +47,27 @@ class Run(Shown):
                 table.add_row("loss", f"{row['loss']:.4f}")
                 break
         table.add_row("checkpoint", self.latest.name if self.latest else "none yet")
-        scores = self.path / "eval.json"
-        table.add_row("evaluated", "eval.json" if scores.is_file() else "not yet")
+        evaluated = (self.path / "eval.json").is_file()
+        table.add_row("evaluated", "eval.json" if evaluated else "not yet")
         return table
 
     @property
-    def report(self) -> Report | None:
-        """The scores of the last evaluation, if there was one."""
+    def scores(self) -> dict[str, Any]:
+        """The scores of the last evaluation, empty when there was none; HJEPAError if damaged."""
         path = self.path / "eval.json"
-        return Report(json.loads(path.read_bytes())) if path.is_file() else None
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            command = f"hjepa-mlx eval {quote(str(self.path))}"
+            raise HJEPAError(f"{path} is damaged; run {command}") from None
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the last evaluation, if there was one."""
+        scores = self.scores
+        return Report(scores) if scores else None
 
     @cached_property
     def config(self) -> Config:

@@ -21,10 +21,8 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (0, 1): "The rank rises at a steady loss: features get richer.",
     (-1, -1): "Loss and rank fall together: that is how a collapse looks. Lower optim.lr, or set "
     "loss.vicreg or loss.sigreg.",
-    (
-        0,
-        -1,
-    ): "The rank falls at a steady loss: watch it; a lower optim.lr or loss.vicreg keeps it up.",
+    (0, -1): "The rank falls at a steady loss: watch it; a lower optim.lr or loss.vicreg keeps it "
+    "up.",
     (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
     (-1, 0): "The loss falls at a steady rank.",
     (0, 0): "Loss and rank stand still: what this length can teach is learned.",

@@ -357,7 +357,7 @@ from hjepa_mlx.data import prepare, shards
 shards.SHARD = 32
 shrunk = prepare.shrunk
 def slow(*arguments):
-    time.sleep(0.005)
+    time.sleep(0.02)
     return shrunk(*arguments)
 prepare.shrunk = slow
 from hjepa_mlx.cli import main

@@ -12,13 +12,17 @@ from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, wr
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
 
 
+RunOrCheckpoint = Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")]
+OtherData = Annotated[
+    str | None,
+    typer.Option(metavar="NAME_OR_CONFIG", help="Use this data set instead of the run's own."),
+]
+
+
 @readable
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")],
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_CONFIG", help="Evaluate on this data set instead."),
-    ] = None,
+    run: RunOrCheckpoint,
+    data: OtherData = None,
     data_dir: DataDir = None,
     json_file: JsonFile = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
@@ -65,10 +69,7 @@ def report(
 @readable
 def viz(
     run: Annotated[str, typer.Argument(help="Run folder.")],
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_CONFIG", help="Show images of this data set instead."),
-    ] = None,
+    data: OtherData = None,
     data_dir: DataDir = None,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: RUN/viz.")
@@ -94,7 +95,7 @@ def viz(
 
 @readable
 def embed(
-    run: Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")],
+    run: RunOrCheckpoint,
     folder: Annotated[str, typer.Argument(help="Images: all in this folder and its subfolders.")],
     out: Annotated[
         str, typer.Option(metavar="FILE", help="To write: .npz, .safetensors or .parquet.")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.eval.blocks import blocks
 from hjepa_mlx.rng import generator
 
 Z95 = 1.959964  # standard normal quantile of a 95 % interval
@@ -55,6 +56,6 @@ def check(features: np.ndarray, labels: np.ndarray, what: str) -> None:
 
 def check_finite(features: np.ndarray, what: str) -> None:
     """Refuse features that a broken model made."""
-    for start in range(0, len(features), 1 << 16):
-        if not np.isfinite(features[start : start + (1 << 16)]).all():
+    for rows in blocks(len(features), 1 << 16):
+        if not np.isfinite(features[rows]).all():
             raise UsageError(f"{what}: the features hold NaN or infinity; nothing can be learnt.")

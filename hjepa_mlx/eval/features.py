@@ -20,6 +20,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.eval.blocks import blocks
 from hjepa_mlx.models.hjepa import HJEPA, replica
 from hjepa_mlx.progress import bar
 
@@ -237,8 +238,7 @@ def concatenated(levels: list[np.ndarray]) -> np.ndarray:
     """
     N = len(levels[0])
     joined = room((N, sum(x.shape[1] for x in levels)), np.float32)
-    for start in range(0, N, 1 << 16):
-        rows = slice(start, start + (1 << 16))
+    for rows in blocks(N, 1 << 16):
         parts = [
             x[rows] / np.maximum(np.linalg.norm(x[rows], axis=1, keepdims=True), 1e-12)
             for x in levels

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.eval.accuracy import accuracy
+from hjepa_mlx.eval.blocks import blocks
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
 BANK_BLOCK = 1 << 16  # bank images compared at once
@@ -28,7 +28,7 @@ def knn_accuracy(
     Raises UsageError for features that are not finite and for a bank of fewer than k images.
     """
     predicted = knn_predict(bank, bank_labels, queries, k, temperature)
-    return 100 * float((predicted == query_labels).mean())
+    return accuracy(predicted, query_labels)
 
 
 def knn_predict(
@@ -46,7 +46,7 @@ def knn_predict(
     similarity, neighbours = nearest(bank, queries, k)
     classes = int(bank_labels.max()) + 1
     winners = np.empty(len(queries), np.int64)
-    for rows in _blocks(len(queries), max(1, SIMILARITIES // classes)):
+    for rows in blocks(len(queries), max(1, SIMILARITIES // classes)):
         behind = similarity[rows] - similarity[rows, :1]  # the nearest counts 1: none overflows
         weights = np.exp(behind.astype(np.float64) / temperature)
         places = np.arange(len(weights))[:, None] * classes + bank_labels[neighbours[rows]]
@@ -67,9 +67,9 @@ def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
         )
     similarity = np.full((len(queries), k), -np.inf, np.float32)
     neighbours = np.zeros((len(queries), k), np.int64)
-    for columns in _blocks(len(bank), BANK_BLOCK):
+    for columns in blocks(len(bank), BANK_BLOCK):
         block = _unit(bank[columns])
-        for rows in _blocks(len(queries), max(1, SIMILARITIES // len(block))):
+        for rows in blocks(len(queries), max(1, SIMILARITIES // len(block))):
             found, where = _largest(_unit(queries[rows]) @ block.T, min(k, len(block)))
             found = mx.concatenate([mx.array(similarity[rows]), found], 1)
             where = mx.concatenate([mx.array(neighbours[rows]), where + columns.start], 1)
@@ -104,8 +104,3 @@ def _unit(features: np.ndarray) -> mx.array:
     if not mx.isfinite(x).all().item():
         raise UsageError("The features hold NaN or infinity; this model cannot be evaluated.")
     return x / mx.maximum(mx.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _blocks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -20,6 +20,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.eval.accuracy import accuracy, check, validation
+from hjepa_mlx.eval.blocks import blocks
 from hjepa_mlx.rng import generator
 
 SOLVER = "logistic_regression"
@@ -52,8 +53,7 @@ class LinearProbe:
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Classes [N] of features [N, D]."""
         winners = np.empty(len(features), np.int64)
-        for start in range(0, len(features), BLOCK):
-            rows = slice(start, start + BLOCK)
+        for rows in blocks(len(features), BLOCK):
             x = (features[rows] - self.mean) / self.scale
             winners[rows] = (x @ self.weight + self.bias).argmax(1)
         return winners
@@ -104,11 +104,11 @@ def _fit_one(
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [D] of features [N, D]; 1 where a dimension is constant."""
     total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
-    for start in range(0, len(features), BLOCK):
-        total += features[start : start + BLOCK].sum(0, dtype=np.float64)
+    for rows in blocks(len(features), BLOCK):
+        total += features[rows].sum(0, dtype=np.float64)
     mean = total / len(features)
-    for start in range(0, len(features), BLOCK):
-        squares += np.square(features[start : start + BLOCK] - mean).sum(0)
+    for rows in blocks(len(features), BLOCK):
+        squares += np.square(features[rows] - mean).sum(0)
     scale = np.sqrt(squares / len(features))
     scale[scale < 1e-6 * (1e-6 + np.abs(mean))] = 1.0
     return mean.astype(np.float32), scale.astype(np.float32)
@@ -170,8 +170,8 @@ def logistic_regression(
 
 def _covariance(x: np.ndarray) -> np.ndarray:
     total = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, len(x), BLOCK):
-        total += x[start : start + BLOCK].T @ x[start : start + BLOCK]
+    for rows in blocks(len(x), BLOCK):
+        total += x[rows].T @ x[rows]
     return total / len(x)
 
 
@@ -195,10 +195,8 @@ def _on_gpu(x: np.ndarray, labels: np.ndarray) -> Callable[..., list[Any]]:
     images, y = mx.array(x), mx.array(labels)
 
     def summed(weight: np.ndarray, bias: np.ndarray) -> list[Any]:
-        size = max(1, LOGITS // len(bias))
         parts = []
-        for start in range(0, len(x), size):
-            rows = slice(start, start + size)
+        for rows in blocks(len(x), max(1, LOGITS // len(bias))):
             parts.append(slopes(images[rows], y[rows], mx.array(weight), mx.array(bias)))
             mx.eval(parts[-1])
         return [sum(np.array(p) for p in part) for part in zip(*parts, strict=True)]

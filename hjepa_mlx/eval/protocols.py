@@ -87,7 +87,7 @@ def level_scores(
         kind: interval(scores[kind], len(test)) for kind in ("knn", "linear_probe")
     }
     for share in FEW_LABELS * bool(few and protocol.draws):
-        key = f"few_labels_{share:.0%}".replace("%", "_percent")
+        key = f"few_labels_{100 * share:.0f}_percent"
         scores[key] = few_labels(train, test, name, share, protocol.draws)
     return scores
 

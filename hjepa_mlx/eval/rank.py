@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hjepa_mlx.eval.blocks import blocks
+
 BLOCK = 1 << 14
 PAIRS_OF = 2048  # images whose pairs are compared for uniformity
 RANKME_EPSILON = 1e-7
@@ -31,7 +33,9 @@ def effective_rank(features: np.ndarray) -> float:
     features: [N, D]. Between 1 (all on a line, or no spread at all) and min(N − 1, D).
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007, on covariance eigenvalues.
     """
-    eigenvalues, squares = _spectrum(features, centred=True)
+    mean = sum(x.sum(0) for x in _blocks(features)) / len(features)
+    squares = sum(float(np.square(x).sum()) for x in _blocks(features))
+    eigenvalues = _eigenvalues(features, mean)
     total = eigenvalues.sum()
     if total <= np.finfo(np.float32).eps * squares:
         return 1.0
@@ -46,7 +50,7 @@ def rankme(features: np.ndarray) -> float:
     is larger than `effective_rank` of the same features: singular values fall off half as fast as
     eigenvalues, and here the mean counts as a direction.
     """
-    singular = np.sqrt(_spectrum(features, centred=False)[0])
+    singular = np.sqrt(_eigenvalues(features, 0.0))
     if not singular.any():
         return 1.0
     share = singular / singular.sum() + RANKME_EPSILON
@@ -100,22 +104,17 @@ def alignment(features: np.ndarray, others: np.ndarray) -> float:
     return float(np.square(_unit(features) - _unit(others)).sum(1).mean())
 
 
-def _spectrum(features: np.ndarray, centred: bool) -> tuple[np.ndarray, float]:
-    """Eigenvalues of XᵀX for the (centred) features, and the sum of squares before centring."""
-    mean = sum(x.sum(0) for x in _blocks(features)) / len(features)
-    squares = sum(float(np.square(x).sum()) for x in _blocks(features))
+def _eigenvalues(features: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
+    """Eigenvalues [D] of XᵀX, where X is the features less `centre`."""
     gram = np.zeros((features.shape[1], features.shape[1]))
     for x in _blocks(features):
-        x = x - mean if centred else x
+        x = x - centre
         gram += x.T @ x
-    return np.maximum(np.linalg.eigvalsh(gram), 0), squares
+    return np.maximum(np.linalg.eigvalsh(gram), 0)
 
 
 def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
-    return (
-        np.asarray(features[start : start + BLOCK], np.float64)
-        for start in range(0, len(features), BLOCK)
-    )
+    return (np.asarray(features[rows], np.float64) for rows in blocks(len(features), BLOCK))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,6 +13,7 @@ from rich.console import RenderableType
 from hjepa_mlx import notebook
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
@@ -85,8 +85,8 @@ def evaluation(run: Run) -> Tables:
     if not path.is_file():
         return []
     try:
-        return [("Evaluation", Report(json.loads(path.read_bytes())).__rich__())]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return [("Evaluation", Report(run.scores).__rich__())]
+    except (HJEPAError, KeyError, TypeError, AttributeError):
         words = f"{path} is damaged or of another version: `hjepa-mlx eval` writes it anew."
         return [("Evaluation", words)]
 
