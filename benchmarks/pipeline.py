@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 SIZE, BATCH = 224, 64
 WARM_UP = 256  # images before the clock starts
@@ -39,26 +38,10 @@ CONTENDERS = (
 )
 
 
-def photograph(number: int, height: int = 375, width: int = 500) -> Image.Image:
-    """A picture whose spectrum falls with frequency as a photograph's does."""
-    random = np.random.default_rng(number)
-    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    falling = 1 / np.maximum(np.hypot(y, x), 1 / width) ** 1.15
-    grey = np.fft.irfft2(
-        falling * np.fft.rfft2(random.normal(size=(height, width))), (height, width)
-    )
-    tints = np.fft.irfft2(
-        (falling**1.5)[..., None]
-        * np.fft.rfft2(random.normal(size=(height, width, 3)), axes=(0, 1)),
-        (height, width),
-        axes=(0, 1),
-    )
-    picture = 120 + 45 * (grey / grey.std())[..., None] + 20 * tints / tints.std()
-    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-
-
 def make_data(folder: Path, images: int, raw: int) -> None:
     """ImageNet-like folders of two classes, STL-10's and CIFAR-10's raw files."""
+    from hjepa_mlx.bench.synthetic import photograph  # here: PyTorch's processes load no MLX
+
     for number in range(images):
         split = "val" if number % 10 == 9 else "train"
         path = folder / "photos" / split / f"class-{number % 2}" / f"{number:06d}.JPEG"

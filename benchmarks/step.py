@@ -1,56 +1,42 @@
-"""Time the compiled training step of a recipe on random images, beside a matmul.
+"""Time the compiled training step of a recipe on random images: its parts, and variants of it.
 
 python benchmarks/step.py demo
-python benchmarks/step.py demo --set model.size=small --set data.image_size=224 \
-    --set model.patch_size=16 --set data.batch_size=16 --set model.predictor_dim=192 \
-    --set model.predictor_depth=6
+python benchmarks/step.py imagenet100 --set data.batch_size=16 --seconds 60
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-
-import numpy as np
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
-from hjepa_mlx.doctor import matmul_gflops
-from hjepa_mlx.masks import MaskSampler
-from hjepa_mlx.step import Step, schedule
+from hjepa_mlx.bench.machine import matmul_gflops
+from hjepa_mlx.bench.throughput import time_parts, time_steps
 
-import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
+VARIANTS: dict[str, list[str]] = {
+    "as the recipe says": [],
+    "not compiled": ["compile=false"],
+    "blocks recomputed in the backward pass": ["model.checkpoint_blocks=true"],
+    "two masks for one target pass": ["masks.per_image=2"],
+    "one level": ["model.levels=1"],
+}
 
 
-def measure(config: hj.Config, steps: int, warmup: int) -> dict[str, float]:
-    """Median step time after `warmup` steps, as images/s, share of the matmul peak, and memory."""
-    hj.backend.set_memory_limits()
-    model = hj.HJEPA(config)
-    step, sampler = Step(model, config), MaskSampler(config)
-    size, batch = config.data.image_size, config.data.batch_size
-    images = mx.array(np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8))
-    seconds, traces = [], 0
-    for number in range(warmup + steps):
-        masks = sampler(number, batch)
-        start = time.perf_counter()
-        metrics = step([(images, masks)], schedule(config, number, warmup + steps))
-        mx.eval(metrics, step.state)
-        seconds.append(time.perf_counter() - start)
-        if number == warmup - 1:
-            traces = step.traces
-    cost = costs(config, model)
-    rate = batch / float(np.median(seconds[warmup:]))
-    peak = matmul_gflops()
+def measure(config: hj.Config, seconds: float) -> dict[str, float]:
+    """Median step time as images/s and share of the matmul peak; memory beside its estimate."""
+    speed = time_steps(config, seconds)
+    cost, peak = costs(config, hj.HJEPA(config)), matmul_gflops()
     return {
-        "images_per_second": rate,
-        "gflop_per_image": cost.total,
+        "images_per_second": speed.images_per_second,
+        "gflop_per_image": cost.gflop,
         "matmul_gflops": peak,
-        "mfu_percent": 100 * rate * cost.total / peak,
-        "first_step_seconds": seconds[0],
-        "p95_over_p50": float(np.percentile(seconds[warmup:], 95) / np.median(seconds[warmup:])),
-        "traces_after_warmup": step.traces - traces,
-        "peak_memory_gb": mx.get_peak_memory() / hj.backend.GB,
+        "mfu_percent": 100 * speed.images_per_second * cost.gflop / peak,
+        "first_step_seconds": speed.first_seconds,
+        "steps": len(speed.seconds),
+        "p95_over_p50": speed.spread,
+        "traces_after_warmup": speed.traces_after_warmup,
+        "peak_memory_gb": speed.peak_memory_gb,
         "estimated_memory_gb": cost.memory_gb,
     }
 
@@ -59,13 +45,17 @@ def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("config")
-    parser.add_argument("--set", action="append", dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of steps, each variant")
+    parser.add_argument("--variants", action="store_true", help="also: " + ", ".join(VARIANTS))
     arguments = parser.parse_args()
-    config = hj.load_config(arguments.config, arguments.overrides)
-    result = measure(config, arguments.steps, arguments.warmup)
-    print(json.dumps({key: round(value, 3) for key, value in result.items()}, indent=1))
+    result = {}
+    for name, settings in VARIANTS.items() if arguments.variants else [("step", [])]:
+        config = hj.load_config(arguments.config, [*arguments.set, *settings])
+        result[name] = {k: round(v, 3) for k, v in measure(config, arguments.seconds).items()}
+    parts = time_parts(hj.load_config(arguments.config, arguments.set))
+    result["parts, seconds"] = {name: round(seconds, 4) for name, seconds in parts.items()}
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,7 +33,14 @@ def _put_openblas_first() -> ctypes.CDLL | None:
     process, where they find it: matmuls would be slower and their last bits depend on timing. They
     look for it once, at their first use, so that is done before it is there to be found.
     """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:
+    if sys.platform != "linux":
+        return None
+    if "mlx.core" in sys.modules:
+        warnings.warn(
+            "import hjepa_mlx before mlx.core: MLX has bound to its reference BLAS, whose matmul "
+            "is about 30 times slower than OpenBLAS.",
+            stacklevel=3,
+        )
         return None
     import mlx.data
 
@@ -119,6 +127,11 @@ def set_memory_limits() -> None:
 def can_compile() -> bool:
     """Whether `mx.compile` fuses kernels here: always on a Mac, on Linux only with g++."""
     return sys.platform == "darwin" or shutil.which("g++") is not None
+
+
+def precision(config: Config) -> str:
+    """The dtype that a step computes in: float32 until `auto` is settled by a measurement."""
+    return "float32" if config.precision == "auto" else config.precision
 
 
 def compiles(config: Config) -> bool:

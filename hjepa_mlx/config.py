@@ -36,6 +36,7 @@ Pair = Annotated[list[Annotated[float, Field(ge=0)]], _two]
 UnitPair = Annotated[list[Fraction], _two]
 Areas = Annotated[list[Annotated[float, Field(gt=0, le=1)]], _two]
 Aspects = Annotated[list[Positive], _two]
+Stage = Annotated[tuple[Count, Annotated[float, Field(gt=0, lt=1)]], Field(strict=False)]
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _two]
 
 
@@ -46,12 +47,16 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What is trained on."""
+    """What is trained on.
+
+    progressive: [image size, share of the epochs] of what is trained first, at lower resolution.
+    """
 
     name: str = "folder"
     weights: Auto | list[Positive] = "auto"
     dir: str | None = None
     image_size: Count = 224
+    progressive: list[Stage] = []
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Count | None = None
     crop_scale: Areas = [0.3, 1.0]
@@ -76,13 +81,17 @@ class Model(Section):
 
 
 class Masks(Section):
-    """How target and context blocks are drawn; areas are fractions of the grid."""
+    """How target and context blocks are drawn; areas are fractions of the grid.
+
+    per_image: masks drawn for one pass of the target encoder (data2vec 2.0, arXiv 2212.07525).
+    """
 
     targets: Count = 4
     target_area: Areas = [0.15, 0.2]
     target_aspect: Aspects = [0.75, 1.5]
     context_area: Areas = [0.85, 1.0]
     context_tokens: Auto | Count = "auto"
+    per_image: Count = 1
 
 
 class Loss(Section):
@@ -140,6 +149,20 @@ class Config(Shown, Section):
     def grid(self) -> int:
         """Patches along each side of the image."""
         return self.data.image_size // self.model.patch_size
+
+    @property
+    def stages(self) -> list[tuple[int, float]]:
+        """(image size, share of the epochs) in order, `data.image_size` last."""
+        first = list(self.data.progressive)
+        return [*first, (self.data.image_size, 1 - sum(share for _, share in first))]
+
+    def at_size(self, image_size: int) -> Config:
+        """The resolved config for another image size: the context keeps its share of the grid."""
+        other = self.model_copy(deep=True)
+        other.data.image_size, other.data.progressive = image_size, []
+        share = int(self.masks.context_tokens) / self.grid**2
+        other.masks.context_tokens = max(1, round(share * other.grid**2))
+        return other
 
     def __rich__(self) -> Syntax:
         return Syntax(self.to_yaml(), "yaml", theme="ansi_light", background_color="default")
@@ -280,13 +303,10 @@ def _given(error: ValidationError, location: list[str]) -> Any:
 def resolve(config: Config) -> Config:
     """Replace each `auto` that results depend on, and check fields against each other.
 
-    `compile` and `data.workers` change no result, depend on the machine, and are resolved there.
-    `precision` is float32: half precision is offered, but this project has not measured it on an
-    Apple GPU, and on a CPU it is far slower.
+    `precision`, `compile` and `data.workers` depend on the machine and are resolved there, the
+    first two by `train` (see `bench/probe.py`).
     """
     config = config.model_copy(deep=True)
-    if config.precision == "auto":
-        config.precision = "float32"
     _resolve_model(config)
     _check_ranges(config)
     masks = config.masks
@@ -323,10 +343,18 @@ def _resolve_model(config: Config) -> None:
 
 def _check_ranges(config: Config) -> None:
     data, model, optim = config.data, config.model, config.optim
-    if data.image_size % model.patch_size:
+    for key, size in (
+        ("image_size", data.image_size),
+        *(("progressive", first) for first, _ in data.progressive),
+    ):
+        if size % model.patch_size:
+            raise UsageError(
+                f"data.{key}: {size} is not a multiple of model.patch_size={model.patch_size}."
+            )
+    if sum(share for _, share in data.progressive) >= 1:
         raise UsageError(
-            f"data.image_size={data.image_size} is not a multiple of "
-            f"model.patch_size={model.patch_size}."
+            f"data.progressive={data.progressive}: the shares of the epochs must add up to less "
+            f"than 1; the rest is trained at data.image_size={data.image_size}."
         )
     for key, value in (("dim", model.dim), ("predictor_dim", model.predictor_dim)):
         if int(value) % 4:

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
+from hjepa_mlx import backend
+from hjepa_mlx.bench import machine
 
-from hjepa_mlx import __version__, backend
-
-MATMUL_SIDE = 2048
 FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded needs about 15
 MEMORY_GB = 15.0
 
 
 def examine() -> dict[str, Any]:
     """Facts about machine and software, plus `advice`: one line for each thing that is wrong."""
-    metal = backend.on_metal()
     facts: dict[str, Any] = {
-        "hjepa_mlx": __version__,
-        "python": platform.python_version(),
-        "mlx": importlib.metadata.version("mlx"),
-        "mlx_data": importlib.metadata.version("mlx-data"),
-        "system": platform.platform(),
-        "chip": backend.chip(),
-        "cores": backend.cpu_count(),
-        "memory_gb": round(backend.memory_gb(), 1),
-        "device": "Apple GPU (Metal)" if metal else "CPU",
-        "blas": backend.blas_name(),
-        "matmul_gflops": round(matmul_gflops()),
+        **machine.describe(),
+        "matmul_gflops": round(machine.matmul_gflops()),
         "compile": backend.can_compile(),
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / backend.GB, 1),
         "data_folder": os.environ.get("HJEPA_DATA", "./data"),
     }
     return {**facts, "advice": _advice(facts)}
-
-
-def matmul_gflops() -> float:
-    """GFLOP/s of a float32 matmul, the best of three seconds or five calls."""
-    a = mx.random.normal((MATMUL_SIDE, MATMUL_SIDE))
-    mx.eval(a, a[:256] @ a)  # warm up
-    best, began = float("inf"), time.perf_counter()
-    for _ in range(5):
-        start = time.perf_counter()
-        mx.eval(a @ a)
-        best = min(best, time.perf_counter() - start)
-        if time.perf_counter() - began > 3:
-            break
-    return 2 * MATMUL_SIDE**3 / best / 1e9
 
 
 def _advice(facts: dict[str, Any]) -> list[str]:

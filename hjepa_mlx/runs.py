@@ -116,14 +116,20 @@ class Run(Shown):
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
+def check_new(config: Config) -> None:
+    """Refuse a `run.dir` that holds a run."""
+    if config.run.dir and (Path(config.run.dir) / "config.yaml").exists():
+        raise UsageError(
+            f"{config.run.dir} already holds a run. Go on with it by --resume, or choose another "
+            "--run-dir."
+        )
+
+
 def create(config: Config) -> Run:
     """Make the folder of a new run: `run.dir`, or runs/<config>-<time>."""
+    check_new(config)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = Path(config.run.dir or f"runs/{config.name}-{stamp}")
-    if (path / "config.yaml").exists():
-        raise UsageError(
-            f"{path} already holds a run. Go on with it by --resume, or choose another --run-dir."
-        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         with atomic_write(path / "config.yaml") as file:
@@ -165,7 +171,7 @@ def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any
             continue
         if isinstance(value, dict):
             found |= _differences(value, now[key], name + ".")
-        elif value != now[key]:
+        elif value != now[key] and not (name == "precision" and now[key] == "auto"):
             found[name] = (value, now[key])
     return found
 

@@ -73,16 +73,15 @@ class Step:
         self.model = model
         self.config = config
         self.error = error or losses.PREDICTION[config.loss.kind]
-        self.dtype: mx.Dtype = getattr(mx, config.precision)
+        self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init(model.trainable_parameters())
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
-        compiled = backend.compiles(config)
         self._value_and_grad = nn.value_and_grad(model, self._loss)
-        self._whole = self._compile(self._whole_step, compiled)
-        self._gradients = self._compile(self._compute_gradients, compiled)
-        self._update = self._compile(self._apply, compiled)
+        self._whole = self.compile(self._whole_step)
+        self._gradients = self.compile(self.compute_gradients)
+        self._update = self.compile(self.apply_gradients)
 
     @property
     def state(self) -> list[Any]:
@@ -95,7 +94,7 @@ class Step:
         Returns lazily computed 0-d arrays: loss, loss_level_l, grad_norm and what is switched on.
         """
         arrays = [mx.array(value, mx.float32) for value in values]
-        inputs = [(images, *map(_as_arrays, masks)) for images, masks in batches]
+        inputs = [(images, *as_arrays(masks)) for images, masks in batches]
         if len(inputs) == 1:
             metrics = self._whole(*inputs[0], *arrays)
         else:
@@ -108,17 +107,19 @@ class Step:
         mx.async_eval(metrics, self.state)
         return metrics
 
-    def _compile(self, function: Callable, compiled: bool) -> Callable:
-        if not compiled:
+    def compile(self, function: Callable) -> Callable:
+        """A function that reads and writes the state, compiled if the config says so."""
+        if not backend.compiles(self.config):
             return function
         return mx.compile(function, inputs=self.state, outputs=self.state)
 
     def _whole_step(self, *inputs: Any) -> Metrics:
         *batch, lr, weight_decay, momentum = inputs
-        metrics, gradients = self._compute_gradients(*batch)
-        return {**metrics, **self._apply(gradients, lr, weight_decay, momentum)}
+        metrics, gradients = self.compute_gradients(*batch)
+        return {**metrics, **self.apply_gradients(gradients, lr, weight_decay, momentum)}
 
-    def _compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, dict]:
+    def compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, dict]:
+        """Metrics and gradients of images [B, S, S, 3] and masks (as arrays) of B·V looks."""
         self.traces += 1
         context, targets, centres, pool = masks
         patches = patchify(images, self.config.model.patch_size).astype(self.dtype)
@@ -147,7 +148,7 @@ class Step:
             loss = loss * self.scaler["scale"]
         return loss, metrics
 
-    def _apply(
+    def apply_gradients(
         self, gradients: dict, lr: mx.array, weight_decay: mx.array, momentum: mx.array
     ) -> Metrics:
         """AdamW, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
@@ -185,5 +186,7 @@ class Step:
         self.scaler["good_steps"] = mx.where(finite & (good < STEPS_TO_GROW), good, 0)
 
 
-def _as_arrays(part: Any) -> Any:
-    return tree_map(mx.array, part) if isinstance(part, tuple) else mx.array(part)
+def as_arrays(masks: Masks) -> tuple[Any, ...]:
+    """The masks' fields as arrays of MLX."""
+    pool = tuple(map(mx.array, masks.pool))
+    return mx.array(masks.context), mx.array(masks.targets), mx.array(masks.centres), pool

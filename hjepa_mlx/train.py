@@ -17,6 +17,7 @@ from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
+from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
@@ -83,9 +84,13 @@ class Training:
         error: Error | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        self.config, self.console = config, console
+        self.config = config = config.model_copy(deep=True)
+        self.console = console
         self.own_parts = {"error": _name(error), "sampler": _name(sampler)}
-        self.sampler = sampler or MaskSampler(config)
+        if sampler and config.data.progressive:
+            raise UsageError("data.progressive needs masks for each image size: give no sampler.")
+        sizes = [config.at_size(size) for size, _ in config.stages]
+        self.stages = [(at, sampler or MaskSampler(at)) for at in sizes]
         self.train_source = open_source(config.data, "pretrain")
         self.test_source = open_source(config.data, "test")
         self.per_epoch = steps_per_epoch(config, len(self.train_source))
@@ -95,6 +100,11 @@ class Training:
         self.skipped = Skipped()
         self._named: set[str] = set()
         self.run = runs.reopen(config) if resume else None
+        if self.run:
+            config.precision = self.run.config.precision
+        else:
+            runs.check_new(config)
+        self._settled = settle(config)
         backend.set_memory_limits()
         self.model = HJEPA(config)
         self.step = Step(self.model, config, error)
@@ -142,14 +152,15 @@ class Training:
         assert self.run is not None
         reporter = Reporter(self.console, self.config.optim.epochs, self.total, self.done)
         reporter.say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
+        for line in self._settled:
+            reporter.say(line)
         if not self.run.metrics:
             self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
         first_signals = self.run.metrics[0]
-        batches = training_batches(self.train_source, self.config, self.position, self.skipped)
-        with interruptible() as interrupt, awake(), reporter, closing(batches):
+        with interruptible() as interrupt, awake(), reporter:
             self._clock = time.monotonic()
             try:
-                self._loop(batches, reporter, interrupt, first_signals)
+                self._loop(reporter, interrupt, first_signals)
             except StorageError as lost:
                 raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
@@ -158,27 +169,41 @@ class Training:
             say(self.console, line)
         return self.run
 
-    def _loop(
-        self, batches: Iterator, reporter: Reporter, interrupt: Interrupt, first: dict[str, Any]
-    ) -> None:
-        assert self.run is not None
+    def _loop(self, reporter: Reporter, interrupt: Interrupt, first: dict[str, Any]) -> None:
+        ends = np.cumsum([share for _, share in self.config.stages])
+        for (config, sampler), share in zip(self.stages, ends, strict=True):
+            end = round(self.total * share)
+            if self.done >= end:
+                continue
+            if len(self.stages) > 1:
+                size = config.data.image_size
+                reporter.say(f"Up to step {end}: images of {size}x{size}.")
+            batches = training_batches(self.train_source, config, self.position, self.skipped)
+            with closing(batches):
+                for metrics, values in self._steps(batches, sampler, end):
+                    self.window.append(metrics)
+                    self._report(reporter, values, first)
+                    if interrupt.wanted:
+                        self.save()
+                        raise Interrupted(
+                            f"Stopped at step {self.done} of {self.total}; saved. Go on with: "
+                            f"{self._resume_command()}"
+                        )
+                    self._save_when_due()
+
+    def _steps(
+        self, batches: Iterator, sampler: Sampler, end: int
+    ) -> Iterator[tuple[Metrics, Schedule]]:
+        """Metrics and schedule values of each step, after it was begun."""
         previous: Metrics = {}
-        while self.done < self.total:
+        while self.done < end:
             values = schedule(self.config, self.done, self.total)
-            metrics = self._update(batches, values)
+            metrics = self._update(batches, sampler, values)
             mx.eval(previous)  # at most one step is in flight
             previous = metrics
-            self.window.append(metrics)
             self.done += 1
             self._timed += 1
-            self._report(reporter, values, first)
-            if interrupt.wanted:
-                self.save()
-                raise Interrupted(
-                    f"Stopped at step {self.done} of {self.total}; saved. Go on with: "
-                    f"{self._resume_command()}"
-                )
-            self._save_when_due()
+            yield metrics, values
 
     def _save_what_there_is(self) -> str:
         """Save after the data was lost; what was done, in words."""
@@ -198,12 +223,12 @@ class Training:
         config_file, folder = self.run.path / "config.yaml", self.run.path
         return f"hjepa-mlx train {quote(str(config_file))} --resume --run-dir {quote(str(folder))}"
 
-    def _update(self, batches: Iterator, values: Schedule) -> Metrics:
+    def _update(self, batches: Iterator, sampler: Sampler, values: Schedule) -> Metrics:
         pairs, position = [], self.position
         for micro in range(self.config.optim.accumulate):
             batch = next(batches)
             number = self.done * self.config.optim.accumulate + micro
-            masks = self.sampler(number, len(batch.images))
+            masks = sampler(number, len(batch.images) * self.config.masks.per_image)
             pairs.append((mx.array(batch.images), masks))
             position = batch.next
         metrics = self.step(pairs, values)

@@ -1,4 +1,4 @@
-"""What one training step costs: GFLOP per image and memory, from the shapes alone."""
+"""What one training step costs: FLOP, bytes and memory, from the shapes alone."""
 
 from __future__ import annotations
 
@@ -11,31 +11,50 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 
+GIGA = 1e9
 BACKWARD = 3  # forward and backward together cost three forwards
 FLOAT = 4  # bytes
 # Arrays kept for the backward pass, in units of [tokens, dim] a block: two norms, two residuals,
 # qkv before and after the split into heads, attention in and out, and the MLP's 4 + 4.
 KEPT_PER_BLOCK = 20
 OVERHEAD = 1.25  # transient buffers; benchmarks/README.md compares the estimate with measurements
+# Arrays a block reads and writes, in the same units: norms 4, qkv 4, attention in and out 4,
+# projection 2, MLP 5 + 8 + 5, two residual additions 6.
+MOVED_PER_BLOCK = 38
+UPDATE_MOVES = 9  # AdamW and EMA read weight, gradient, two moments, target; write all but one
+
+
+@dataclass(frozen=True)
+class Part:
+    """GFLOP (a multiply-add counts as 2) and GB moved, per image, of one part of the step."""
+
+    gflop: float
+    gigabytes: float
 
 
 @dataclass(frozen=True)
 class Costs:
-    """GFLOP per image and step (a multiply-add counts as 2), tokens, and memory in GB."""
+    """One step at `data.image_size`: its parts, tokens, and memory in GB."""
 
-    target: float
-    context: float
-    predictor: float
+    target: Part
+    context: Part
+    predictor: Part
+    update: Part
     context_tokens: int
     grid_tokens: int
-    predicted_cells: list[float]  # per level and image, mean over block shapes
+    predicted_cells: list[float]  # per level and mask, mean over block shapes
     memory_gb: float
     weights: dict[str, int]  # of each network
 
     @property
-    def total(self) -> float:
+    def parts(self) -> dict[str, Part]:
+        """The parts by name."""
+        return {name: getattr(self, name) for name in ("target", "context", "predictor", "update")}
+
+    @property
+    def gflop(self) -> float:
         """GFLOP per image of a whole step."""
-        return self.target + self.context + self.predictor
+        return sum(part.gflop for part in self.parts.values())
 
 
 def block_flop(tokens: float, dim: int) -> float:
@@ -45,46 +64,62 @@ def block_flop(tokens: float, dim: int) -> float:
 
 def costs(config: Config, networks: HJEPA) -> Costs:
     """The costs of one training step of `networks`, which were built from `config`."""
+    model, sampler = config.model, MaskSampler(config)
     weights = {
         name: sum(w.size for w in dict(tree_flatten(getattr(networks, name).parameters())).values())
         for name in ("context_encoder", "target_encoder", "predictor")
     }
     trained = weights["context_encoder"] + weights["predictor"]
-    model, sampler = config.model, MaskSampler(config)
-    dim, depth, narrow = int(model.dim), int(model.depth), model.predictor_dim
+    dim, depth, heads = int(model.dim), int(model.depth), int(model.heads)
+    narrow, narrow_heads = model.predictor_dim, max(1, model.predictor_dim // 64)
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
     cells = (sampler.targets * per_block.mean(0)).tolist()
-    tokens, context = config.grid**2, sampler.context_tokens
-    pixels = 3 * model.patch_size**2
-    queries = sum(cells)
-    used = max(int(block) for block in model.level_blocks)
+    tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
+    pixels, views, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
-    target = 2 * tokens * pixels * dim + used * block_flop(tokens, dim) + 2 * queries * area * dim
+    used = max(int(block) for block in model.level_blocks)
+
+    target = 2 * tokens * pixels * dim + used * block_flop(tokens, dim)
+    target += views * 2 * queries * area * dim
     encode = 2 * context * pixels * dim + depth * block_flop(context, dim)
-    predict = (
-        2 * context * dim * narrow
-        + model.predictor_depth * block_flop(context + queries, narrow)
-        + 2 * queries * narrow * dim
-    )
-    batch = config.data.batch_size
+    predict = 2 * context * dim * narrow + 2 * queries * narrow * dim
+    predict += model.predictor_depth * block_flop(context + queries, narrow)
+
+    def moved(n: float, width: int, blocks: int, heads: int, fused: bool = False) -> float:
+        scores = 0 if fused else 4 * heads * n
+        read = 12 * width**2 * blocks / batch  # weights
+        return FLOAT * (blocks * n * (MOVED_PER_BLOCK * width + scores) + read)
 
     def kept(n: float, width: int, blocks: int, heads: int) -> float:
         return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
 
     most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
-    activations = kept(context, dim, min(most, depth), int(model.heads))
-    narrow_blocks = min(most, model.predictor_depth)
-    activations += kept(context + queries, narrow, narrow_blocks, max(1, narrow // 64))
-    activations += kept(tokens, dim, 1, int(model.heads))  # the target encoder keeps one block's
+    activations = kept(context, dim, min(most, depth), heads)
+    activations += kept(context + queries, narrow, min(most, model.predictor_depth), narrow_heads)
+    activations = views * activations + kept(tokens, dim, 1, heads)  # one block of the target's
     memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
-    giga = 1e9
     return Costs(
-        target=target / giga,
-        context=BACKWARD * encode / giga,
-        predictor=BACKWARD * predict / giga,
+        target=Part(target / GIGA, moved(tokens, dim, used, heads, fused=True) / GIGA),
+        context=Part(
+            views * BACKWARD * encode / GIGA,
+            views * BACKWARD * moved(context, dim, depth, heads) / GIGA,
+        ),
+        predictor=Part(
+            views * BACKWARD * predict / GIGA,
+            views
+            * BACKWARD
+            * moved(context + queries, narrow, model.predictor_depth, narrow_heads)
+            / GIGA,
+        ),
+        update=Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,
         predicted_cells=cells,
-        memory_gb=memory / giga,
+        memory_gb=memory / GIGA,
         weights=weights,
     )
+
+
+def average_gflop(config: Config, networks: HJEPA) -> float:
+    """GFLOP per image over the whole run, whose first stages may be at a lower resolution."""
+    return sum(share * costs(config.at_size(size), networks).gflop for size, share in config.stages)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hjepa_mlx.cli import study
+from hjepa_mlx.cli.bench import bench
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
 from hjepa_mlx.cli.datasets import datasets
 from hjepa_mlx.errors import HJEPAError
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets, name="datasets")
 app.command(name="eval")(study.evaluate)
-for _command in (study.viz, study.compare, study.embed):
+for _command in (study.viz, study.compare, study.embed, bench):
     app.command()(_command)
 
 
@@ -133,20 +134,26 @@ def doctor(json_file: JsonFile = None) -> None:
 def _print_plan(config: Config) -> None:
     """The resolved config as YAML; what follows from it as YAML comments."""
     from hjepa_mlx import backend
-    from hjepa_mlx.bench.costs import costs
+    from hjepa_mlx.bench.costs import average_gflop, costs
     from hjepa_mlx.data.sources import open_source
     from hjepa_mlx.models.hjepa import HJEPA
     from hjepa_mlx.train import steps_per_epoch
 
-    cost = costs(config, HJEPA(config))
+    networks = HJEPA(config)
+    cost = costs(config, networks)
     cells = ", ".join(f"level {n}: {count:.0f}" for n, count in enumerate(cost.predicted_cells))
     lines = [
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
         f"hierarchy    {_hierarchy(config)}",
-        f"GFLOP/image  {cost.total:.2f} (target {cost.target:.2f}, context {cost.context:.2f}, "
-        f"predictor {cost.predictor:.2f})",
+        f"GFLOP/image  {cost.gflop:.2f} (target {cost.target.gflop:.2f}, "
+        f"context {cost.context.gflop:.2f}, predictor {cost.predictor.gflop:.2f}); "
+        f"{average_gflop(config, networks):.2f} on average over the run",
+        *(
+            f"{size:<12} pixels for {share:.0%} of the epochs"
+            for size, share in config.stages * bool(config.data.progressive)
+        ),
         f"memory       about {cost.memory_gb:.1f} GB (estimated) of {backend.memory_gb():.0f} GB",
     ]
     try:

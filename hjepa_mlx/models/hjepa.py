@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.masks import pooling
 from hjepa_mlx.models.predictor import Predictor
-from hjepa_mlx.models.vit import VisionTransformer, patchify
+from hjepa_mlx.models.vit import VisionTransformer, patchify, take_tokens
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,30 @@ class HJEPA(nn.Module):
     ) -> list[mx.array]:
         """What is to be predicted: features of the target encoder, pooled inside target blocks.
 
-        patches: [B, N, p·p·3]; indices: [B, M, h·w]; pool: L × [n_l, h·w].
-        Returns L arrays [B, M·n_l, D] float32, each cell normalised (LayerNorm without affine).
+        patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: L × [n_l, h·w]. One pass serves V
+        masks an image. Returns L arrays [B·V, M·n_l, D] float32, each cell normalised (LayerNorm
+        without affine).
         """
-        B, M, A = indices.shape
+        rows, M, A = indices.shape
         targets = []
         features = self.target_encoder(patches, after=self.level_blocks)
         for x, matrix in zip(features, pool, strict=True):
-            x = mx.take_along_axis(x, indices.reshape(B, M * A, 1), axis=1)
-            x = x.reshape(B, M, A, -1).astype(mx.float32)  # [B, M, h·w, D]
-            x = (matrix @ x).reshape(B, M * matrix.shape[0], -1)  # [B, M·n_l, D]
+            x = take_tokens(x, indices.reshape(rows, M * A))
+            x = x.reshape(rows, M, A, -1).astype(mx.float32)  # [B·V, M, h·w, D]
+            x = (matrix @ x).reshape(rows, M * matrix.shape[0], -1)  # [B·V, M·n_l, D]
             targets.append(mx.fast.layer_norm(x, None, None, 1e-5))
         return targets
 
     def predict(
         self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
     ) -> tuple[list[mx.array], mx.array]:
-        """Predictions per level, L × [B, cells[l], D], and the context's features [B, K, D]."""
+        """Predictions per level, L × [B·V, cells[l], D], and the context's features [B·V, K, D].
+
+        patches: [B, N, p·p·3]; indices: [B·V, K]; centres: [B·V, Σ cells].
+        """
         (context,) = self.context_encoder(patches, indices)
-        return self.predictor(context, indices, centres, cells), context
+        grid = isqrt(patches.shape[1])
+        return self.predictor(context, indices, centres, cells, grid), context
 
     def encode(self, images: mx.array | np.ndarray, encoder: str = "target") -> list[mx.array]:
         """Features of each level, finest first, of the target (or "context") encoder.

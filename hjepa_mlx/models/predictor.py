@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from hjepa_mlx.models.vit import blocks, sincos_positions, trunc_normal
+from hjepa_mlx.models.vit import blocks, grid_positions, trunc_normal
 
 
 class Predictor(nn.Module):
@@ -33,27 +33,26 @@ class Predictor(nn.Module):
         for linear in (self.embed, *self.heads):
             linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
-        side = 2 * grid - 1  # cell centres fall on patches or half-way between them
-        centres = np.indices((side, side)).reshape(2, -1).T / 2
-        self._positions = sincos_positions(centres, dim)  # [(2·grid − 1)², dim]
-        patches = np.indices((grid, grid)) * 2
-        self._patch_index = mx.array((patches[0] * side + patches[1]).ravel())  # [grid²]
+        self.grid, self.dim = grid, dim
 
     def __call__(
-        self, context: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
+        self, context: mx.array, indices: mx.array, centres: mx.array, cells: list[int], grid: int
     ) -> list[mx.array]:
         """Predict the features of every target cell.
 
-        context: [B, K, D] from the context encoder; indices: [B, K] its patches;
+        context: [B, K, D] from the context encoder; indices: [B, K] its patches of `grid` a side;
         centres: [B, Σ cells] half-cell positions of what is predicted, level after level.
         Returns L arrays [B, cells[l], D].
         """
         K = context.shape[1]
+        # cell centres fall on patches or half-way between them: [(2·grid − 1)², dim]
+        positions = grid_positions(grid, self.grid, self.dim, step=0.5)
+        patches = indices // grid * (2 * (2 * grid - 1)) + indices % grid * 2
         x = self.embed(context)
-        x = x + self._positions[self._patch_index[indices]].astype(x.dtype)  # [B, K, dim]
+        x = x + positions[patches].astype(x.dtype)  # [B, K, dim]
         levels = np.repeat(np.arange(len(cells)), cells)
         queries = self.mask_token + self.level_embed[mx.array(levels)]  # [Σ cells, dim]
-        queries = queries + self._positions[centres].astype(x.dtype)  # [B, Σ cells, dim]
+        queries = queries + positions[centres].astype(x.dtype)  # [B, Σ cells, dim]
         x = mx.concatenate([x, queries], axis=1)
         for block in self.blocks:
             x = self._run(block)(x)

@@ -8,6 +8,8 @@ patch's pixels in (row, column, channel) order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import isqrt
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,14 +25,27 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 def sincos_positions(positions: np.ndarray, dim: int) -> mx.array:
     """Fixed 2-D position table of I-JEPA (its first half encodes columns, its second rows).
 
-    positions: [N, 2] (row, column) in patches, fractions allowed. Returns [N, dim] float32.
+    positions: [..., 2] (row, column) in patches, fractions allowed. Returns [N, dim] float32.
     """
+    positions = positions.reshape(-1, 2)
     omega = 1.0 / 10000 ** (np.arange(dim // 4) / (dim / 4))
     halves = []
     for axis in (1, 0):
         angle = positions[:, axis, None] * omega
         halves += [np.sin(angle), np.cos(angle)]
     return mx.array(np.concatenate(halves, 1).astype(np.float32))
+
+
+@lru_cache(maxsize=16)
+def grid_positions(grid: int, trained: int, dim: int, step: float = 1.0) -> mx.array:
+    """Table of places from the first patch's centre to the last one's, `step` patches apart.
+
+    A grid of another size than the encoder was built for (`trained`) covers the same image, so its
+    places are stretched to that one's. Returns [n², dim] in raster order, n = (grid − 1)/step + 1.
+    """
+    places = np.arange(0, grid - 1 + step, step)
+    places = (places + 0.5) * trained / grid - 0.5
+    return sincos_positions(np.stack(np.meshgrid(places, places, indexing="ij"), -1), dim)
 
 
 def patchify(images: mx.array, patch_size: int) -> mx.array:
@@ -44,8 +59,9 @@ def patchify(images: mx.array, patch_size: int) -> mx.array:
 
 
 def take_tokens(x: mx.array, indices: mx.array) -> mx.array:
-    """Gather tokens: x [B, N, D], indices [B, K] give [B, K, D]."""
-    return mx.take_along_axis(x, indices[:, :, None], axis=1)
+    """Gather tokens: x [B, N, D], indices [B·V, K] give [B·V, K, D]: V looks at each image."""
+    taken = mx.take_along_axis(x, indices.reshape(len(x), -1, 1), axis=1)
+    return taken.reshape(*indices.shape, -1)
 
 
 def trunc_normal(shape: Sequence[int], std: float = 0.02) -> mx.array:
@@ -139,21 +155,21 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, dim)
         self.blocks = blocks(dim, depth, heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self._positions = sincos_positions(np.indices((grid, grid)).reshape(2, -1).T, dim)
+        self.grid, self.dim = grid, dim
 
     def __call__(
         self, patches: mx.array, indices: mx.array | None = None, after: Sequence[int] | None = None
     ) -> list[mx.array]:
         """Features after each block numbered in `after` (from 1; default: the last block).
 
-        patches: [B, N, p·p·3] as `patchify` gives them; indices: [B, K] looks only at those.
-        Returns one [B, N or K, D] per item of `after`; the last block's passes the final norm.
+        patches: [B, N, p·p·3] as `patchify` gives them, of a grid of any size; indices: [B·V, K]
+        looks only at those. Returns one [B, N, D] or [B·V, K, D] per item of `after`; the last
+        block's passes the final norm.
         """
         after = after or [len(self.blocks)]
-        if indices is None:
-            positions = self._positions
-        else:
-            patches, positions = take_tokens(patches, indices), self._positions[indices]
+        positions = grid_positions(isqrt(patches.shape[1]), self.grid, self.dim)
+        if indices is not None:
+            patches, positions = take_tokens(patches, indices), positions[indices]
         x = self.patch_embed(patches)
         x = x + positions.astype(x.dtype)  # [B, N, D]
         outputs = {}

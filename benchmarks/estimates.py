@@ -1,0 +1,45 @@
+"""Check the hours that were promised for 100 epochs of each data set, on this machine.
+
+python benchmarks/estimates.py                  # benchmarks/results/estimates.json
+
+Measures every recipe's compiled step and pipeline (made-up images where a data set is not here).
+`hjepa-mlx bench` shows the same table with what it follows from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import hjepa_mlx as hj
+from hjepa_mlx.bench import machine
+from hjepa_mlx.bench.estimates import RECIPES, estimate
+from hjepa_mlx.bench.run import Bench
+
+RESULTS = Path(__file__).parent / "results" / "estimates.json"
+
+
+def main() -> None:
+    """Print the table and keep the figures."""
+    rows = []
+    for name in RECIPES:
+        config = hj.load_config(name)
+        rows.append(estimate(name, config, Bench(config).rate))
+    table = Table(title=f"100 epochs on {machine.describe()['chip']}")
+    for column in ("recipe", "minutes an epoch", "hours", "promised hours", "verdict"):
+        table.add_column(column)
+    for row in rows:
+        promised = "–".join(f"{hours:g}" for hours in row.promised_hours or ())
+        minutes, hours = f"{60 * row.hours_per_epoch:.1f}", f"{row.hours_100_epochs:.1f}"
+        table.add_row(row.recipe, minutes, hours, promised, row.verdict)
+    Console().print(table)
+    facts = {"machine": machine.describe(), "estimates": [asdict(row) for row in rows]}
+    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the machine is and how fast: matmul and memory bandwidth by dtype, power, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from hjepa_mlx import backend
+
+MATMUL_SIDE = 2048
+SMALL_SIDE = 256  # where a dtype turns out to be slow
+STREAM = 1 << 24  # elements that a bandwidth measurement adds to as many others
+DTYPES = ("float32", "float16", "bfloat16")
+SLOW = 0.5  # of the matmul speed of float32: below it a dtype is not worth trying
+
+
+def describe() -> dict[str, Any]:
+    """Machine, software and power: what a measurement depends on."""
+    return {
+        "chip": backend.chip(),
+        "cores": backend.cpu_count(),
+        "memory_gb": round(backend.memory_gb(), 1),
+        "device": "Apple GPU (Metal)" if backend.on_metal() else "CPU",
+        "blas": backend.blas_name(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "mlx": importlib.metadata.version("mlx"),
+        "mlx_data": importlib.metadata.version("mlx-data"),
+        "hjepa_mlx": importlib.metadata.version("hjepa-mlx"),
+        "commit": _commit(),
+        "power": power(),
+    }
+
+
+def matmul_gflops(dtype: str = "float32", side: int = MATMUL_SIDE, seconds: float = 3.0) -> float:
+    """GFLOP/s of a square matmul, the best of five calls or of `seconds`."""
+    a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
+    mx.eval(a, a[: side // 8] @ a)  # warm up
+    return 2 * side**3 / _best(lambda: a @ a, seconds) / 1e9
+
+
+def bandwidth_gbs(dtype: str = "float32") -> float:
+    """GB/s read and written by the sum of two arrays, the best of five calls or a second."""
+    x = mx.ones((STREAM,), getattr(mx, dtype))
+    y = mx.ones_like(x)
+    mx.eval(x, y, x + y)
+    return 3 * x.nbytes / _best(lambda: x + y, 1.0) / 1e9
+
+
+def speeds() -> dict[str, dict[str, float]]:
+    """Matmul GFLOP/s and bandwidth GB/s of each dtype; a slow one by a smaller matmul."""
+    found: dict[str, dict[str, float]] = {}
+    for dtype in DTYPES:
+        small = matmul_gflops(dtype, SMALL_SIDE, 0.5)
+        quick = not found or small > SLOW * found["float32"]["matmul_gflops"]
+        matmul = max(small, matmul_gflops(dtype)) if quick else small
+        found[dtype] = {"matmul_gflops": matmul, "bandwidth_gbs": bandwidth_gbs(dtype)}
+    return found
+
+
+def power() -> str:
+    """What may slow the machine down, in words; empty when nothing is known to."""
+    if sys.platform == "darwin":
+        return _power_in_words(_output("pmset", "-g", "batt"), _output("pmset", "-g"))
+    supplies = Path("/sys/class/power_supply").glob("BAT*/status")
+    if any(path.read_text().strip() == "Discharging" for path in supplies):
+        return "on battery"
+    return ""
+
+
+def _power_in_words(battery: str, settings: str) -> str:
+    """The words for what `pmset -g batt` and `pmset -g` print."""
+    found = []
+    if "Battery Power" in battery:
+        found.append("on battery")
+    if re.search(r"(lowpowermode|powermode)\s+1\b", settings):
+        found.append("low-power mode is on")
+    return ", ".join(found)
+
+
+def _best(compute: Any, seconds: float) -> float:
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(compute())
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - began > seconds:
+            break
+    return best
+
+
+def _commit() -> str:
+    """The commit of the source tree, with '+' when it was changed; empty for an installed one."""
+    here = Path(__file__).parent.parent.parent
+    if not (here / ".git").exists():
+        return ""
+    commit = _output("git", "-C", str(here), "rev-parse", "--short", "HEAD").strip()
+    changed = _output("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no")
+    return commit + "+" * bool(changed.strip())
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

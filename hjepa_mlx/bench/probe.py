@@ -1,0 +1,60 @@
+"""`precision: auto` and `compile: auto`: a few seconds of real steps decide, and say what they did.
+
+What departs from float32 and compiled steps must be clearly faster here: small differences are
+noise, and a run should not depend on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hjepa_mlx import backend
+from hjepa_mlx.bench import machine
+from hjepa_mlx.bench.throughput import time_steps
+from hjepa_mlx.config import Config
+
+CLEARLY = 1.1  # times as fast
+SECONDS = 1.0  # of steps for each choice, after those that compile
+
+
+def settle(config: Config) -> list[str]:
+    """Replace `auto` in `precision` and `compile`; returns what was chosen and why, in words."""
+    found = []
+    if config.precision == "auto":
+        config.precision, why = _precision(config)
+        found.append(f"precision: {config.precision} ({why}).")
+    if config.compile == "auto":
+        config.compile, why = _compile(config)
+        found.append(f"compile: {str(config.compile).lower()} ({why}).")
+    return found
+
+
+def worth_trying() -> tuple[list[str], str]:
+    """Half-precision dtypes whose matmul is faster here than float32's; and how fast, in words."""
+    side = machine.MATMUL_SIDE if backend.on_metal() else machine.SMALL_SIDE
+    speed = {dtype: machine.matmul_gflops(dtype, side, 0.5) for dtype in machine.DTYPES}
+    words = ", ".join(f"{dtype} {value:,.0f}" for dtype, value in speed.items())
+    full = speed.pop("float32")
+    return [dtype for dtype, value in speed.items() if value > full], f"matmul GFLOP/s: {words}"
+
+
+def _precision(config: Config) -> tuple[Any, str]:
+    dtypes, words = worth_trying()
+    if not dtypes:
+        return "float32", words
+    rates = {dtype: _rate(config, precision=dtype) for dtype in ("float32", *dtypes)}
+    fastest = max(rates, key=rates.__getitem__)
+    words = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items()) + " images/s"
+    return (fastest if rates[fastest] > CLEARLY * rates["float32"] else "float32"), words
+
+
+def _compile(config: Config) -> tuple[bool, str]:
+    if not backend.on_metal():
+        return backend.can_compile(), "on a CPU it pays wherever there is g++"
+    compiled, eager = _rate(config, compile=True), _rate(config, compile=False)
+    words = f"{compiled:.0f} images/s compiled, {eager:.0f} not"
+    return eager <= CLEARLY * compiled, words
+
+
+def _rate(config: Config, **choice: str | bool) -> float:
+    return time_steps(config.model_copy(update=choice, deep=True), SECONDS).images_per_second

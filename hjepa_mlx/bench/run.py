@@ -1,0 +1,275 @@
+"""`hjepa-mlx bench`: measure this machine with a recipe, and say what fits a night."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hjepa_mlx import backend
+from hjepa_mlx.bench import machine
+from hjepa_mlx.bench.chips import Chip
+from hjepa_mlx.bench.costs import average_gflop, costs
+from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
+from hjepa_mlx.bench.probe import worth_trying
+from hjepa_mlx.bench.synthetic import synthetic
+from hjepa_mlx.bench.throughput import (
+    Speed,
+    time_end_to_end,
+    time_parts,
+    time_pipeline,
+    time_steps,
+)
+from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.data.catalog import CATALOG, Dataset
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.files import write_json
+from hjepa_mlx.models.hjepa import HJEPA
+
+LONGEST_STEP = 5.0  # seconds; a batch that would take longer is measured by a smaller one
+USUAL_MFU = 0.4  # to guess that
+ROOM = 0.7  # of the memory, for one training step
+SECONDS = 5.0  # of the main measurements; SHORT of the others
+SHORT = 1.5
+RESULTS = Path("benchmarks/results")
+Say = Callable[[str], None]
+
+
+class Bench:
+    """The measurements of one recipe; each is made when first asked for."""
+
+    def __init__(self, config: Config) -> None:
+        if config.data.name not in CATALOG:
+            raise UsageError(
+                f"bench needs a recipe of a data set of the catalog, not data.name="
+                f"{config.data.name}: {', '.join(CATALOG)}."
+            )
+        backend.set_memory_limits()
+        self.config = config
+        self._rates: dict[str, float] = {}
+        self._pipelines: dict[str, float] = {}
+
+    @cached_property
+    def speeds(self) -> dict[str, dict[str, float]]:
+        """Matmul and bandwidth by dtype."""
+        return machine.speeds()
+
+    def measurable(self, config: Config) -> Config:
+        """The config with a batch whose step takes no longer than LONGEST_STEP here."""
+        cost = costs(config, HJEPA(config))
+        batch = config.data.batch_size
+        usual = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
+        while batch > 2 and batch * cost.gflop / usual > LONGEST_STEP:
+            batch //= 2
+        return with_batch(config, batch)
+
+    @cached_property
+    def main(self) -> Config:
+        """The config at full resolution, at a batch that can be measured here."""
+        return self.measurable(self.config.at_size(self.config.data.image_size))
+
+    def mfu(self, config: Config, speed: Speed, dtype: str = "float32") -> float:
+        """Share of the measured matmul peak that steps reach, per cent."""
+        gflop = costs(config, HJEPA(config)).gflop
+        return 100 * speed.images_per_second * gflop / self.speeds[dtype]["matmul_gflops"]
+
+    def step(self) -> dict[str, Any]:
+        """The step of the recipe."""
+        return self._row(self.main, time_steps(self.main, SECONDS))
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Steps of a quarter of the batch to four times as much, where that can be measured."""
+        rows = []
+        for batch in (self.main.data.batch_size * n // 4 for n in (1, 2, 8, 16)):
+            config = with_batch(self.main, batch)
+            known = batch >= 2 and self.measurable(config).data.batch_size == batch
+            memory = costs(config, HJEPA(config)).memory_gb
+            if known and memory < ROOM * backend.memory_gb():
+                rows.append(self._row(config, time_steps(config, SHORT)))
+        return rows
+
+    def precisions(self) -> tuple[dict[str, Any], str]:
+        """Steps in the half precisions whose matmul is worth it here; and the matmuls' speeds."""
+        dtypes, words = worth_trying()
+        rows = {}
+        for dtype in dtypes:
+            config = self.main.model_copy(update={"precision": dtype}, deep=True)
+            rows[dtype] = self._row(config, time_steps(config, SHORT), dtype)
+        return rows, words
+
+    def _row(self, config: Config, speed: Speed, dtype: str = "float32") -> dict[str, Any]:
+        return {
+            "batch": speed.batch,
+            "images_per_second": speed.images_per_second,
+            "p95_over_p50": speed.spread,
+            "mfu": self.mfu(config, speed, dtype),
+            "first_step_seconds": speed.first_seconds,
+            "traces_after_warmup": speed.traces_after_warmup,
+            "peak_memory_gb": speed.peak_memory_gb,
+        }
+
+    def source(self, config: Config) -> tuple[Source, str]:
+        """The recipe's images, or made-up ones; and which, in words."""
+        row = CATALOG[config.data.name]
+        try:
+            return open_source(config.data, "pretrain"), "real images"
+        except HJEPAError:
+            part = CATALOG[row.parts[0]] if row.parts else row
+            return synthetic(part), f"made-up {_form(part)} (the data set is not here)"
+
+    def pipeline(self, config: Config) -> float:
+        """Images per second of the pipeline alone, for this data set and image size."""
+        key = f"{_form(CATALOG[config.data.name])} {config.data.image_size}"
+        if key not in self._pipelines:
+            source, _ = self.source(config)
+            self._pipelines[key] = time_pipeline(source, config, SHORT)
+        return self._pipelines[key]
+
+    def rate(self, config: Config) -> float:
+        """Images per second of a whole run: the stages' steps, or the pipeline where it is less."""
+        return 1 / sum(
+            share / self._stage_rate(self.measurable(config.at_size(size)))
+            for size, share in config.stages
+        )
+
+    def _stage_rate(self, config: Config) -> float:
+        key = config.model_dump_json(include={"model", "masks", "loss", "precision"})
+        key += f" {config.data.image_size} {config.data.batch_size}"
+        if key not in self._rates:
+            self._rates[key] = time_steps(config, SHORT).images_per_second
+        return min(self._rates[key], self.pipeline(config))
+
+    def sustained(self, minutes: float) -> dict[str, Any]:
+        """Steps for minutes: the speed of the first and of the last tenth of the time."""
+        speed = time_steps(self.main, 60 * minutes)
+        seconds = np.array(speed.seconds)
+        tenth = max(1, len(seconds) // 10)
+        first, last = (
+            speed.batch / float(np.median(part)) for part in (seconds[:tenth], seconds[-tenth:])
+        )
+        return {
+            "minutes": minutes,
+            "first_images_per_second": first,
+            "last_images_per_second": last,
+            "drop_percent": 100 * (1 - last / first),
+            "power": machine.power(),
+        }
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """The config with another batch size."""
+    other = config.model_copy(deep=True)
+    other.data.batch_size = max(2, batch)
+    return other
+
+
+def bench(
+    config: Config,
+    chip: Chip,
+    minutes: float = 0.0,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Measure this machine with a recipe; everything `hjepa-mlx bench` prints, as JSON holds it.
+
+    chip: projected to as well. minutes: of sustained steps, besides.
+    """
+    found = Bench(config)
+    networks = HJEPA(config)
+    cost = costs(config, networks)
+    say("Matmul and memory …")
+    facts: dict[str, Any] = {
+        "recipe": config.name,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": machine.describe(),
+        "gemm_tflops": found.speeds["float32"]["matmul_gflops"] / 1e3,
+        "speeds": found.speeds,
+        "gflop_per_image": {
+            **{name: part.gflop for name, part in cost.parts.items()},
+            "total": cost.gflop,
+            "average_over_the_run": average_gflop(config, networks),
+        },
+        "gigabytes_per_image": {name: part.gigabytes for name, part in cost.parts.items()},
+        "configured_batch": config.data.batch_size,
+    }
+    say(f"Steps of {config.name}, batch {found.main.data.batch_size} …")
+    facts["step"] = found.step()
+    facts["sweep"] = sorted([facts["step"], *found.sweep()], key=lambda row: row["batch"])
+    facts["largest_batch"] = _largest_batch(config, networks, facts["step"])
+    say("Precisions and parts …")
+    facts["precisions"], facts["precision_probe"] = found.precisions()
+    facts["parts_seconds"] = time_parts(found.main)
+    say("Pipeline, then both together …")
+    source, what = found.source(config)
+    facts["data"] = {
+        "images_per_second": found.pipeline(config),
+        "source": what,
+    }
+    both = time_end_to_end(source, found.main, SECONDS)
+    facts["end_to_end"] = {
+        "images_per_second": both,
+        "share_of_step": both / facts["step"]["images_per_second"],
+    }
+    if minutes:
+        say(f"Sustained steps for {minutes:g} min …")
+        facts["sustained"] = found.sustained(minutes)
+    say("Every data set's recipe …")
+    facts["recipe_estimate"] = asdict(estimate(config.name, config, found.rate))
+    rows = [estimate(name, load_config(name), found.rate) for name in RECIPES]
+    facts["estimates"] = [
+        {
+            **asdict(row),
+            "changes": [asdict(c) for c in changes(row)] if "slower" in row.verdict else [],
+        }
+        for row in rows
+    ]
+    facts["projected"] = projected(chip, facts["step"]["mfu"] / 100)
+    return facts
+
+
+def projected(chip: Chip, measured_share: float) -> dict[str, Any]:
+    """All recipes on a chip that is not here, at several shares of its matmul peak."""
+    recipes = {name: load_config(name) for name in RECIPES}
+    rows = [
+        asdict(project(name, config, chip, share))
+        for name, config in recipes.items()
+        if CATALOG[config.data.name].promise
+        for share in (*SHARES, measured_share)
+    ]
+    return {
+        "chip": chip.title,
+        "stated_tflops": chip.tflops,
+        "matmul_tflops": chip.matmul_tflops,
+        "bandwidth_gbs": chip.bandwidth_gbs,
+        "measured_share_here": measured_share,
+        "rows": rows,
+    }
+
+
+def keep(facts: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write the facts to a file of their own in `folder`; its path."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"bench-{facts['recipe']}-{stamp}.json"
+    write_json(path, facts)
+    return path
+
+
+def _form(row: Dataset) -> str:
+    return "JPEG files" if row.resolution >= 224 else f"pixels of {row.resolution}x{row.resolution}"
+
+
+def _largest_batch(config: Config, networks: HJEPA, step: dict[str, Any]) -> int:
+    """The largest multiple of 8 whose step fits the memory, by the measured one's; projected."""
+    measured = step["batch"]
+    at = costs(with_batch(config, measured), networks).memory_gb
+    slope = (costs(with_batch(config, 2 * measured), networks).memory_gb - at) / measured
+    scale = step["peak_memory_gb"] / at
+    batch = measured + (ROOM * backend.memory_gb() / scale - at) / slope
+    return max(2, int(batch) // 8 * 8)

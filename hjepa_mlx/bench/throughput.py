@@ -1,0 +1,173 @@
+"""How fast steps and pipelines run here: measured on the real compiled step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from hjepa_mlx import backend
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.pipeline import Batch, training_batches
+from hjepa_mlx.data.source import Source
+from hjepa_mlx.masks import Masks, MaskSampler
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.vit import patchify
+from hjepa_mlx.rng import generator
+from hjepa_mlx.step import Schedule, Step, as_arrays
+
+VALUES = Schedule(lr=1e-4, weight_decay=0.04, momentum=0.996)
+FEWEST = 3  # steps, however long they take
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Step times in seconds after every block shape had been seen, and what else was noticed."""
+
+    batch: int
+    seconds: tuple[float, ...]
+    first_seconds: float  # of the first step: tracing, compiling, and the step itself
+    traces_after_warmup: int
+    peak_memory_gb: float
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median step."""
+        return self.batch / float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """The 95th percentile of the step times over their median."""
+        return float(np.percentile(self.seconds, 95) / np.median(self.seconds))
+
+
+class Rig:
+    """Model, step and masks of a config, and a batch of random images to feed them."""
+
+    def __init__(self, config: Config) -> None:
+        backend.set_memory_limits()
+        self.config = config
+        self.sampler = MaskSampler(config)
+        self.step = Step(HJEPA(config), config)
+        size, batch = config.data.image_size, config.data.batch_size
+        pixels = generator(0, "bench").integers(0, 256, (batch, size, size, 3), np.uint8)
+        self.images = mx.array(pixels)
+
+    def masks(self, number: int) -> Masks:
+        """Masks of one block shape after the other, so that a few steps see them all."""
+        shapes = self.sampler.shapes
+        rng = generator(0, "bench masks", number)
+        views = self.config.data.batch_size * self.config.masks.per_image
+        return self.sampler.draw(rng, shapes[number % len(shapes)], views)
+
+    def run(self, number: int) -> float:
+        """One step; its seconds."""
+        masks = self.masks(number)
+        start = time.perf_counter()
+        mx.eval(self.step([(self.images, masks)], VALUES), self.step.state)
+        return time.perf_counter() - start
+
+    def warm_up(self) -> float:
+        """A step with each block shape; the first one's seconds."""
+        first, *_ = [self.run(number) for number in range(len(self.sampler.shapes))]
+        return first
+
+
+def time_steps(config: Config, seconds: float, most: int = 10_000) -> Speed:
+    """Time steps for `seconds`, but at least FEWEST and at most `most` of them."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    rig = Rig(config)
+    first = rig.warm_up()
+    traces, times = rig.step.traces, []
+    for number in range(most):
+        times.append(rig.run(number))
+        if len(times) >= FEWEST and sum(times) >= seconds:
+            break
+    return Speed(
+        batch=config.data.batch_size,
+        seconds=tuple(times),
+        first_seconds=first,
+        traces_after_warmup=rig.step.traces - traces,
+        peak_memory_gb=mx.get_peak_memory() / backend.GB,
+    )
+
+
+def time_parts(config: Config, repeats: int = 3) -> dict[str, float]:
+    """Seconds of a step's parts, each timed alone: medians.
+
+    `backward` is what gradients take beyond the three forward passes. Their sum is more than the
+    whole step, which overlaps them.
+    """
+    rig = Rig(config)
+    step, masks = rig.step, as_arrays(rig.masks(0))
+    model, state = step.model, step.state
+    context, targets, centres, pool = masks
+    cells = [targets.shape[1] * len(matrix) for matrix in pool]
+    patches = patchify(rig.images, config.model.patch_size)
+    looked, grid = model.context_encoder(patches, context)[0], config.grid
+    mx.eval(patches, looked, masks)
+    values = [mx.array(value, mx.float32) for value in VALUES]
+
+    def timed(function: Callable, changes: bool = False) -> float:
+        compiled = step.compile(function) if changes else _compiled(function, model, config)
+        taken = []
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            mx.eval(compiled(), state)
+            taken.append(time.perf_counter() - start)
+        return float(np.median(taken[1:]))
+
+    parts = {
+        "target": timed(lambda: model.targets(patches, targets, pool)),
+        "context": timed(lambda: model.context_encoder(patches, context)),
+        "predictor": timed(lambda: model.predictor(looked, context, centres, cells, grid)),
+    }
+    whole = timed(lambda: step.compute_gradients(rig.images, *masks), changes=True)
+    parts["backward"] = max(0.0, whole - sum(parts.values()))
+    _, gradients = step.compute_gradients(rig.images, *masks)
+    mx.eval(gradients)
+    parts["update"] = timed(lambda: step.apply_gradients(gradients, *values), changes=True)
+    return parts
+
+
+def _compiled(function: Callable, model: HJEPA, config: Config) -> Callable:
+    return mx.compile(function, inputs=[model.state]) if backend.compiles(config) else function
+
+
+def time_pipeline(source: Source, config: Config, seconds: float) -> float:
+    """Images per second of the data pipeline alone, after two batches."""
+    with closing(training_batches(source, config)) as batches:
+        next(batches), next(batches)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            count += len(next(batches).images)
+        return count / (time.perf_counter() - start)
+
+
+def time_end_to_end(source: Source, config: Config, seconds: float) -> float:
+    """Images per second of pipeline and step together, as training runs them."""
+    rig = Rig(config)
+    rig.warm_up()
+    with closing(training_batches(source, config)) as batches:
+        run = _training(rig, batches)
+        next(run), next(run)
+        start, count = time.perf_counter(), 0
+        while count < FEWEST or time.perf_counter() - start < seconds:
+            next(run)
+            count += 1
+        return count * config.data.batch_size / (time.perf_counter() - start)
+
+
+def _training(rig: Rig, batches: Iterator[Batch]) -> Iterator[None]:
+    """A step with each batch, at most one in flight."""
+    previous: dict[str, mx.array] = {}
+    for number, batch in enumerate(batches):
+        metrics = rig.step([(mx.array(batch.images), rig.masks(number))], VALUES)
+        mx.eval(previous)
+        previous = metrics
+        yield

@@ -1,0 +1,68 @@
+"""`hjepa-mlx bench`: will it fit the night?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.errors import UsageError
+
+
+@readable
+def bench(
+    config: Annotated[
+        str, typer.Argument(help="Name of a recipe, or path of a YAML file.")
+    ] = "imagenet100",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; may be repeated."),
+    ] = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+    sustained: Annotated[
+        float, typer.Option(metavar="MINUTES", help="Also run steps for so long: does it slow?")
+    ] = 0.0,
+    project_to: Annotated[
+        str, typer.Option(metavar="CHIP", help="Also project to a chip that is not here.")
+    ] = "m1-max",
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Only put two result files side by side."),
+    ] = None,
+) -> None:
+    """Measure this machine with a recipe, and say what 100 epochs of each data set take.
+
+    Takes about two minutes; the result is kept in benchmarks/results/.
+
+    Example: `hjepa-mlx bench imagenet100 --project-to m2-pro`
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from hjepa_mlx.bench.report import BenchReport, read, side_by_side
+
+    check_writable(json_file)
+    if compare is not None:
+        Console().print(side_by_side(*(read(Path(path)) for path in compare)))
+        return
+    if sustained < 0:
+        raise UsageError(f"--sustained {sustained:g}: give a number of minutes.")
+    from hjepa_mlx.bench import chips
+    from hjepa_mlx.bench.run import bench as measure
+    from hjepa_mlx.bench.run import keep
+    from hjepa_mlx.config import load_config
+    from hjepa_mlx.progress import say
+
+    chip = chips.look_up(project_to)
+    loaded = load_config(config, overrides)
+    if data_dir is not None:
+        loaded.data.dir = data_dir
+    stderr = Console(stderr=True)
+    facts = measure(loaded, chip, sustained, lambda line: say(stderr, line))
+    write_json(facts, json_file)
+    if json_file != "-":
+        Console().print(BenchReport(facts))
+    say(stderr, f"Kept in {keep(facts)}.")

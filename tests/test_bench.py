@@ -1,0 +1,320 @@
+"""What bench counts, measures and concludes; and the speed options of the step."""
+
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from hjepa_mlx.bench import chips, machine, probe, run, throughput
+from hjepa_mlx.bench.costs import average_gflop, costs
+from hjepa_mlx.bench.estimates import Estimate, changes, project, verdict_on
+from hjepa_mlx.bench.report import BenchReport, read, side_by_side
+from hjepa_mlx.bench.throughput import Speed
+from hjepa_mlx.config import load_config
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.vit import grid_positions, patchify, sincos_positions
+from hjepa_mlx.notebook import text
+from hjepa_mlx.step import Step, as_arrays
+
+
+def matmul_flop(function, *inputs):
+    """FLOP of the matmuls in the graph that MLX builds for `function`."""
+    found = []
+
+    def note(event):
+        if event["type"] == "primitive" and event["name"] in ("Matmul", "AddMM"):
+            _, (*_, inner), _ = event["inputs"][0]
+            _, shape, _ = event["outputs"][0]
+            found.append(2 * math.prod(shape) * inner)
+
+    def flat(*arrays):
+        return [array for _, array in tree_flatten(function(*arrays))]
+
+    mx.export_function(note, flat, *inputs)
+    return sum(found)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"masks": {"per_image": 2}}], ids=["one mask", "two masks"]
+)
+def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
+    # functions with a vjp of their own cannot be exported; these have no matmul inside
+    monkeypatch.setattr("hjepa_mlx.models.attention.softmax", partial(mx.softmax, axis=-1))
+    monkeypatch.setattr("hjepa_mlx.models.vit.gelu", lambda: nn.gelu)
+    config = tiny_config(**changes)
+    step, sampler = Step(HJEPA(config), config), MaskSampler(config)
+    batch, views = config.data.batch_size, config.masks.per_image
+    images = mx.zeros((batch, 32, 32, 3), mx.uint8)
+    total, target = [], []
+    for shape in sampler.shapes:  # costs are the mean over shapes
+        masks = as_arrays(sampler.draw(np.random.default_rng(0), shape, batch * views))
+        total.append(matmul_flop(lambda x, m=masks: step.compute_gradients(x, *m), images))
+        patches = patchify(images, 4)
+        target.append(matmul_flop(lambda x, m=masks: step.model.targets(x, m[1], m[3]), patches))
+    cost = costs(config, step.model)
+    assert 1e9 * cost.target.gflop * batch == pytest.approx(np.mean(target), rel=1e-3)
+    assert 1e9 * cost.gflop * batch == pytest.approx(np.mean(total), rel=0.02)
+
+
+def test_a_resolution_schedule_costs_less_and_keeps_the_budget():
+    budget = {"imagenet100": 20, "imagenet100_fast": 13}
+    for name, most in budget.items():
+        config = load_config(name)
+        assert average_gflop(config, HJEPA(config)) <= most
+    slow, fast = load_config("imagenet100"), load_config("imagenet100_fast")
+    assert costs(slow, HJEPA(slow)).gflop == costs(fast, HJEPA(fast)).gflop
+
+
+def test_positions_of_another_grid_cover_the_same_image():
+    assert np.array_equal(
+        np.array(grid_positions(6, 6, 32)),
+        np.array(sincos_positions(np.indices((6, 6)).reshape(2, -1).T, 32)),
+    )
+    # a patch of the 3x3 grid is where four of the 6x6 grid are
+    middles = (np.indices((3, 3)) * 2 + 0.5).reshape(2, -1).T
+    stretched = np.array(grid_positions(3, 6, 32))
+    assert np.allclose(stretched, np.array(sincos_positions(middles, 32)), atol=1e-6)
+
+
+def test_several_masks_for_one_target_pass_are_the_mean_of_single_ones(tiny_config):
+    config = tiny_config(masks={"per_image": 2})
+    step = Step(HJEPA(config), config)
+    sampler = MaskSampler(config)
+    images = mx.array(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    both = sampler.draw(np.random.default_rng(1), sampler.shapes[0], 8)
+    looks = [
+        both._replace(**{k: getattr(both, k)[n::2] for k in ("context", "targets", "centres")})
+        for n in (0, 1)
+    ]
+    _, together = step.compute_gradients(images, *as_arrays(both))
+    singles = [step.compute_gradients(images, *as_arrays(look))[1] for look in looks]
+    single = [dict(tree_flatten(gradients)) for gradients in singles]
+    for name, gradient in tree_flatten(together):
+        mean = (single[0][name] + single[1][name]) / 2
+        assert np.allclose(np.array(gradient), np.array(mean), atol=1e-6), name
+
+
+RECIPE = """
+name: tiny
+data: {name: demo, image_size: 32, progressive: [[24, 0.5]], batch_size: 16, limit: 160, workers: 1}
+model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4, levels: 2, predictor_dim: 64,
+        predictor_depth: 1}
+masks: {per_image: 2}
+optim: {epochs: 2, warmup_epochs: 0.5}
+run: {log_every: 1, checkpoint_minutes: 1.0e-9, keep_last: 30, final_eval: false}
+"""  # 20 steps, 10 of them at 24x24
+
+
+def train(folder: Path, *more: str) -> str:
+    (folder / "tiny.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "hjepa_mlx", "train", "tiny.yaml", "--run-dir", "run", *more]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stderr
+
+
+def test_a_resolution_schedule_is_followed_and_resumed_bit_for_bit(tmp_path):
+    said = train(tmp_path)
+    assert "Up to step 10: images of 24x24" in said
+    assert "Up to step 20: images of 32x32" in said
+    checkpoints = tmp_path / "run/checkpoints"
+    weights = dict(mx.load(str(checkpoints / "step-00000020/model.safetensors")))
+    before = {name: np.array(array) for name, array in weights.items()}
+    for number in (*range(9, 21),):  # as if stopped after step 8, at the lower resolution
+        folder = checkpoints / f"step-{number:08d}"
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    (checkpoints / "latest").write_text("step-00000008")
+    assert "Up to step 10: images of 24x24" in train(tmp_path, "--resume")
+    for name, array in mx.load(str(checkpoints / "step-00000020/model.safetensors")).items():
+        assert np.array_equal(np.array(array), before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["data.progressive=[[30,0.5]]"], "30 is not a multiple of model.patch_size=4"),
+        (["data.progressive=[[16,0.5],[24,0.5]]"], "add up to less than 1"),
+        (["data.progressive=[[16,1.5]]"], "progressive"),
+        (["masks.per_image=0"], "per_image"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(settings, says):
+    with pytest.raises(UsageError, match=says):
+        load_config("demo", settings)
+
+
+def fake_speed(rates):
+    """time_steps that knows the images per second of each precision and of eager steps."""
+
+    def time_steps(config, seconds, most=0):
+        rate = rates["eager"] if config.compile is False else rates[probe.backend.precision(config)]
+        return Speed(2, (2 / rate,), 0.0, 0, 0.0)
+
+    return time_steps
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({"float32": 100, "float16": 130, "bfloat16": 80, "eager": 90}, ("float16", True)),
+        ({"float32": 100, "float16": 105, "bfloat16": 80, "eager": 90}, ("float32", True)),
+        ({"float32": 100, "float16": 90, "bfloat16": 140, "eager": 150}, ("bfloat16", True)),
+        ({"float32": 100, "float16": 90, "bfloat16": 80, "eager": 150}, ("float32", False)),
+    ],
+)
+def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, rates, chosen):
+    monkeypatch.setattr(probe.backend, "on_metal", lambda: True)
+    matmuls = {"float32": 7000.0, "float16": 8000.0, "bfloat16": 7500.0}
+    monkeypatch.setattr(probe.machine, "matmul_gflops", lambda dtype, *_: matmuls[dtype])
+    monkeypatch.setattr(probe, "time_steps", fake_speed(rates))
+    config = tiny_config(compile="auto")
+    said = probe.settle(config)
+    assert (config.precision, config.compile) == chosen
+    assert len(said) == 2
+    assert f"precision: {chosen[0]}" in said[0]
+    assert not probe.settle(config)  # nothing is auto any more
+
+
+def test_on_a_cpu_half_precision_is_not_even_tried(monkeypatch, tiny_config):
+    monkeypatch.setattr(probe, "time_steps", lambda *_: pytest.fail("steps were timed"))
+    config = tiny_config(compile="auto")
+    said = probe.settle(config)
+    assert config.precision == "float32"
+    assert "matmul GFLOP/s" in said[0]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """A whole bench of a tiny recipe, with every duration cut short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "SECONDS", 0.1)
+        patch.setattr(run, "SHORT", 0.05)
+        patch.setattr(throughput, "FEWEST", 1)
+        patch.setattr(run, "LONGEST_STEP", 0.05)
+        patch.setattr(run, "RECIPES", ["demo", "imagenet100_fast"])
+        patch.setattr(machine, "MATMUL_SIDE", 256)
+        small = ["model.size=nano", "model.patch_size=8"]
+        loads = {
+            "demo": load_config("demo"),
+            "imagenet100_fast": load_config(
+                "imagenet100_fast",
+                [
+                    *small,
+                    "data.image_size=64",
+                    "data.progressive=[[32,0.5]]",
+                    "masks.context_tokens=12",
+                    "model.levels=2",
+                ],
+            ),
+        }
+        patch.setattr(run, "load_config", loads.__getitem__)
+        patch.setattr(run, "synthetic", small_photographs)
+        return run.bench(loads["imagenet100_fast"], chips.look_up("m1-max"), minutes=0.005)
+
+
+def small_photographs(dataset):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hjepa_mlx.bench.synthetic.DIFFERENT", 2)
+        from hjepa_mlx.bench.synthetic import synthetic
+
+        return synthetic(dataset)
+
+
+def test_bench_json_is_the_design_s(facts):
+    json.dumps(facts)  # nothing that JSON does not know
+    assert facts["gemm_tflops"] > 0
+    assert set(facts["gflop_per_image"]) >= {"target", "context", "predictor", "total"}
+    assert set(facts["step"]) >= {"images_per_second", "mfu", "peak_memory_gb"}
+    assert facts["step"]["traces_after_warmup"] == 0
+    assert facts["data"]["images_per_second"] > 0
+    assert "made-up JPEG" in facts["data"]["source"]
+    assert facts["end_to_end"]["images_per_second"] > 0
+    demo, fast = facts["estimates"]
+    assert fast["promised_hours"] == (10, 15)
+    assert demo["promised_hours"] is None
+    hours = fast["images"] * 100 / fast["images_per_second"] / 3600
+    assert fast["hours_100_epochs"] == pytest.approx(hours)
+    assert fast["hours_per_epoch"] == pytest.approx(hours / 100)
+    assert facts["sustained"]["first_images_per_second"] > 0
+    assert facts["sweep"] == sorted(facts["sweep"], key=lambda row: row["batch"])
+    assert all(row["images_per_second"] > 0 for row in facts["sweep"])
+    assert set(facts["parts_seconds"]) == {"target", "context", "predictor", "backward", "update"}
+
+
+def test_bench_says_what_it_found(facts, tmp_path):
+    shown = text(BenchReport(facts))
+    for words in ("matmul GFLOP/s", "MFU %", "is the limit", "promised", "Projected, not measured"):
+        assert words in shown
+    path = run.keep(facts, tmp_path)
+    again = read(path)
+    faster = json.loads(path.read_text())
+    faster["step"]["mfu"] *= 2
+    compared = text(side_by_side(again, faster))
+    assert "2.00" in compared
+    assert "demo, hours of 100 epochs" in compared
+    (tmp_path / "other.json").write_text('{"images": 3}')
+    with pytest.raises(UsageError, match="not a result of hjepa-mlx bench"):
+        read(tmp_path / "other.json")
+
+
+def test_kept_results_are_what_datasets_list_shows(facts, tmp_path):
+    from hjepa_mlx.data.overview import hours_here
+
+    run.keep(facts, tmp_path)
+    fast = facts["estimates"][1]
+    assert hours_here(tmp_path)["imagenet100"] == pytest.approx(fast["hours_100_epochs"])
+
+
+@pytest.mark.parametrize(
+    ("hours", "verdict"),
+    [
+        (9, "faster"),
+        (10, "as promised"),
+        (15, "as promised"),
+        (30, "slower ×2.0"),
+        (300, "slower ×20"),
+    ],
+)
+def test_verdicts(hours, verdict):
+    assert verdict_on(hours, (10, 15)) == verdict
+
+
+def test_projection_is_flop_over_speed_where_bytes_allow_it():
+    config = load_config("imagenet100")
+    chip = chips.look_up("Apple M1 Max")
+    projected = project("imagenet100", config, chip, 0.6)
+    gflop = costs(config, HJEPA(config)).gflop
+    assert projected.images_per_second == pytest.approx(600 * chip.matmul_tflops / gflop, rel=0.05)
+    starved = chips.Chip("starved", 10.4, 4.0)
+    slow = project("imagenet100", config, starved, 0.6)
+    moved = sum(part.gigabytes for part in costs(config, HJEPA(config)).parts.values())
+    assert slow.images_per_second == pytest.approx(4.0 / moved, rel=0.01)
+    with pytest.raises(UsageError, match="Did you mean 'm1-max'"):
+        chips.look_up("m1-maxx")
+
+
+def test_changes_to_a_slow_recipe_are_cheaper_and_loadable():
+    slow = Estimate("imagenet100", "imagenet100", 126_689, 19.75, 50, 0.7, 70, (10, 15), "", 14)
+    found = changes(slow)
+    assert len(found) == 3
+    for change in found:
+        load_config("imagenet100", change.settings)
+        assert change.hours_100_epochs < 70
+
+
+def test_power_in_words():
+    battery = "Now drawing from 'Battery Power'\n -InternalBattery-0 80%; discharging"
+    assert machine._power_in_words(battery, " lowpowermode         1\n") == (
+        "on battery, low-power mode is on"
+    )
+    assert machine._power_in_words("Now drawing from 'AC Power'", " lowpowermode 0\n") == ""
