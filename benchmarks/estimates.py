@@ -18,6 +18,7 @@ from rich.table import Table
 import hjepa_mlx as hj
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, estimate
+from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.run import Bench
 
 RESULTS = Path(__file__).parent / "results" / "estimates.json"
@@ -28,6 +29,7 @@ def main() -> None:
     rows = []
     for name in RECIPES:
         config = hj.load_config(name)
+        settle(config)
         rows.append(estimate(name, config, Bench(config).rate))
     table = Table(title=f"100 epochs on {machine.describe()['chip']}")
     for column in ("recipe", "minutes an epoch", "hours", "promised hours", "verdict"):

@@ -1,6 +1,6 @@
 """How the time of a training step grows with tokens, width and batch, beside its GFLOP.
 
-python benchmarks/scaling.py --out benchmarks/results/scaling.json      # minutes on two cores
+python benchmarks/scaling.py --out benchmarks/results/scaling.json      # 4 minutes on two cores
 
 Times the compiled step on random images while one thing changes, in rounds so that drift meets all
 sizes alike, and fits a power law by least squares in log-log. An exponent below the GFLOP's means
@@ -29,6 +29,7 @@ BASE = [
     "model.depth=4",
     "model.predictor_dim=64",
     "model.predictor_depth=2",
+    "masks.context_tokens=auto",
 ]
 TOKENS = [[f"data.image_size={size}"] for size in (96, 128, 160, 192, 224)]
 WIDTH = [[f"model.dim={dim}", f"model.heads={dim // 64}"] for dim in (128, 192, 256, 384, 512)]
@@ -88,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=list(SERIES), default=list(SERIES))
     parser.add_argument("--set", action="append", dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     asked = parser.parse_args()
     base = [*BASE, *(asked.overrides or [])]

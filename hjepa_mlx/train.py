@@ -50,7 +50,7 @@ def train(
     """Train as `config` says, from the start or (`resume`) from the run's newest checkpoint.
 
     error: a prediction error of your own, from prediction and target [B, n, D] to a number.
-    sampler: masks of your own, from the step's number and the batch size (see `MaskSampler`).
+    sampler: masks of your own, from the batch's number and how many to draw (see `MaskSampler`).
     Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
     checkpoint saved; HJEPAError or UsageError with one readable line for all else.
     """
@@ -101,7 +101,7 @@ class Training:
         self._named: set[str] = set()
         self.run = runs.reopen(config) if resume else None
         if self.run:
-            config.precision = self.run.config.precision
+            _keep_choices(config, self.run.config)
         else:
             runs.check_new(config)
         self._settled = settle(config)
@@ -348,6 +348,14 @@ class Training:
         path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
         self._saved = time.monotonic()
         return path
+
+
+def _keep_choices(config: Config, before: Config) -> None:
+    """Resume with what `auto` had become."""
+    if config.precision == "auto":
+        config.precision = before.precision
+    if config.compile == "auto":
+        config.compile = before.compile
 
 
 def _name(own_part: Callable | None) -> str | None:

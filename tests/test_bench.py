@@ -275,6 +275,22 @@ def test_kept_results_are_what_datasets_list_shows(facts, tmp_path):
     assert hours_here(tmp_path)["imagenet100"] == pytest.approx(fast["hours_100_epochs"])
 
 
+def test_another_machine_s_results_are_not_shown_as_this_one_s(facts, tmp_path):
+    from hjepa_mlx.data.overview import hours_here
+
+    facts = {**facts, "machine": {**facts["machine"], "chip": "Apple M9"}}
+    run.keep(facts, tmp_path)
+    assert hours_here(tmp_path) == {}
+
+
+def test_signals_and_knn_are_part_of_the_hours():
+    with_knn = load_config("imagenet100")
+    without = load_config("imagenet100", ["run.eval_every_epochs=0"])
+    assert run.overhead(with_knn) - run.overhead(without) == pytest.approx(0.02)
+    rare = load_config("imagenet100", ["run.eval_every_epochs=0", "run.signals_every=1000"])
+    assert run.overhead(without) == pytest.approx(10 * run.overhead(rare))
+
+
 @pytest.mark.parametrize(
     ("hours", "verdict"),
     [

@@ -47,12 +47,12 @@ class BenchReport(Shown):
             f"The data pipeline alone gives {_rate(data['images_per_second'])} images/s "
             f"({data['source']}), the step {_rate(step['images_per_second'])}, both together "
             f"{_rate(both['images_per_second'])} ({100 * both['share_of_step']:.0f} % of the "
-            f"step): the {'data' if data_is_less else 'step'} is the limit.",
+            f"step in turn with it): the {'data' if data_is_less else 'step'} is the limit.",
             f"First step (tracing and compiling) {step['first_step_seconds']:.1f} s; traces after "
             f"warm-up: {step['traces_after_warmup']}.",
             f"The largest batch that should fit this machine's memory: {facts['largest_batch']} "
             f"(the recipe asks for {facts['configured_batch']}).",
-            facts["precision_probe"] + "." * (not facts["precision_probe"].endswith(".")),
+            *facts["chosen"],
         ]
         if step["batch"] < facts["configured_batch"]:
             found.append(
@@ -105,11 +105,10 @@ class BenchReport(Shown):
         columns = ("batch", "dtype", "images/s", "MFU %", "p95/p50", "peak GB")
         for name in columns:
             table.add_column(name, justify="left" if name == "dtype" else "right")
-        rows = [("float32", row) for row in self.facts["sweep"]]
-        for dtype, row in [*rows, *self.facts["precisions"].items()]:
+        for row in [*self.facts["sweep"], *self.facts["precisions"]]:
             table.add_row(
                 str(row["batch"]),
-                dtype,
+                row["precision"],
                 _rate(row["images_per_second"]),
                 f"{row['mfu']:.0f}",
                 f"{row['p95_over_p50']:.2f}",

@@ -16,7 +16,7 @@ from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.chips import Chip
 from hjepa_mlx.bench.costs import average_gflop, costs
 from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
-from hjepa_mlx.bench.probe import worth_trying
+from hjepa_mlx.bench.probe import settle, worth_trying
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.bench.throughput import (
     Speed,
@@ -32,6 +32,7 @@ from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
 
 LONGEST_STEP = 5.0  # seconds; a batch that would take longer is measured by a smaller one
 USUAL_MFU = 0.4  # to guess that
@@ -53,7 +54,8 @@ class Bench:
             )
         backend.set_memory_limits()
         self.config = config
-        self._rates: dict[str, float] = {}
+        self.share_of_step = 1.0  # that pipeline and step together reach
+        self._speeds: dict[str, Speed] = {}
         self._pipelines: dict[str, float] = {}
 
     @cached_property
@@ -61,9 +63,16 @@ class Bench:
         """Matmul and bandwidth by dtype."""
         return machine.speeds()
 
+    def settled(self, config: Config) -> Config:
+        """The config with what `auto` became for the main one."""
+        chosen = {key: getattr(self.config, key) for key in ("precision", "compile")}
+        auto = {key: value for key, value in chosen.items() if getattr(config, key) == "auto"}
+        return config.model_copy(update=auto, deep=True)
+
     def measurable(self, config: Config) -> Config:
         """The config with a batch whose step takes no longer than LONGEST_STEP here."""
         cost = costs(config, HJEPA(config))
+        config = self.settled(config)
         batch = config.data.batch_size
         usual = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
         while batch > 2 and batch * cost.gflop / usual > LONGEST_STEP:
@@ -75,14 +84,9 @@ class Bench:
         """The config at full resolution, at a batch that can be measured here."""
         return self.measurable(self.config.at_size(self.config.data.image_size))
 
-    def mfu(self, config: Config, speed: Speed, dtype: str = "float32") -> float:
-        """Share of the measured matmul peak that steps reach, per cent."""
-        gflop = costs(config, HJEPA(config)).gflop
-        return 100 * speed.images_per_second * gflop / self.speeds[dtype]["matmul_gflops"]
-
     def step(self) -> dict[str, Any]:
         """The step of the recipe."""
-        return self._row(self.main, time_steps(self.main, SECONDS))
+        return self._row(self.main, self.speed(self.main, SECONDS))
 
     def sweep(self) -> list[dict[str, Any]]:
         """Steps of a quarter of the batch to four times as much, where that can be measured."""
@@ -92,24 +96,24 @@ class Bench:
             known = batch >= 2 and self.measurable(config).data.batch_size == batch
             memory = costs(config, HJEPA(config)).memory_gb
             if known and memory < ROOM * backend.memory_gb():
-                rows.append(self._row(config, time_steps(config, SHORT)))
+                rows.append(self._row(config, self.speed(config)))
         return rows
 
-    def precisions(self) -> tuple[dict[str, Any], str]:
-        """Steps in the half precisions whose matmul is worth it here; and the matmuls' speeds."""
-        dtypes, words = worth_trying()
-        rows = {}
-        for dtype in dtypes:
-            config = self.main.model_copy(update={"precision": dtype}, deep=True)
-            rows[dtype] = self._row(config, time_steps(config, SHORT), dtype)
-        return rows, words
+    def precisions(self) -> list[dict[str, Any]]:
+        """Steps in the other precisions whose matmul is worth it here."""
+        dtypes = {"float32", *worth_trying()[0]} - {self.main.precision}
+        configs = [with_precision(self.main, dtype) for dtype in sorted(dtypes)]
+        return [self._row(config, self.speed(config)) for config in configs]
 
-    def _row(self, config: Config, speed: Speed, dtype: str = "float32") -> dict[str, Any]:
+    def _row(self, config: Config, speed: Speed) -> dict[str, Any]:
+        gflop = costs(config, HJEPA(config)).gflop
+        peak = self.speeds[config.precision]["matmul_gflops"]
         return {
             "batch": speed.batch,
+            "precision": config.precision,
             "images_per_second": speed.images_per_second,
             "p95_over_p50": speed.spread,
-            "mfu": self.mfu(config, speed, dtype),
+            "mfu": 100 * speed.images_per_second * gflop / peak,
             "first_step_seconds": speed.first_seconds,
             "traces_after_warmup": speed.traces_after_warmup,
             "peak_memory_gb": speed.peak_memory_gb,
@@ -133,18 +137,26 @@ class Bench:
         return self._pipelines[key]
 
     def rate(self, config: Config) -> float:
-        """Images per second of a whole run: the stages' steps, or the pipeline where it is less."""
-        return 1 / sum(
+        """Images per second of a whole run: the stages' steps, or the pipeline where it is less.
+
+        Lowered by what training does besides: feeding the step, collapse signals, k-NN.
+        """
+        seconds = sum(
             share / self._stage_rate(self.measurable(config.at_size(size)))
             for size, share in config.stages
         )
+        return min(1.0, self.share_of_step) / (seconds * (1 + overhead(config)))
 
     def _stage_rate(self, config: Config) -> float:
+        return min(self.speed(config).images_per_second, self.pipeline(config))
+
+    def speed(self, config: Config, seconds: float = SHORT) -> Speed:
+        """The config's steps, timed once: other data sets may have the same."""
         key = config.model_dump_json(include={"model", "masks", "loss", "precision"})
         key += f" {config.data.image_size} {config.data.batch_size}"
-        if key not in self._rates:
-            self._rates[key] = time_steps(config, SHORT).images_per_second
-        return min(self._rates[key], self.pipeline(config))
+        if key not in self._speeds:
+            self._speeds[key] = time_steps(config, seconds)
+        return self._speeds[key]
 
     def sustained(self, minutes: float) -> dict[str, Any]:
         """Steps for minutes: the speed of the first and of the last tenth of the time."""
@@ -163,11 +175,24 @@ class Bench:
         }
 
 
+def overhead(config: Config) -> float:
+    """What collapse signals and k-NN add to the time of the steps, as a share of it."""
+    cost = costs(config, HJEPA(config))
+    between = config.run.signals_every * config.data.batch_size * cost.gflop
+    signals = SIGNAL_IMAGES * cost.target.gflop / between
+    return signals + config.run.eval_share * bool(config.run.eval_every_epochs)
+
+
 def with_batch(config: Config, batch: int) -> Config:
     """The config with another batch size."""
     other = config.model_copy(deep=True)
     other.data.batch_size = max(2, batch)
     return other
+
+
+def with_precision(config: Config, dtype: str) -> Config:
+    """The config computing in another dtype."""
+    return config.model_copy(update={"precision": dtype}, deep=True)
 
 
 def bench(
@@ -180,6 +205,8 @@ def bench(
 
     chip: projected to as well. minutes: of sustained steps, besides.
     """
+    config = config.model_copy(deep=True)
+    chosen = settle(config)
     found = Bench(config)
     networks = HJEPA(config)
     cost = costs(config, networks)
@@ -197,13 +224,14 @@ def bench(
         },
         "gigabytes_per_image": {name: part.gigabytes for name, part in cost.parts.items()},
         "configured_batch": config.data.batch_size,
+        "chosen": chosen,
     }
     say(f"Steps of {config.name}, batch {found.main.data.batch_size} …")
     facts["step"] = found.step()
     facts["sweep"] = sorted([facts["step"], *found.sweep()], key=lambda row: row["batch"])
     facts["largest_batch"] = _largest_batch(config, networks, facts["step"])
     say("Precisions and parts …")
-    facts["precisions"], facts["precision_probe"] = found.precisions()
+    facts["precisions"] = found.precisions()
     facts["parts_seconds"] = time_parts(found.main)
     say("Pipeline, then both together …")
     source, what = found.source(config)
@@ -211,11 +239,8 @@ def bench(
         "images_per_second": found.pipeline(config),
         "source": what,
     }
-    both = time_end_to_end(source, found.main, SECONDS)
-    facts["end_to_end"] = {
-        "images_per_second": both,
-        "share_of_step": both / facts["step"]["images_per_second"],
-    }
+    both, found.share_of_step = time_end_to_end(source, found.main, SECONDS)
+    facts["end_to_end"] = {"images_per_second": both, "share_of_step": found.share_of_step}
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")
         facts["sustained"] = found.sustained(minutes)

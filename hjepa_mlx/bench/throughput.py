@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 
 import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.pipeline import Batch, training_batches
+from hjepa_mlx.data.pipeline import Batch, Position, training_batches
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
@@ -143,31 +144,52 @@ def time_pipeline(source: Source, config: Config, seconds: float) -> float:
     """Images per second of the data pipeline alone, after two batches."""
     with closing(training_batches(source, config)) as batches:
         next(batches), next(batches)
-        start, count = time.perf_counter(), 0
+        start, images = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            count += len(next(batches).images)
-        return count / (time.perf_counter() - start)
+            images += len(next(batches).images)
+        return images / (time.perf_counter() - start)
 
 
-def time_end_to_end(source: Source, config: Config, seconds: float) -> float:
-    """Images per second of pipeline and step together, as training runs them."""
+def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[float, float]:
+    """Images per second of pipeline and step together; and as a share of the step alone.
+
+    Both take turns, a second or two steps each, since a machine's speed drifts: medians of turns.
+    """
     rig = Rig(config)
     rig.warm_up()
+    turn = max(2, round(1 / rig.run(0)))
+    rates: list[float] = []
+    shares: list[float] = []
+    began = time.perf_counter()
     with closing(training_batches(source, config)) as batches:
-        run = _training(rig, batches)
-        next(run), next(run)
-        start, count = time.perf_counter(), 0
-        while count < FEWEST or time.perf_counter() - start < seconds:
-            next(run)
-            count += 1
-        return count * config.data.batch_size / (time.perf_counter() - start)
+        together, alone = _training(rig, batches), _repeating(rig)
+        _steps_per_second(together, turn)
+        while len(rates) < 2 or time.perf_counter() - began < seconds:
+            step, both = _steps_per_second(alone, turn), _steps_per_second(together, turn)
+            rates.append(both * config.data.batch_size)
+            shares.append(both / step)
+    return float(np.median(rates)), float(np.median(shares))
 
 
-def _training(rig: Rig, batches: Iterator[Batch]) -> Iterator[None]:
+def _steps_per_second(steps: Iterator[dict[str, mx.array]], number: int) -> float:
+    start = time.perf_counter()
+    for _ in range(number):
+        metrics = next(steps)
+    mx.eval(metrics)
+    return number / (time.perf_counter() - start)
+
+
+def _training(rig: Rig, batches: Iterator[Batch]) -> Iterator[dict[str, mx.array]]:
     """A step with each batch, at most one in flight."""
     previous: dict[str, mx.array] = {}
     for number, batch in enumerate(batches):
         metrics = rig.step([(mx.array(batch.images), rig.masks(number))], VALUES)
         mx.eval(previous)
         previous = metrics
-        yield
+        yield metrics
+
+
+def _repeating(rig: Rig) -> Iterator[dict[str, mx.array]]:
+    """The same on the rig's own images, without a pipeline."""
+    images = np.array(rig.images)
+    return _training(rig, (Batch(images, Position()) for _ in count()))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hjepa_mlx import backend
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
 from hjepa_mlx.data.sources import data_root, layout
@@ -49,12 +50,17 @@ def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
 
 
 def hours_here(results: Path) -> dict[str, float]:
-    """Hours of 100 epochs by data set, from the newest result of `hjepa-mlx bench`, if any."""
+    """Hours of 100 epochs by data set, from the newest `hjepa-mlx bench` of this machine."""
     files = sorted(results.glob("*.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(files):
         try:
-            estimates = json.loads(path.read_text())["estimates"]
-            return {row["dataset"]: float(row["hours_100_epochs"]) for row in estimates}
+            facts = json.loads(path.read_text())
+            if facts["machine"]["chip"] != backend.chip():
+                continue
+            hours: dict[str, float] = {}
+            for row in facts["estimates"]:  # a data set's own recipe comes first
+                hours.setdefault(row["dataset"], float(row["hours_100_epochs"]))
+            return hours
         except (OSError, ValueError, KeyError, TypeError):
             continue  # the result of another benchmark
     return {}
