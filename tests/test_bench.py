@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from hjepa_mlx.bench import chips, machine, probe, run, throughput
 from hjepa_mlx.bench.costs import average_gflop, costs
-from hjepa_mlx.bench.estimates import Estimate, changes, project, verdict_on
+from hjepa_mlx.bench.estimates import Change, Estimate, changes, project, verdict_on
 from hjepa_mlx.bench.report import BenchReport, read, side_by_side
 from hjepa_mlx.bench.throughput import Speed
 from hjepa_mlx.config import load_config
@@ -320,12 +320,32 @@ def test_projection_is_flop_over_speed_where_bytes_allow_it():
 
 
 def test_changes_to_a_slow_recipe_are_cheaper_and_loadable():
-    slow = Estimate("imagenet100", "imagenet100", 126_689, 19.75, 50, 0.7, 70, (10, 15), "", 14)
-    found = changes(slow)
-    assert len(found) == 3
+    facts = ("imagenet100", "imagenet100", 126_689, 19.75, 50, 0.7, 70, (10, 15))
+    slow = Estimate(*facts, "slower ×4.7", 14)
+    found = changes(slow, {"float16": 1.4, "bfloat16": 0.9})
+    assert found[0] == Change(["precision=float16"], pytest.approx(50))
+    assert len(found) == 4
     for change in found:
         load_config("imagenet100", change.settings)
         assert change.hours_100_epochs < 70
+    assert not changes(Estimate(*facts, "as promised", 14), {"float16": 1.4})
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["--project-to", "m1-ultramax"], "Did you mean 'm1-ultra'"),
+        (["--sustained", "-1"], "give a number of minutes"),
+        (["demo", "--set", "data.name=folder"], "a data set of the catalog"),
+        (["--compare", "a.json", "b.json"], "a.json cannot be read"),
+    ],
+)
+def test_bench_refuses_in_one_line(tmp_path, command, says):
+    command = [sys.executable, "-m", "hjepa_mlx", "bench", *command]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_power_in_words():

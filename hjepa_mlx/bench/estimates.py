@@ -76,8 +76,14 @@ def verdict_on(hours: float, promised: tuple[float, float]) -> str:
     return f"slower ×{times:.1f}" if times < 10 else f"slower ×{times:.0f}"
 
 
-def changes(slow: Estimate) -> list[Change]:
-    """What would make a recipe cheaper, one thing at a time; hours in proportion to GFLOP."""
+def changes(slow: Estimate, precisions: dict[str, float]) -> list[Change]:
+    """What would make a recipe that is slower than promised faster, one thing at a time.
+
+    precisions: how many times as fast steps were measured in other dtypes. Otherwise hours are in
+    proportion to GFLOP.
+    """
+    if "slower" not in slow.verdict:
+        return []
     config = load_config(slow.recipe)
     patch = config.model.patch_size
     low = round(LOW * config.data.image_size / patch) * patch
@@ -87,7 +93,11 @@ def changes(slow: Estimate) -> list[Change]:
         [f"masks.context_tokens={fewer}"],
         ["model.size=tiny", "model.predictor_dim=128"],
     ]
-    found = []
+    found = [
+        Change([f"precision={dtype}"], slow.hours_100_epochs / times)
+        for dtype, times in precisions.items()
+        if times > 1
+    ]
     for settings in tried:
         try:
             changed = load_config(slow.recipe, settings)

@@ -40,6 +40,7 @@ class BenchReport(Shown):
         """What the figures say, in words."""
         facts, step = self.facts, self.facts["step"]
         data, both = facts["data"], facts["end_to_end"]
+        best = max(facts["sweep"], key=lambda row: row["images_per_second"])
         data_is_less = data["images_per_second"] < step["images_per_second"]
         found = [
             f"{facts['gflop_per_image']['total']:.1f} GFLOP an image at full resolution, "
@@ -50,8 +51,9 @@ class BenchReport(Shown):
             f"step in turn with it): the {'data' if data_is_less else 'step'} is the limit.",
             f"First step (tracing and compiling) {step['first_step_seconds']:.1f} s; traces after "
             f"warm-up: {step['traces_after_warmup']}.",
-            f"The largest batch that should fit this machine's memory: {facts['largest_batch']} "
-            f"(the recipe asks for {facts['configured_batch']}).",
+            f"Of these batches {best['batch']} is the fastest. The largest that should fit this "
+            f"machine's memory: {facts['largest_batch']} (projected; the recipe asks for "
+            f"{facts['configured_batch']}).",
             *facts["chosen"],
         ]
         if step["batch"] < facts["configured_batch"]:

@@ -206,8 +206,8 @@ def bench(
     chip: projected to as well. minutes: of sustained steps, besides.
     """
     config = config.model_copy(deep=True)
-    chosen = settle(config)
     found = Bench(config)
+    chosen = settle(config)
     networks = HJEPA(config)
     cost = costs(config, networks)
     say("Matmul and memory …")
@@ -235,10 +235,7 @@ def bench(
     facts["parts_seconds"] = time_parts(found.main)
     say("Pipeline, then both together …")
     source, what = found.source(config)
-    facts["data"] = {
-        "images_per_second": found.pipeline(config),
-        "source": what,
-    }
+    facts["data"] = {"images_per_second": found.pipeline(config), "source": what}
     both, found.share_of_step = time_end_to_end(source, found.main, SECONDS)
     facts["end_to_end"] = {"images_per_second": both, "share_of_step": found.share_of_step}
     if minutes:
@@ -247,11 +244,10 @@ def bench(
     say("Every data set's recipe …")
     facts["recipe_estimate"] = asdict(estimate(config.name, config, found.rate))
     rows = [estimate(name, load_config(name), found.rate) for name in RECIPES]
+    usual = facts["step"]["images_per_second"]
+    times = {row["precision"]: row["images_per_second"] / usual for row in facts["precisions"]}
     facts["estimates"] = [
-        {
-            **asdict(row),
-            "changes": [asdict(c) for c in changes(row)] if "slower" in row.verdict else [],
-        }
+        {**asdict(row), "changes": [asdict(change) for change in changes(row, times)]}
         for row in rows
     ]
     facts["projected"] = projected(chip, facts["step"]["mfu"] / 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -80,6 +81,7 @@ class Rig:
 
 def time_steps(config: Config, seconds: float, most: int = 10_000) -> Speed:
     """Time steps for `seconds`, but at least FEWEST and at most `most` of them."""
+    gc.collect()  # a step and its compiled functions hold one another
     mx.clear_cache()
     mx.reset_peak_memory()
     rig = Rig(config)
