@@ -78,6 +78,15 @@ def memory_gb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
 
 
+def step_memory_gb() -> float:
+    """Memory that a training step may take, GB: what macOS lets the GPU use, or most of it all."""
+    if on_metal():
+        import mlx.core as mx
+
+        return float(mx.device_info()["max_recommended_working_set_size"]) / GB
+    return 0.7 * memory_gb()
+
+
 def on_metal() -> bool:
     """Whether MLX computes on an Apple GPU."""
     import mlx.core as mx

@@ -351,6 +351,11 @@ def _check_ranges(config: Config) -> None:
             raise UsageError(
                 f"data.{key}: {size} is not a multiple of model.patch_size={model.patch_size}."
             )
+    if any(first >= data.image_size for first, _ in data.progressive):
+        raise UsageError(
+            f"data.progressive={data.progressive}: what is trained first has to be smaller than "
+            f"data.image_size={data.image_size}."
+        )
     if sum(share for _, share in data.progressive) >= 1:
         raise UsageError(
             f"data.progressive={data.progressive}: the shares of the epochs must add up to less "

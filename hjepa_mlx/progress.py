@@ -40,18 +40,30 @@ def bar(
 
 
 class Reporter:
-    """Shows epoch, step, loss, images per second, time left and memory."""
+    """Shows epoch, step, loss, images per second, time left and memory.
 
-    def __init__(self, console: Console, epochs: int, total: int, done: int) -> None:
+    work: what the first so many steps cost, in any unit; time left is in proportion to it.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        epochs: int,
+        total: int,
+        done: int,
+        work: Callable[[int], float] = float,
+    ) -> None:
         self.console = console
         self.epochs, self.total = epochs, total
         self._live = console.is_terminal
-        self._began, self._first = time.monotonic(), done
+        self._began, self._first, self._work = time.monotonic(), work(done), work
         self._last_line = float("-inf")
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
             BarColumn(),
-            TextColumn("step {task.completed}/{task.total} · loss {task.fields[loss]:.4f}"),
+            TextColumn(
+                "step {task.fields[step]}/" + f"{total} · " + "loss {task.fields[loss]:.4f}"
+            ),
             TextColumn("· {task.fields[rate]:.0f} images/s · {task.fields[memory]:.1f} GB ·"),
             TimeElapsedColumn(),
             TextColumn("· left"),
@@ -60,7 +72,14 @@ class Reporter:
             transient=True,
         )
         self._task = self._progress.add_task(
-            "train", total=total, completed=done, epoch=0, loss=float("nan"), rate=0.0, memory=0.0
+            "train",
+            total=work(total),
+            completed=work(done),  # type: ignore[arg-type]
+            epoch=0,
+            step=done,
+            loss=float("nan"),
+            rate=0.0,
+            memory=0.0,
         )
 
     def __enter__(self) -> Reporter:
@@ -83,13 +102,21 @@ class Reporter:
         epoch = min(self.epochs, int(row["epoch"]) + 1)
         memory = row["peak_memory_gb"]
         self._progress.update(
-            self._task, completed=step, epoch=epoch, loss=row["loss"], rate=rate, memory=memory
+            self._task,
+            completed=self._work(step),
+            epoch=epoch,
+            step=step,
+            loss=row["loss"],
+            rate=rate,
+            memory=memory,
         )
         now = time.monotonic()
         if self._live or (now - self._last_line < PLAIN_SECONDS and step < self.total):
             return
         self._last_line = now
-        left = (now - self._began) / max(1, step - self._first) * (self.total - step)
+        done = self._work(step)
+        rest = (self._work(self.total) - done) / (done - self._first)
+        left = rest * (now - self._began)
         self.say(
             f"epoch {epoch}/{self.epochs} step {step}/{self.total} loss {row['loss']:.4f} "
             f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}"

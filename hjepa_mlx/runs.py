@@ -102,6 +102,12 @@ class Run(Shown):
                 break
         return rows
 
+    @property
+    def last_stage(self) -> list[dict[str, Any]]:
+        """What was logged at the final image size: losses at another are not comparable."""
+        before = (1 - self.config.stages[-1][1]) * self.config.optim.epochs
+        return [row for row in self.metrics if row["epoch"] > before or not before]
+
     def log(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:

@@ -17,6 +17,7 @@ from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
+from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
@@ -104,6 +105,8 @@ class Training:
             _keep_choices(config, self.run.config)
         else:
             runs.check_new(config)
+        if backend.on_metal() and "auto" in (config.precision, config.compile):
+            say(console, "Trying precisions and compilation for a few seconds …")
         self._settled = settle(config)
         backend.set_memory_limits()
         self.model = HJEPA(config)
@@ -113,6 +116,8 @@ class Training:
         if self.labelled.classes and config.run.eval_every_epochs:
             share = config.run.eval_share
             self.knn = QuickKNN(self.model, self.labelled, self.test_source, config, share)
+        shares = np.cumsum([share for _, share in config.stages])
+        self.ends = [round(self.total * share) for share in shares]  # of the stages, in steps
         self.done = 0  # steps
         self.position = Position()
         self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
@@ -150,7 +155,8 @@ class Training:
     def fit(self) -> Run:
         """Run the loop to its end."""
         assert self.run is not None
-        reporter = Reporter(self.console, self.config.optim.epochs, self.total, self.done)
+        epochs = self.config.optim.epochs
+        reporter = Reporter(self.console, epochs, self.total, self.done, self._work)
         reporter.say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
         for line in self._settled:
             reporter.say(line)
@@ -165,14 +171,20 @@ class Training:
                 raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
                 self._name_skipped(reporter)
-        for line in reading(self.run.metrics):
+        for line in reading(self.run.last_stage):
             say(self.console, line)
         return self.run
 
+    def _work(self, step: int) -> float:
+        """What the first `step` steps cost, in GFLOP an image: small images are done sooner."""
+        if len(self.stages) == 1:
+            return float(step)
+        gflop = [costs(config, self.model).gflop for config, _ in self.stages]
+        ends = np.array([0, *self.ends])
+        return float(np.interp(step, ends, np.cumsum([0, *(np.diff(ends) * gflop)])))
+
     def _loop(self, reporter: Reporter, interrupt: Interrupt, first: dict[str, Any]) -> None:
-        ends = np.cumsum([share for _, share in self.config.stages])
-        for (config, sampler), share in zip(self.stages, ends, strict=True):
-            end = round(self.total * share)
+        for (config, sampler), end in zip(self.stages, self.ends, strict=True):
             if self.done >= end:
                 continue
             if len(self.stages) > 1:

@@ -75,41 +75,44 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
-    pixels, views, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
+    pixels, per_image, batch = (
+        3 * model.patch_size**2,
+        config.masks.per_image,
+        config.data.batch_size,
+    )
     area = np.mean([shape.area for shape in sampler.shapes])
     used = max(int(block) for block in model.level_blocks)
 
     target = 2 * tokens * pixels * dim + used * block_flop(tokens, dim)
-    target += views * 2 * queries * area * dim
-    encode = 2 * context * pixels * dim + depth * block_flop(context, dim)
+    target += per_image * 2 * queries * area * dim
+    # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
+    encode = 2 * 2 * context * pixels * dim + BACKWARD * depth * block_flop(context, dim)
     predict = 2 * context * dim * narrow + 2 * queries * narrow * dim
     predict += model.predictor_depth * block_flop(context + queries, narrow)
 
-    def moved(n: float, width: int, blocks: int, heads: int, fused: bool = False) -> float:
-        scores = 0 if fused else 4 * heads * n
-        read = 12 * width**2 * blocks / batch  # weights
+    def moved(n: float, width: int, blocks: int, heads: int, masks: int = 0) -> float:
+        scores = 4 * heads * n if masks else 0  # attention is fused outside gradients
+        read = 12 * width**2 * blocks / (batch * max(1, masks))  # weights
         return FLOAT * (blocks * n * (MOVED_PER_BLOCK * width + scores) + read)
 
     def kept(n: float, width: int, blocks: int, heads: int) -> float:
         return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
 
+    predictor = (context + queries, narrow, model.predictor_depth)
     most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
     activations = kept(context, dim, min(most, depth), heads)
     activations += kept(context + queries, narrow, min(most, model.predictor_depth), narrow_heads)
-    activations = views * activations + kept(tokens, dim, 1, heads)  # one block of the target's
+    activations = per_image * activations + kept(tokens, dim, 1, heads)  # one block of the target's
     memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
     return Costs(
-        target=Part(target / GIGA, moved(tokens, dim, used, heads, fused=True) / GIGA),
+        target=Part(target / GIGA, moved(tokens, dim, used, heads) / GIGA),
         context=Part(
-            views * BACKWARD * encode / GIGA,
-            views * BACKWARD * moved(context, dim, depth, heads) / GIGA,
+            per_image * encode / GIGA,
+            per_image * BACKWARD * moved(context, dim, depth, heads, per_image) / GIGA,
         ),
         predictor=Part(
-            views * BACKWARD * predict / GIGA,
-            views
-            * BACKWARD
-            * moved(context + queries, narrow, model.predictor_depth, narrow_heads)
-            / GIGA,
+            per_image * BACKWARD * predict / GIGA,
+            per_image * BACKWARD * moved(*predictor, narrow_heads, per_image) / GIGA,
         ),
         update=Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ import mlx.core as mx
 from hjepa_mlx import backend
 
 MATMUL_SIDE = 2048
-SMALL_SIDE = 256  # where a dtype turns out to be slow
+SMALL_SIDE = 256
+AT_ONCE = 4  # computations in one evaluation, so that starting it does not count
 STREAM = 1 << 24  # elements that a bandwidth measurement adds to as many others
 DTYPES = ("float32", "float16", "bfloat16")
-SLOW = 0.5  # of the matmul speed of float32: below it a dtype is not worth trying
 
 
 def describe() -> dict[str, Any]:
     """Machine, software and power: what a measurement depends on."""
+    from hjepa_mlx import __version__  # here: the package imports this module
+
     return {
         "chip": backend.chip(),
         "cores": backend.cpu_count(),
@@ -34,21 +37,21 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlx": importlib.metadata.version("mlx"),
         "mlx_data": importlib.metadata.version("mlx-data"),
-        "hjepa_mlx": importlib.metadata.version("hjepa-mlx"),
+        "hjepa_mlx": __version__,
         "commit": _commit(),
         "power": power(),
     }
 
 
 def matmul_gflops(dtype: str = "float32", side: int = MATMUL_SIDE, seconds: float = 3.0) -> float:
-    """GFLOP/s of a square matmul, the best of five calls or of `seconds`."""
+    """GFLOP/s of square matmuls, the best of five tries or of `seconds`."""
     a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
     mx.eval(a, a[: side // 8] @ a)  # warm up
     return 2 * side**3 / _best(lambda: a @ a, seconds) / 1e9
 
 
 def bandwidth_gbs(dtype: str = "float32") -> float:
-    """GB/s read and written by the sum of two arrays, the best of five calls or a second."""
+    """GB/s read and written by sums of two arrays, the best of five tries or a second."""
     x = mx.ones((STREAM,), getattr(mx, dtype))
     y = mx.ones_like(x)
     mx.eval(x, y, x + y)
@@ -56,14 +59,19 @@ def bandwidth_gbs(dtype: str = "float32") -> float:
 
 
 def speeds() -> dict[str, dict[str, float]]:
-    """Matmul GFLOP/s and bandwidth GB/s of each dtype; a slow one by a smaller matmul."""
-    found: dict[str, dict[str, float]] = {}
-    for dtype in DTYPES:
-        small = matmul_gflops(dtype, SMALL_SIDE, 0.5)
-        quick = not found or small > SLOW * found["float32"]["matmul_gflops"]
-        matmul = max(small, matmul_gflops(dtype)) if quick else small
-        found[dtype] = {"matmul_gflops": matmul, "bandwidth_gbs": bandwidth_gbs(dtype)}
-    return found
+    """Matmul GFLOP/s and bandwidth GB/s of each dtype."""
+    return {
+        dtype: {
+            "matmul_gflops": matmul_gflops(dtype, matmul_side(dtype)),
+            "bandwidth_gbs": bandwidth_gbs(dtype),
+        }
+        for dtype in DTYPES
+    }
+
+
+def matmul_side(dtype: str) -> int:
+    """A side at which a matmul of this dtype is quick: half precision is emulated on a CPU."""
+    return MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
 
 
 def power() -> str:
@@ -86,12 +94,13 @@ def _power_in_words(battery: str, settings: str) -> str:
     return ", ".join(found)
 
 
-def _best(compute: Any, seconds: float) -> float:
+def _best(compute: Callable[[], mx.array], seconds: float) -> float:
+    """Seconds of one computation."""
     best, began = float("inf"), time.perf_counter()
     for _ in range(5):
         start = time.perf_counter()
-        mx.eval(compute())
-        best = min(best, time.perf_counter() - start)
+        mx.eval([compute() for _ in range(AT_ONCE)])
+        best = min(best, (time.perf_counter() - start) / AT_ONCE)
         if time.perf_counter() - began > seconds:
             break
     return best

@@ -1,4 +1,6 @@
-"""`precision: auto` and `compile: auto`: a few seconds of real steps decide, and say what they did.
+"""`precision: auto` and `compile: auto`: real steps decide on a GPU, and say what they did.
+
+Batches are small, so that it takes seconds and no memory that training would not.
 
 What departs from float32 and compiled steps must be clearly faster here: small differences are
 noise, and a run should not depend on it.
@@ -14,7 +16,8 @@ from hjepa_mlx.bench.throughput import time_steps
 from hjepa_mlx.config import Config
 
 CLEARLY = 1.1  # times as fast
-SECONDS = 1.0  # of steps for each choice, after those that compile
+SECONDS = 0.5  # of steps for each choice, after those that compile
+BATCH = 32  # at most
 
 
 def settle(config: Config) -> list[str]:
@@ -31,7 +34,7 @@ def settle(config: Config) -> list[str]:
 
 def worth_trying() -> tuple[list[str], str]:
     """Half-precision dtypes whose matmul is faster here than float32's; and how fast, in words."""
-    side = machine.MATMUL_SIDE if backend.on_metal() else machine.SMALL_SIDE
+    side = machine.matmul_side("float16")
     speed = {dtype: machine.matmul_gflops(dtype, side, 0.5) for dtype in machine.DTYPES}
     words = ", ".join(f"{dtype} {value:,.0f}" for dtype, value in speed.items())
     full = speed.pop("float32")
@@ -57,4 +60,6 @@ def _compile(config: Config) -> tuple[bool, str]:
 
 
 def _rate(config: Config, **choice: str | bool) -> float:
-    return time_steps(config.model_copy(update=choice, deep=True), SECONDS).images_per_second
+    small = config.model_copy(update=choice, deep=True)
+    small.data.batch_size = min(BATCH, config.data.batch_size)
+    return time_steps(small, SECONDS).images_per_second

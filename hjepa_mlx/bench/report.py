@@ -68,8 +68,9 @@ class BenchReport(Shown):
                 f"images/s instead of {_rate(s['first_images_per_second'])}: "
                 f"{s['drop_percent']:.0f} % less."
             )
-        if facts["machine"]["power"]:
-            found.append(f"Slowed down, perhaps: {facts['machine']['power']}.")
+        power = facts.get("sustained", facts["machine"])["power"]
+        if power:
+            found.append(f"Slowed down, perhaps: {power}.")
         return found
 
     def _machine(self) -> Table:
@@ -124,11 +125,12 @@ class BenchReport(Shown):
         for name in (*columns, f"in {NIGHT_HOURS} h"):
             side: Any = "left" if name in ("recipe", "verdict") else "right"
             table.add_column(name, justify=side, no_wrap=True)
-        table.caption = f"The last column: epochs that fit a night of {NIGHT_HOURS} hours."
-        rows = [*self.facts["estimates"]]
-        if self.facts["recipe"] not in [row["recipe"] for row in rows]:
-            rows.append(self.facts["recipe_estimate"])
-        for row in rows:
+        table.caption = (
+            f"In {self.facts['step']['precision']}, with collapse signals and k-NN. "
+            f"Last column: epochs that fit a night of {NIGHT_HOURS} hours."
+        )
+        own = [self.facts["own_estimate"]] if "own_estimate" in self.facts else []
+        for row in [*own, *self.facts["estimates"]]:
             table.add_row(
                 row["recipe"],
                 _rate(row["images_per_second"]),

@@ -28,18 +28,19 @@ from hjepa_mlx.bench.throughput import (
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.data.sources import open_source
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.data.sources import layout, open_source
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.eval.quick import BANK, QUERIES
 from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
 
 LONGEST_STEP = 5.0  # seconds; a batch that would take longer is measured by a smaller one
 USUAL_MFU = 0.4  # to guess that
-ROOM = 0.7  # of the memory, for one training step
 SECONDS = 5.0  # of the main measurements; SHORT of the others
 SHORT = 1.5
 RESULTS = Path("benchmarks/results")
+PLACES: Any = {"data": {"dir"}, "run": {"dir"}}  # keys that change no figure
 Say = Callable[[str], None]
 
 
@@ -54,7 +55,7 @@ class Bench:
             )
         backend.set_memory_limits()
         self.config = config
-        self.share_of_step = 1.0  # that pipeline and step together reach
+        self.fed = 1.0  # of the slower of pipeline and step, what both together reach
         self._speeds: dict[str, Speed] = {}
         self._pipelines: dict[str, float] = {}
 
@@ -63,16 +64,17 @@ class Bench:
         """Matmul and bandwidth by dtype."""
         return machine.speeds()
 
-    def settled(self, config: Config) -> Config:
-        """The config with what `auto` became for the main one."""
+    def here(self, config: Config) -> Config:
+        """The config with the main one's data folder, precision and compilation."""
         chosen = {key: getattr(self.config, key) for key in ("precision", "compile")}
-        auto = {key: value for key, value in chosen.items() if getattr(config, key) == "auto"}
-        return config.model_copy(update=auto, deep=True)
+        other = config.model_copy(update=chosen, deep=True)
+        other.data.dir = self.config.data.dir
+        return other
 
     def measurable(self, config: Config) -> Config:
         """The config with a batch whose step takes no longer than LONGEST_STEP here."""
         cost = costs(config, HJEPA(config))
-        config = self.settled(config)
+        config = self.here(config)
         batch = config.data.batch_size
         usual = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
         while batch > 2 and batch * cost.gflop / usual > LONGEST_STEP:
@@ -94,8 +96,7 @@ class Bench:
         for batch in (self.main.data.batch_size * n // 4 for n in (1, 2, 8, 16)):
             config = with_batch(self.main, batch)
             known = batch >= 2 and self.measurable(config).data.batch_size == batch
-            memory = costs(config, HJEPA(config)).memory_gb
-            if known and memory < ROOM * backend.memory_gb():
+            if known and costs(config, HJEPA(config)).memory_gb < backend.step_memory_gb():
                 rows.append(self._row(config, self.speed(config)))
         return rows
 
@@ -122,17 +123,16 @@ class Bench:
     def source(self, config: Config) -> tuple[Source, str]:
         """The recipe's images, or made-up ones; and which, in words."""
         row = CATALOG[config.data.name]
-        try:
+        if layout(row.name, config.data):
             return open_source(config.data, "pretrain"), "real images"
-        except HJEPAError:
-            part = CATALOG[row.parts[0]] if row.parts else row
-            return synthetic(part), f"made-up {_form(part)} (the data set is not here)"
+        part = CATALOG[row.parts[0]] if row.parts else row
+        return synthetic(part), f"made-up {_form(part)}; the data set is not here"
 
     def pipeline(self, config: Config) -> float:
         """Images per second of the pipeline alone, for this data set and image size."""
         key = f"{_form(CATALOG[config.data.name])} {config.data.image_size}"
         if key not in self._pipelines:
-            source, _ = self.source(config)
+            source, _ = self.source(self.here(config))
             self._pipelines[key] = time_pipeline(source, config, SHORT)
         return self._pipelines[key]
 
@@ -145,7 +145,7 @@ class Bench:
             share / self._stage_rate(self.measurable(config.at_size(size)))
             for size, share in config.stages
         )
-        return min(1.0, self.share_of_step) / (seconds * (1 + overhead(config)))
+        return min(1.0, self.fed) / (seconds * (1 + overhead(config)))
 
     def _stage_rate(self, config: Config) -> float:
         return min(self.speed(config).images_per_second, self.pipeline(config))
@@ -174,13 +174,28 @@ class Bench:
             "power": machine.power(),
         }
 
+    def end_to_end(self) -> dict[str, float]:
+        """Pipeline and step together."""
+        source, _ = self.source(self.main)
+        both, share = time_end_to_end(source, self.main, SECONDS)
+        step = self.speed(self.main).images_per_second
+        self.fed = share / min(1.0, self.pipeline(self.main) / step)
+        return {"images_per_second": both, "share_of_step": share}
+
 
 def overhead(config: Config) -> float:
-    """What collapse signals and k-NN add to the time of the steps, as a share of it."""
-    cost = costs(config, HJEPA(config))
-    between = config.run.signals_every * config.data.batch_size * cost.gflop
-    signals = SIGNAL_IMAGES * cost.target.gflop / between
-    return signals + config.run.eval_share * bool(config.run.eval_every_epochs)
+    """What collapse signals and k-NN add to the time of the steps, as a share of it.
+
+    In FLOP: images that the target encoder looks at, at full size, beside those trained on.
+    """
+    networks, every = HJEPA(config), config.run.eval_every_epochs
+    look, train = costs(config, networks).target.gflop, average_gflop(config, networks)
+    effective = config.data.batch_size * config.optim.accumulate
+    signals = SIGNAL_IMAGES * look / (config.run.signals_every * effective * train)
+    if not every:
+        return signals
+    knn = (BANK + QUERIES) * look / (every * CATALOG[config.data.name].images * train)
+    return signals + min(knn, config.run.eval_share)
 
 
 def with_batch(config: Config, batch: int) -> Config:
@@ -206,6 +221,10 @@ def bench(
     chip: projected to as well. minutes: of sustained steps, besides.
     """
     config = config.model_copy(deep=True)
+    shipped = load_config(config.name) if config.name in RECIPES else None
+    as_it_comes = shipped and shipped.model_dump(exclude=PLACES) == config.model_dump(
+        exclude=PLACES
+    )
     found = Bench(config)
     chosen = settle(config)
     networks = HJEPA(config)
@@ -234,15 +253,17 @@ def bench(
     facts["precisions"] = found.precisions()
     facts["parts_seconds"] = time_parts(found.main)
     say("Pipeline, then both together …")
-    source, what = found.source(config)
-    facts["data"] = {"images_per_second": found.pipeline(config), "source": what}
-    both, found.share_of_step = time_end_to_end(source, found.main, SECONDS)
-    facts["end_to_end"] = {"images_per_second": both, "share_of_step": found.share_of_step}
+    facts["data"] = {
+        "images_per_second": found.pipeline(found.main),
+        "source": found.source(found.main)[1],
+    }
+    facts["end_to_end"] = found.end_to_end()
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")
         facts["sustained"] = found.sustained(minutes)
     say("Every data set's recipe …")
-    facts["recipe_estimate"] = asdict(estimate(config.name, config, found.rate))
+    if not as_it_comes:
+        facts["own_estimate"] = asdict(estimate(f"{config.name} (as given)", config, found.rate))
     rows = [estimate(name, load_config(name), found.rate) for name in RECIPES]
     usual = facts["step"]["images_per_second"]
     times = {row["precision"]: row["images_per_second"] / usual for row in facts["precisions"]}
@@ -292,5 +313,5 @@ def _largest_batch(config: Config, networks: HJEPA, step: dict[str, Any]) -> int
     at = costs(with_batch(config, measured), networks).memory_gb
     slope = (costs(with_batch(config, 2 * measured), networks).memory_gb - at) / measured
     scale = step["peak_memory_gb"] / at
-    batch = measured + (ROOM * backend.memory_gb() / scale - at) / slope
+    batch = measured + (backend.step_memory_gb() / scale - at) / slope
     return max(2, int(batch) // 8 * 8)

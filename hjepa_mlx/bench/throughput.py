@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +19,14 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Batch, Position, training_batches
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.masks import Masks, MaskSampler
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import HJEPA, computing_in
 from hjepa_mlx.models.vit import patchify
 from hjepa_mlx.rng import generator
 from hjepa_mlx.step import Schedule, Step, as_arrays
 
 VALUES = Schedule(lr=1e-4, weight_decay=0.04, momentum=0.996)
 FEWEST = 3  # steps, however long they take
+AHEAD = 3  # batches: more than the pipeline reads ahead
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,23 @@ class Rig:
         return first
 
 
-def time_steps(config: Config, seconds: float, most: int = 10_000) -> Speed:
+def time_steps(config: Config, seconds: float, most: int = sys.maxsize) -> Speed:
     """Time steps for `seconds`, but at least FEWEST and at most `most` of them."""
-    gc.collect()  # a step and its compiled functions hold one another
+    _forget()
+    try:
+        return _timed(Rig(config), seconds, most)
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    """Let go of what earlier steps took: a step and its compiled functions hold each other."""
+    gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
-    rig = Rig(config)
+
+
+def _timed(rig: Rig, seconds: float, most: int) -> Speed:
     first = rig.warm_up()
     traces, times = rig.step.traces, []
     for number in range(most):
@@ -92,7 +106,7 @@ def time_steps(config: Config, seconds: float, most: int = 10_000) -> Speed:
         if len(times) >= FEWEST and sum(times) >= seconds:
             break
     return Speed(
-        batch=config.data.batch_size,
+        batch=rig.config.data.batch_size,
         seconds=tuple(times),
         first_seconds=first,
         traces_after_warmup=rig.step.traces - traces,
@@ -111,13 +125,17 @@ def time_parts(config: Config, repeats: int = 3) -> dict[str, float]:
     model, state = step.model, step.state
     context, targets, centres, pool = masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
-    patches = patchify(rig.images, config.model.patch_size)
+    patches = patchify(rig.images, config.model.patch_size).astype(step.dtype)
     looked, grid = model.context_encoder(patches, context)[0], config.grid
     mx.eval(patches, looked, masks)
     values = [mx.array(value, mx.float32) for value in VALUES]
 
     def timed(function: Callable, changes: bool = False) -> float:
-        compiled = step.compile(function) if changes else _compiled(function, model, config)
+        def forward() -> Any:
+            with computing_in(model, step.dtype):
+                return function()
+
+        compiled = step.compile(function) if changes else _compiled(forward, model, config)
         taken = []
         for _ in range(1 + repeats):
             start = time.perf_counter()
@@ -156,6 +174,7 @@ def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[flo
     """Images per second of pipeline and step together; and as a share of the step alone.
 
     Both take turns, a second or two steps each, since a machine's speed drifts: medians of turns.
+    What was read ahead while the step ran alone is thrown away first.
     """
     rig = Rig(config)
     rig.warm_up()
@@ -165,9 +184,12 @@ def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[flo
     began = time.perf_counter()
     with closing(training_batches(source, config)) as batches:
         together, alone = _training(rig, batches), _repeating(rig)
-        _steps_per_second(together, turn)
         while len(rates) < 2 or time.perf_counter() - began < seconds:
-            step, both = _steps_per_second(alone, turn), _steps_per_second(together, turn)
+            step = _steps_per_second(alone, turn)
+            for _ in range(AHEAD):
+                next(batches)
+            _steps_per_second(together, 1)
+            both = _steps_per_second(together, turn)
             rates.append(both * config.data.batch_size)
             shares.append(both / step)
     return float(np.median(rates)), float(np.median(shares))

@@ -135,17 +135,14 @@ def _print_plan(config: Config) -> None:
     """The resolved config as YAML; what follows from it as YAML comments."""
     from hjepa_mlx import backend
     from hjepa_mlx.bench.costs import average_gflop, costs
-    from hjepa_mlx.bench.probe import settle
     from hjepa_mlx.data.sources import open_source
     from hjepa_mlx.models.hjepa import HJEPA
     from hjepa_mlx.train import steps_per_epoch
 
-    chosen = settle(config)
     networks = HJEPA(config)
     cost = costs(config, networks)
     cells = ", ".join(f"level {n}: {count:.0f}" for n, count in enumerate(cost.predicted_cells))
     lines = [
-        *chosen,
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",

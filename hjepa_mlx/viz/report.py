@@ -111,7 +111,7 @@ def page(run: Run, data: str, files: dict[str, bytes], tables: Tables) -> str:
 
 def facts(run: Run) -> dict[str, str]:
     """What a reader wants to know first."""
-    config, words = run.config, reading(run.metrics)
+    config, words = run.config, reading(run.last_stage)
     model, grid, size = config.model, config.grid, config.data.image_size
     last = next((row for row in reversed(run.metrics) if "loss" in row), None)
     found = {
