@@ -24,7 +24,9 @@ MIN_ACCEPTED = 0.2  # of the images drawn, this many must leave enough context
 
 
 class Masks(NamedTuple):
-    """The masks of one batch. B images, K context tokens, M target blocks of h·w patches.
+    """B masks: of B images, or `masks.per_image` of each image, one after the other.
+
+    K context tokens, M target blocks of h·w patches.
 
     `centres` holds, for each level in turn, the M·n_l cells to predict, as indices into the
     half-cell position table of side 2·grid − 1 (cell centres fall on patches or between them).
@@ -137,7 +139,7 @@ class MaskSampler:
         return self.draw(rng, self.shapes[rng.integers(len(self.shapes))], batch_size)
 
     def draw(self, rng: np.random.Generator, shape: BlockShape, batch_size: int) -> Masks:
-        """Masks for `batch_size` images whose target blocks all have the given shape."""
+        """`batch_size` masks whose target blocks all have the given shape."""
         corners = np.empty((batch_size, self.targets, 2), np.int32)
         free = np.empty((batch_size, self.grid**2), bool)
         todo = np.arange(batch_size)

@@ -11,6 +11,7 @@ import pytest
 from layouts import CMC, KAGGLE, OTHERS
 from typer.testing import CliRunner
 
+from hjepa_mlx import backend
 from hjepa_mlx.cli import app
 from hjepa_mlx.config import Data, load_config
 from hjepa_mlx.data import catalog
@@ -210,9 +211,9 @@ def test_list_shows_hours_of_this_machine_once_a_benchmark_was_kept(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
-    (results / "a.json").write_text(
-        json.dumps({"estimates": [{"dataset": "imagenet100", "hours_100_epochs": 12.25}]})
-    )
+    estimates = [{"dataset": "imagenet100", "hours_100_epochs": 12.25}]
+    facts = {"machine": {"chip": backend.chip()}, "estimates": estimates}
+    (results / "a.json").write_text(json.dumps(facts))
     (results / "b.json").write_text(json.dumps({"images_per_second": 1}))
     rows = json.loads(hjepa("list", "--json", "-").output)["datasets"]
     hours = {row["name"]: row["here"]["hours_100_epochs"] for row in rows}
@@ -363,7 +364,8 @@ def test_hours_are_those_of_the_newest_benchmark(tmp_path, monkeypatch):
     for age, (name, hours) in enumerate((("a", 11.75), ("z", 99.0))):
         path = results / f"{name}.json"
         estimates = [{"dataset": "stl10", "hours_100_epochs": hours}]
-        path.write_text(json.dumps({"estimates": estimates}))
+        facts = {"machine": {"chip": backend.chip()}, "estimates": estimates}
+        path.write_text(json.dumps(facts))
         os.utime(path, (1e9 - age, 1e9 - age))
     (results / "broken.json").write_text('{"estimates": [')
     (line,) = (line for line in hjepa("list").output.splitlines() if "quick alternative" in line)

@@ -1,1 +1,1 @@
-"""What a configuration costs, computed from its shapes."""
+"""What a recipe costs, from its shapes; what this machine does with it; the hours that makes."""

@@ -34,7 +34,7 @@ def bench(
 ) -> None:
     """Measure this machine with a recipe, and say what 100 epochs of each data set take.
 
-    Takes about two minutes; the result is kept in benchmarks/results/.
+    Takes two to four minutes; the result is kept in benchmarks/results/.
 
     Example: `hjepa-mlx bench imagenet100 --project-to m2-pro`
     """
