@@ -2,8 +2,8 @@
 
 python benchmarks/estimates.py                  # benchmarks/results/estimates.json
 
-Measures every recipe's compiled step and pipeline (made-up images where a data set is not here),
-not both together, which `hjepa-mlx bench` does.
+Measures every recipe's compiled step and pipeline together (made-up images where a data set is not
+here). `hjepa-mlx bench` measures one so, and of the others the slower of the two.
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ class Bench:
             )
         backend.set_memory_limits()
         self.config = config
-        self.fed = 1.0  # of the slower of pipeline and step, what both together reach
         self._speeds: dict[str, Speed] = {}
         self._pipelines: dict[str, float] = {}
 
@@ -145,15 +144,17 @@ class Bench:
             share / self._stage_rate(self.measurable(config.at_size(size)))
             for size, share in config.stages
         )
-        return min(1.0, self.fed) / (seconds * (1 + overhead(config)))
+        return 1 / (seconds * (1 + overhead(config)))
 
     def _stage_rate(self, config: Config) -> float:
-        return min(self.speed(config).images_per_second, self.pipeline(config))
+        if _key(config) == _key(self.main):
+            return self.end_to_end["images_per_second"]
+        limit = min(self.speed(config).images_per_second, self.pipeline(config))
+        return limit * min(1.0, self.end_to_end["share_of_slower"])
 
     def speed(self, config: Config, seconds: float = SHORT) -> Speed:
         """The config's steps, timed once: other data sets may have the same."""
-        key = config.model_dump_json(include={"model", "masks", "loss", "precision"})
-        key += f" {config.data.image_size} {config.data.batch_size}"
+        key = _key(config)
         if key not in self._speeds:
             self._speeds[key] = time_steps(config, seconds)
         return self._speeds[key]
@@ -174,13 +175,18 @@ class Bench:
             "power": machine.power(),
         }
 
+    @cached_property
     def end_to_end(self) -> dict[str, float]:
-        """Pipeline and step together."""
+        """Pipeline and step together, as the main config trains."""
         source, _ = self.source(self.main)
         both, share = time_end_to_end(source, self.main, SECONDS)
         step = self.speed(self.main).images_per_second
-        self.fed = share / min(1.0, self.pipeline(self.main) / step)
-        return {"images_per_second": both, "share_of_step": share}
+        slower = min(1.0, self.pipeline(self.main) / step)
+        return {
+            "images_per_second": both,
+            "share_of_step": share,
+            "share_of_slower": share / slower,
+        }
 
 
 def overhead(config: Config) -> float:
@@ -257,7 +263,7 @@ def bench(
         "images_per_second": found.pipeline(found.main),
         "source": found.source(found.main)[1],
     }
-    facts["end_to_end"] = found.end_to_end()
+    facts["end_to_end"] = found.end_to_end
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")
         facts["sustained"] = found.sustained(minutes)
@@ -301,6 +307,12 @@ def keep(facts: dict[str, Any], folder: Path = RESULTS) -> Path:
     path = folder / f"bench-{facts['recipe']}-{stamp}.json"
     write_json(path, facts)
     return path
+
+
+def _key(config: Config) -> str:
+    """The same for configs whose steps are the same."""
+    key = config.model_dump_json(include={"model", "masks", "loss", "precision", "compile"})
+    return f"{key} {config.data.image_size} {config.data.batch_size}"
 
 
 def _form(row: Dataset) -> str:
