@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from itertools import repeat
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.pipeline import Batch, Position, training_batches
+from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
@@ -173,47 +173,35 @@ def time_pipeline(source: Source, config: Config, seconds: float) -> float:
 def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[float, float]:
     """Images per second of pipeline and step together; and as a share of the step alone.
 
-    Both take turns, a second or two steps each, since a machine's speed drifts: medians of turns.
-    What was read ahead while the step ran alone is thrown away first.
+    Both take turns with the same block shapes, a second or two steps each, since a machine's speed
+    drifts. What was read ahead while the step ran alone is thrown away first.
     """
     rig = Rig(config)
     rig.warm_up()
     turn = max(2, round(1 / rig.run(0)))
-    rates: list[float] = []
-    shares: list[float] = []
-    began = time.perf_counter()
+    alone: list[float] = []
+    together: list[float] = []
+    same = repeat(np.array(rig.images))
     with closing(training_batches(source, config)) as batches:
-        together, alone = _training(rig, batches), _repeating(rig)
-        while len(rates) < 2 or time.perf_counter() - began < seconds:
-            step = _steps_per_second(alone, turn)
+        fresh = (batch.images for batch in batches)
+        while len(alone) < 2 or sum(alone + together) < seconds:
+            numbers = range(len(alone) * turn, (len(alone) + 1) * turn)
+            alone.append(_seconds(rig, same, numbers))
             for _ in range(AHEAD):
-                next(batches)
-            _steps_per_second(together, 1)
-            both = _steps_per_second(together, turn)
-            rates.append(both * config.data.batch_size)
-            shares.append(both / step)
-    return float(np.median(rates)), float(np.median(shares))
+                next(fresh)
+            _seconds(rig, fresh, range(1))
+            together.append(_seconds(rig, fresh, numbers))
+    images = turn * config.data.batch_size * len(together)
+    return images / sum(together), sum(alone) / sum(together)
 
 
-def _steps_per_second(steps: Iterator[dict[str, mx.array]], number: int) -> float:
-    start = time.perf_counter()
-    for _ in range(number):
-        metrics = next(steps)
-    mx.eval(metrics)
-    return number / (time.perf_counter() - start)
-
-
-def _training(rig: Rig, batches: Iterator[Batch]) -> Iterator[dict[str, mx.array]]:
-    """A step with each batch, at most one in flight."""
+def _seconds(rig: Rig, images: Iterator[np.ndarray], numbers: range) -> float:
+    """Seconds of a step on the next images for each number; one is in flight, as in training."""
     previous: dict[str, mx.array] = {}
-    for number, batch in enumerate(batches):
-        metrics = rig.step([(mx.array(batch.images), rig.masks(number))], VALUES)
+    start = time.perf_counter()
+    for number in numbers:
+        metrics = rig.step([(mx.array(next(images)), rig.masks(number))], VALUES)
         mx.eval(previous)
         previous = metrics
-        yield metrics
-
-
-def _repeating(rig: Rig) -> Iterator[dict[str, mx.array]]:
-    """The same on the rig's own images, without a pipeline."""
-    images = np.array(rig.images)
-    return _training(rig, (Batch(images, Position()) for _ in count()))
+    mx.eval(previous, rig.step.state)
+    return time.perf_counter() - start
