@@ -10,6 +10,7 @@ beside the estimate of `--dry-run`; straight lines through both, and which batch
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -116,6 +117,7 @@ def grow(config: hj.Config, steps: int, every: int = 50) -> Row:
 
     Growth, in percent, is from the second report to the last.
     """
+    gc.collect()  # what earlier steps left behind must not be freed while this is measured
     rig = Rig(config)
     rng, rows, warm = np.random.default_rng(0), [], 0
     for number in range(steps):
