@@ -16,7 +16,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.machine import describe
 from hjepa_mlx.bench.throughput import Rig, time_steps
-from hjepa_mlx.files import write_json
+from hjepa_mlx.cli.common import write_json
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--steps", type=int, help="train `demo` so long and watch memory instead")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", help="write the figures as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -168,10 +167,7 @@ def main() -> None:
     else:
         found = [series(m, on, asked.batches) for m in asked.models for on in (False, True)]
         result |= {"series": found, "checkpointed_time_ratio": time_ratios(found)}
-    if asked.out:
-        write_json(asked.out, result)
-    else:
-        print(json.dumps(result, indent=1))
+    write_json(result, asked.out or "-")
 
 
 if __name__ == "__main__":

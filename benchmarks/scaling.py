@@ -10,9 +10,7 @@ that larger is more efficient; above it, that something other than matmuls grows
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.machine import describe
 from hjepa_mlx.bench.throughput import Rig
-from hjepa_mlx.files import write_json
+from hjepa_mlx.cli.common import write_json
 
 BASE = [
     "data.batch_size=8",
@@ -90,7 +88,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SERIES), default=list(SERIES))
     parser.add_argument("--set", action="append", dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", help="write the figures as JSON")
     asked = parser.parse_args()
     base = [*BASE, *(asked.overrides or [])]
     result: dict[str, Any] = {"machine": describe(), "base": base, "series": {}}
@@ -105,10 +103,7 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
-    if asked.out:
-        write_json(asked.out, result)
-    else:
-        print(json.dumps(result, indent=1))
+    write_json(result, asked.out or "-")
 
 
 if __name__ == "__main__":

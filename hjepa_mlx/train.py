@@ -118,6 +118,10 @@ class Training:
             self.knn = QuickKNN(self.model, self.labelled, self.test_source, config, share)
         shares = np.cumsum([share for _, share in config.stages])
         self.ends = [round(self.total * share) for share in shares]  # of the stages, in steps
+        gflop = [1.0]  # of a step of each stage; one stage needs no comparison
+        if len(self.stages) > 1:
+            gflop = [costs(at, self.model).gflop for at, _ in self.stages]
+        self._work_at_ends = np.cumsum([0, *(np.diff([0, *self.ends]) * gflop)])
         self.done = 0  # steps
         self.position = Position()
         self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
@@ -176,12 +180,8 @@ class Training:
         return self.run
 
     def _work(self, step: int) -> float:
-        """What the first `step` steps cost, in GFLOP an image: small images are done sooner."""
-        if len(self.stages) == 1:
-            return float(step)
-        gflop = [costs(config, self.model).gflop for config, _ in self.stages]
-        ends = np.array([0, *self.ends])
-        return float(np.interp(step, ends, np.cumsum([0, *(np.diff(ends) * gflop)])))
+        """What the first `step` steps cost, beside one another: small images are done sooner."""
+        return float(np.interp(step, [0, *self.ends], self._work_at_ends))
 
     def _loop(self, reporter: Reporter, interrupt: Interrupt, first: dict[str, Any]) -> None:
         for (config, sampler), end in zip(self.stages, self.ends, strict=True):

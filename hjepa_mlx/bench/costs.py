@@ -75,11 +75,8 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
-    pixels, per_image, batch = (
-        3 * model.patch_size**2,
-        config.masks.per_image,
-        config.data.batch_size,
-    )
+    pixels, per_image = 3 * model.patch_size**2, config.masks.per_image
+    batch = config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
     used = max(int(block) for block in model.level_blocks)
 

@@ -109,21 +109,8 @@ def changes(slow: Estimate, precisions: dict[str, float]) -> list[Change]:
     return found
 
 
-@dataclass(frozen=True)
-class Projection:
-    """Images per second and hours that a chip would reach at a share of its matmul peak."""
-
-    recipe: str
-    gflop_per_image: float
-    share: float
-    images_per_second: float
-    hours_100_epochs: float
-    promised_hours: tuple[float, float] | None
-    verdict: str
-
-
-def project(name: str, config: Config, chip: Chip, share: float) -> Projection:
-    """100 epochs of a recipe on `chip`, if steps reach `share` of its matmul peak: projected.
+def project(name: str, config: Config, chip: Chip, share: float) -> Estimate:
+    """The estimate of a recipe on `chip`, if steps reach `share` of its matmul peak: projected.
 
     Time is GFLOP over that speed, or bytes over the bandwidth where that is longer, for each part.
     """
@@ -132,12 +119,7 @@ def project(name: str, config: Config, chip: Chip, share: float) -> Projection:
         portion * _seconds(costs(config.at_size(size), networks), chip, share)
         for size, portion in config.stages
     )
-    row = CATALOG[config.data.name]
-    hours = EPOCHS * row.images * seconds / 3600
-    promised = row.promise.hours if row.promise else None
-    verdict = verdict_on(hours, promised) if promised else ""
-    gflop = average_gflop(config, networks)
-    return Projection(name, gflop, share, 1 / seconds, hours, promised, verdict)
+    return estimate(name, config, lambda _: 1 / seconds)
 
 
 def _seconds(cost: Costs, chip: Chip, share: float) -> float:

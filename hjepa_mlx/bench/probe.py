@@ -32,7 +32,7 @@ def settle(config: Config) -> list[str]:
     return found
 
 
-def worth_trying() -> tuple[list[str], str]:
+def _worth_trying() -> tuple[list[str], str]:
     """Half-precision dtypes whose matmul is faster here than float32's; and how fast, in words."""
     side = machine.matmul_side("float16")
     speed = {dtype: machine.matmul_gflops(dtype, side, 0.5) for dtype in machine.DTYPES}
@@ -42,7 +42,7 @@ def worth_trying() -> tuple[list[str], str]:
 
 
 def _precision(config: Config) -> tuple[Any, str]:
-    dtypes, words = worth_trying()
+    dtypes, words = _worth_trying()
     if not dtypes:
         return "float32", words
     rates = {dtype: _rate(config, precision=dtype) for dtype in ("float32", *dtypes)}

@@ -16,7 +16,7 @@ from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.chips import Chip
 from hjepa_mlx.bench.costs import average_gflop, costs
 from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
-from hjepa_mlx.bench.probe import settle, worth_trying
+from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.bench.throughput import (
     Speed,
@@ -101,9 +101,13 @@ class Bench:
 
     def precisions(self) -> list[dict[str, Any]]:
         """Steps in the other precisions whose matmul is worth it here."""
-        dtypes = {"float32", *worth_trying()[0]} - {self.main.precision}
-        configs = [with_precision(self.main, dtype) for dtype in sorted(dtypes)]
-        return [self._row(config, self.speed(config)) for config in configs]
+        matmul = {dtype: speed["matmul_gflops"] for dtype, speed in self.speeds.items()}
+        rows = []
+        for dtype in matmul:
+            if dtype != self.main.precision and matmul[dtype] >= matmul["float32"]:
+                config = self.main.model_copy(update={"precision": dtype}, deep=True)
+                rows.append(self._row(config, self.speed(config)))
+        return rows
 
     def _row(self, config: Config, speed: Speed) -> dict[str, Any]:
         gflop = costs(config, HJEPA(config)).gflop
@@ -211,11 +215,6 @@ def with_batch(config: Config, batch: int) -> Config:
     return other
 
 
-def with_precision(config: Config, dtype: str) -> Config:
-    """The config computing in another dtype."""
-    return config.model_copy(update={"precision": dtype}, deep=True)
-
-
 def bench(
     config: Config,
     chip: Chip,
@@ -270,22 +269,27 @@ def bench(
     say("Every data set's recipe …")
     if not as_it_comes:
         facts["own_estimate"] = asdict(estimate(f"{config.name} (as given)", config, found.rate))
+    facts["estimates"] = _estimates(found, facts)
+    facts["projected"] = projected(chip, facts["step"]["mfu"] / 100)
+    return facts
+
+
+def _estimates(found: Bench, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every recipe's estimate, and what would make a slow one faster."""
     rows = [estimate(name, load_config(name), found.rate) for name in RECIPES]
     usual = facts["step"]["images_per_second"]
     times = {row["precision"]: row["images_per_second"] / usual for row in facts["precisions"]}
-    facts["estimates"] = [
+    return [
         {**asdict(row), "changes": [asdict(change) for change in changes(row, times)]}
         for row in rows
     ]
-    facts["projected"] = projected(chip, facts["step"]["mfu"] / 100)
-    return facts
 
 
 def projected(chip: Chip, measured_share: float) -> dict[str, Any]:
     """All recipes on a chip that is not here, at several shares of its matmul peak."""
     recipes = {name: load_config(name) for name in RECIPES}
     rows = [
-        asdict(project(name, config, chip, share))
+        {**asdict(project(name, config, chip, share)), "share": share}
         for name, config in recipes.items()
         if CATALOG[config.data.name].promise
         for share in (*SHARES, measured_share)

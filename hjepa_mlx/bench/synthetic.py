@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -42,12 +43,15 @@ def synthetic(dataset: Dataset) -> Source:
         side = 32 if dataset.resolution == 28 else dataset.resolution
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), np.uint8)
         return make_source(dataset.name, Pixels(pixels, dataset.name))
-    files = []
-    for number in range(DIFFERENT):
-        file = io.BytesIO()
+    return make_source(dataset.name, Repeated(_photographs(), IMAGES))
+
+
+@cache
+def _photographs() -> list[bytes]:
+    files = [io.BytesIO() for _ in range(DIFFERENT)]
+    for number, file in enumerate(files):
         photograph(number).save(file, "JPEG", quality=QUALITY)
-        files.append(file.getvalue())
-    return make_source(dataset.name, Repeated(files, IMAGES))
+    return [file.getvalue() for file in files]
 
 
 def photograph(number: int, height: int = 375, width: int = 500) -> Image.Image:
