@@ -61,10 +61,11 @@ def test_the_promised_batch_is_the_largest_multiple_of_8_that_fits():
 
 
 def test_memory_over_many_steps_is_reported_at_even_distances(tiny_config):
-    found = script("memory.py").grow(tiny_config(compile=True), steps=12, every=4)
-    assert [row["step"] for row in found["rows"]] == [4, 8, 12]
+    found = script("memory.py").grow(tiny_config(compile=True), steps=80, every=20)
+    assert [row["step"] for row in found["rows"]] == [20, 40, 60, 80]
     assert all(row["resident_mb"] > row["active_mb"] > 0 for row in found["rows"])
-    assert found["active_growth_percent"] == pytest.approx(0, abs=1)
+    # The cache hands out buffers up to 2 % larger in sum. Keeping each step's images adds 12 %.
+    assert found["active_growth_percent"] == pytest.approx(0, abs=5)
     assert found["traces_after_warmup"] == 0
 
 
