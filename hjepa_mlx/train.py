@@ -47,15 +47,17 @@ def train(
     console: Console | None = None,
     error: Error | None = None,
     sampler: Sampler | None = None,
+    model: HJEPA | None = None,
 ) -> Run:
     """Train as `config` says, from the start or (`resume`) from the run's newest checkpoint.
 
     error: a prediction error of your own, from prediction and target [B, n, D] to a number.
     sampler: masks of your own, from the batch's number and how many to draw (see `MaskSampler`).
+    model: the network to start from, built from this config (another run's weights, a subclass).
     Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
     checkpoint saved; HJEPAError or UsageError with one readable line for all else.
     """
-    return Training(config, resume, console or Console(stderr=True), error, sampler).fit()
+    return Training(config, resume, console or Console(stderr=True), error, sampler, model).fit()
 
 
 def steps_per_epoch(config: Config, images: int) -> int:
@@ -84,10 +86,15 @@ class Training:
         console: Console,
         error: Error | None = None,
         sampler: Sampler | None = None,
+        model: HJEPA | None = None,
     ) -> None:
         self.config = config = config.model_copy(deep=True)
         self.console = console
-        self.own_parts = {"error": _name(error), "sampler": _name(sampler)}
+        subclass = None if model is None or type(model) is HJEPA else type(model)
+        parts = {"error": error, "sampler": sampler, "model": subclass}
+        self.own_parts = {kind: _name(part) for kind, part in parts.items()}
+        if model is not None and model.config.model != config.model:
+            raise UsageError("The model to start from was built from another config.")
         if sampler and config.data.progressive:
             raise UsageError("data.progressive needs masks for each image size: give no sampler.")
         sizes = [config.at_size(size) for size, _ in config.stages]
@@ -109,7 +116,7 @@ class Training:
             say(console, "Trying precisions and compilation for a few seconds …")
         self._settled = settle(config)
         backend.set_memory_limits()
-        self.model = HJEPA(config)
+        self.model = HJEPA(config) if model is None else model
         self.step = Step(self.model, config, error)
         self.signals = Signals(self.model, self.test_source, config, self.skipped)
         self.knn: QuickKNN | None = None
@@ -145,7 +152,7 @@ class Training:
                 f"{self.run.path} was trained on {state['images']} images; now there are "
                 f"{len(self.train_source)} in {self.train_source.name}. Give the same --data-dir."
             )
-        theirs = state.get("own_parts", self.own_parts)
+        theirs = dict.fromkeys(self.own_parts) | state.get("own_parts", self.own_parts)
         if theirs != self.own_parts:
             raise UsageError(
                 f"{self.run.path} was trained with {theirs}, not with {self.own_parts}: resume it "
@@ -371,7 +378,7 @@ def _keep_choices(config: Config, before: Config) -> None:
 
 
 def _name(own_part: Callable | None) -> str | None:
-    """What a prediction error or sampler from outside is called; None: the config's own."""
+    """What a part from outside is called; None: the config's own."""
     if own_part is None:
         return None
     return getattr(own_part, "__qualname__", type(own_part).__qualname__)

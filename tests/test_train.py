@@ -182,3 +182,19 @@ def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -
     with pytest.raises(hj.HJEPAError, match=r"trained with .*absolute"):
         hj.train(config, resume=True)
     assert hj.train(config, resume=True, error=absolute).latest == own.latest
+
+
+def test_a_run_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    config.optim.epochs, config.data.limit, config.optim.warmup_epochs = 1, 64, 0
+    config.optim.lr, config.optim.final_lr = 1e-9, 0.0
+    model = hj.HJEPA(config)
+    chosen = 0.5 * model.context_encoder.patch_embed.proj.weight
+    model.context_encoder.patch_embed.proj.weight = chosen
+    run = hj.train(config, model=model)
+    trained = hj.load(run.path).context_encoder.patch_embed.proj.weight
+    assert mx.allclose(trained, chosen, atol=1e-6)
+    other = config.model_copy(deep=True)
+    other.model.heads = 2
+    with pytest.raises(hj.HJEPAError, match="another config"):
+        hj.train(other, model=model)

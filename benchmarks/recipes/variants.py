@@ -1,0 +1,77 @@
+"""What is compared: data sets, and variants of a recipe as lists of `--set` overrides.
+
+Every variant sees the same number of images of a data set. What no config key can say is said in
+Python: the network to start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import hjepa_mlx as hj
+from hjepa_mlx.models.vit import trunc_normal
+
+BASELINE = "research/ijepa_fashion"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Overrides for every variant; what is pretrained on is `train` of its folder `test`."""
+
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with overrides; `network` makes the network to start from, if not the usual one."""
+
+    overrides: tuple[str, ...] = ()
+    network: Callable[[hj.Config], hj.HJEPA] | None = None
+    recipe: str = BASELINE
+    trained: bool = True
+
+
+def small_patches(config: hj.Config) -> hj.HJEPA:
+    """The patch embedding as Meta's code leaves it: normal with deviation 0.02."""
+    model = hj.HJEPA(config)
+    projection = model.context_encoder.patch_embed.proj
+    projection.weight = trunc_normal(projection.weight.shape)
+    model.target_encoder.update(model.context_encoder.parameters())
+    return model
+
+
+DATA_SETS = {
+    "fashion": DataSet(),
+    "photographs": DataSet(
+        (
+            "data.name=folder",
+            "data.image_size=64",
+            "model.patch_size=8",
+            "optim.epochs=62",
+            "optim.warmup_epochs=6.2",
+        )
+    ),
+}
+
+# A smaller network, for choosing among many: width 128, 3 blocks, 0.2 GFLOP an image
+NANO = (
+    "model.dim=128",
+    "model.depth=3",
+    "model.heads=2",
+    "model.predictor_dim=64",
+    "model.predictor_depth=2",
+    "model.levels=3",
+    "masks.context_tokens=14",
+)
+
+VARIANTS = {
+    "baseline": Variant(),
+    "baseline_0.02": Variant(network=small_patches),
+    "untrained": Variant(trained=False),
+    "untrained_0.02": Variant(network=small_patches, trained=False),
+    "nano": Variant(NANO),
+    "nano_vicreg1": Variant((*NANO, "loss.vicreg=1")),
+    "nano_vicreg5": Variant((*NANO, "loss.vicreg=5")),
+    "nano_sigreg0.1": Variant((*NANO, "loss.sigreg=0.1")),
+}

@@ -1,0 +1,118 @@
+"""The research harness in benchmarks/recipes, on the demo's images; and the data it makes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hjepa_mlx.masks import MaskSampler
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "recipes"
+SHORT = (
+    "data.name=demo",
+    "data.limit=320",
+    "data.batch_size=32",
+    "optim.epochs=1",
+    "optim.warmup_epochs=0",
+    "compile=false",
+    "model.depth=2",
+    "model.dim=64",
+    "model.heads=1",
+)
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in ("variants", "study", "data"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import study
+
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    study.DATA_SETS["tiny"] = type(study.DATA_SETS["fashion"])(SHORT)
+    return study
+
+
+def test_every_variant_is_a_valid_recipe_on_every_data_set(study, tmp_path):
+    for data in ("fashion", "photographs"):
+        for variant in study.VARIANTS:
+            config = study.config_of(variant, data, 1, tmp_path)
+            MaskSampler(config)
+            images = {"fashion": 20_000, "photographs": 27 * 120}[data]
+            steps = images // config.data.batch_size * config.optim.epochs
+            seen = steps * config.data.batch_size
+            assert seen == pytest.approx(200_000, rel=0.02), (variant, data)
+
+
+def test_a_run_is_trained_scored_and_not_done_again(study, tmp_path, monkeypatch):
+    study.run("baseline", "tiny", 3, "validation", tmp_path)
+    file = study.result_file("baseline", "tiny", 3)
+    result = json.loads(file.read_text())
+    assert result["recipe"]["seed"] == 3
+    assert result["last_metrics"]["step"] == 10
+    assert result["cost"]["gflop_per_image"] > 0
+    levels = result["validation"]["target"]
+    assert list(levels) == ["level_0"]
+    assert 10 < levels["level_0"]["knn"] < 100
+    assert levels != result["validation"]["context"]
+    monkeypatch.setattr(study, "trained", None)  # would fail if called
+    study.run("baseline", "tiny", 3, "validation", tmp_path)
+    result["recipe"]["seed"] = 4
+    file.write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match="another recipe"):
+        study.run("baseline", "tiny", 3, "validation", tmp_path)
+
+
+def test_another_split_is_scored_without_training_again(study, tmp_path, monkeypatch):
+    study.run("baseline", "tiny", 0, "validation", tmp_path)
+    monkeypatch.setattr(study.hj, "train", None)
+    study.run("baseline", "tiny", 0, "test", tmp_path)
+    result = json.loads(study.result_file("baseline", "tiny", 0).read_text())
+    assert result["test"] == result["validation"]  # the demo has one folder
+
+
+def test_the_table_is_mean_and_deviation_over_seeds(study):
+    for seed, value in enumerate((70.0, 72.0, 77.0)):
+        row = {"level_0": dict.fromkeys(study.SCORES, value)}
+        result = {"cost": {"gflop_per_image": 0.5, "seconds": 60}, "validation": {"target": row}}
+        file = study.result_file("baseline", "tiny", seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result))
+    table = study.table(["baseline"], "tiny", [0, 1, 2], "validation")
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells[:6] == ["baseline", "0.50", "60", "target", "level_0", "3"]
+    assert cells[6] == "73.0 ± 3.6"
+
+
+def test_photographs_are_cut_so_that_training_never_sees_what_is_judged(
+    study, tmp_path, monkeypatch
+):
+    import data
+
+    x = np.linspace(0, 255, 1200).astype(np.uint8)  # brightness says where a crop is from
+    picture = np.repeat(np.repeat(x[None, :, None], 800, 0), 3, 2)
+    wallpapers = tmp_path / "wallpapers"
+    (wallpapers / "mate/nature").mkdir(parents=True)
+    Image.fromarray(picture).save(wallpapers / "one_by_me.jpg", quality=95)
+    Image.fromarray(picture[:, ::-1]).save(wallpapers / "mate/nature/two.jpg", quality=95)
+    monkeypatch.setattr(data, "WALLPAPERS", wallpapers)
+    assert data.photographs(tmp_path) == 2
+
+    def shades(name, split, of):
+        files = sorted((tmp_path / "photographs" / name / split / of).glob("*.png"))
+        pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+        assert pixels.shape[1:] == (64, 64, 3)
+        return len(files), pixels.min(), pixels.max()
+
+    for of, upper in (("one_by_me", False), ("two", True)):
+        learnt, low, high = shades("test", "train", of)
+        judged, judged_low, judged_high = shades("test", "test", of)
+        assert (learnt, judged) == (120, 60)
+        assert (low >= judged_high - 2) if upper else (high <= judged_low + 2)
+        _, low, high = shades("validation", "train", of)
+        _, judged_low, judged_high = shades("validation", "test", of)
+        assert (low >= judged_high - 2) if upper else (high <= judged_low + 2)
+        assert judged_low >= 125 if upper else judged_high <= 130  # in the learnt half
