@@ -87,6 +87,25 @@ def test_the_table_is_mean_and_deviation_over_seeds(study):
     assert cells[6] == "73.0 ± 3.6"
 
 
+def test_the_direction_of_edges_is_read_from_the_structure_tensor(study):
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    images[0, :, ::4] = 255  # upright stripes: the slope points along x
+    images[1, ::4] = 255
+    directions, edged = study.structure(images, 8)
+    assert directions.shape == (3 * 16, 2)
+    assert np.allclose(directions[:16], (1, 0), atol=0.01)
+    assert np.allclose(directions[16:32], (-1, 0), atol=0.01)
+    assert edged.tolist() == [True] * 32 + [False] * 16
+
+
+def test_each_patch_gets_the_features_of_the_cell_it_lies_in(study):
+    cells = np.arange(4.0)[None, :, None]  # 2×2 cells of 3 patches a side on a grid of 5
+    places = study._of_patches(cells, 5, 3).reshape(5, 5)
+    assert places[:3, :3].tolist() == [[0] * 3] * 3
+    assert places[3:, 3:].tolist() == [[3] * 2] * 2
+    assert places[0, 4] == 1
+
+
 def test_photographs_are_cut_so_that_training_never_sees_what_is_judged(
     study, tmp_path, monkeypatch
 ):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ from variants import DATA_SETS, VARIANTS
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
-from hjepa_mlx.data.pipeline import Skipped
+from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.eval.evaluation import config_for
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.files import atomic_write
+from hjepa_mlx.rng import generator
 
 RESULTS = Path(__file__).parent.parent / "results" / "recipes"
-SCORES = ("knn", "linear_probe", "feature_rank")
+CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
+SCORES = (*CLASS_SCORES, "orientation")
+LOCAL_IMAGES = 1_000  # whose patches are looked at for the orientation of edges
+EDGES = 1e-3  # mean squared slope of a patch that has any, of grey from 0 to 1
 Result = dict[str, Any]
 
 
@@ -105,8 +110,63 @@ def scores(model: hj.HJEPA, folder: str) -> Result:
     for encoder, train, test in zip(("target", "context"), learnt_from, judged_on, strict=True):
         for name in train.by_name:
             every = level_scores(train, test, name, Protocol(), few=False)
-            found.setdefault(encoder, {})[name] = {kind: every[kind] for kind in SCORES}
+            found.setdefault(encoder, {})[name] = {kind: every[kind] for kind in CLASS_SCORES}
+        for level, value in enumerate(orientation(model, encoder, config)):
+            found[encoder][f"level_{level}"]["orientation"] = value
     return found
+
+
+def orientation(model: hj.HJEPA, encoder: str, config: hj.Config) -> list[float]:
+    """How well each level's cells know the orientation of edges in each of their patches: R², %.
+
+    A ridge regression from the features of the cell that a patch lies in to (cos 2θ, sin 2θ) of the
+    patch's structure tensor, as strong as its edges are aligned; patches without edges left out.
+    """
+    parts = []
+    for split in ("train", "test"):
+        source = hj.open_source(config.data, split)
+        rows = generator(0, "orientation").permutation(len(source))[:LOCAL_IMAGES]
+        samples = evaluation_images(source.take(np.sort(rows)), config, Skipped())
+        images = np.stack([image for _, image in samples])
+        directions, edged = structure(images, config.model.patch_size)
+        batches = np.array_split(images, -(-len(images) // 64))
+        encoded = zip(*(model.encode(batch, encoder) for batch in batches), strict=True)
+        levels = [
+            np.concatenate([_of_patches(np.array(x), config.grid, int(pool)) for x in level])
+            for level, pool in zip(encoded, config.model.level_pool, strict=True)
+        ]
+        parts.append(([x[edged] for x in levels], directions[edged]))
+    (learnt, y), (judged, truth) = parts
+    found = []
+    for x, queries in zip(learnt, judged, strict=True):
+        mean, scale = x.mean(0), x.std(0) + 1e-6
+        x, queries = (x - mean) / scale, (queries - mean) / scale
+        weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (y - y.mean(0)))
+        error = np.square(queries @ weights + y.mean(0) - truth).sum()
+        found.append(100 * float(1 - error / np.square(truth - truth.mean(0)).sum()))
+    return found
+
+
+def structure(images: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each patch: the direction of its structure tensor [n, 2], and whether it has edges [n]."""
+    grey = images.mean(-1) / 255
+    dy, dx = np.gradient(grey, axis=(1, 2))
+    grid = images.shape[1] // patch
+
+    def summed(x: np.ndarray) -> np.ndarray:
+        return x.reshape(-1, grid, patch, grid, patch).sum((2, 4)).ravel()
+
+    energy = summed(dx * dx + dy * dy)
+    tensor = np.stack([summed(dx * dx - dy * dy), summed(2 * dx * dy)], 1)
+    edged = energy > EDGES * patch**2
+    return tensor / np.maximum(energy, 1e-9)[:, None], edged
+
+
+def _of_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
+    """Features of cells [B, n, D] of pool × pool patches, given to each of those: [B·grid², D]."""
+    B, n, D = cells.shape
+    side, places = isqrt(n), np.arange(grid) // pool
+    return cells.reshape(B, side, side, D)[:, places][:, :, places].reshape(-1, D)
 
 
 def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path, jobs: int) -> None:
@@ -132,7 +192,7 @@ def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path,
 def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table:
     """Mean and standard deviation over seeds, by encoder and level."""
     shown = Table("variant", "GFLOP", "seconds", "encoder", "level", title=f"{data}, {split}")
-    for title in ("seeds", "k-NN", "linear probe", "effective rank"):
+    for title in ("seeds", "k-NN", "linear probe", "effective rank", "orientation R²"):
         shown.add_column(title, justify="right")
     for variant in variants:
         files = [result_file(variant, data, seed) for seed in seeds]
@@ -147,7 +207,8 @@ def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table
         for encoder, levels in results[0][split].items():
             for level in levels:
                 of_seeds = [result[split][encoder][level] for result in results]
-                figures = [_mean([one[kind] for one in of_seeds]) for kind in SCORES]
+                kinds = [kind for kind in SCORES if kind in of_seeds[0]]
+                figures = [_mean([one[kind] for one in of_seeds]) for kind in kinds]
                 shown.add_row(variant, *cost, encoder, level, str(len(results)), *figures)
     return shown
 
