@@ -35,6 +35,8 @@ from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.rng import generator
 
+import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
+
 RESULTS = Path(__file__).parent.parent / "results" / "recipes"
 CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
 SCORES = (*CLASS_SCORES, "orientation")
@@ -86,7 +88,9 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     """The variant's network, after what it does of training."""
     network = VARIANTS[variant].network or hj.HJEPA
     if not VARIANTS[variant].trained:
-        return network(config)
+        model = network(config)
+        mx.eval(model.parameters())  # here: the threads of the evaluation could not
+        return model
     folder = Path(str(config.run.dir))
     done = hj.Run(folder)
     if not done.metrics or done.metrics[-1]["epoch"] < config.optim.epochs or not done.latest:
@@ -131,9 +135,10 @@ def orientation(model: hj.HJEPA, encoder: str, config: hj.Config) -> list[float]
         directions, edged = structure(images, config.model.patch_size)
         batches = np.array_split(images, -(-len(images) // 64))
         encoded = zip(*(model.encode(batch, encoder) for batch in batches), strict=True)
+        pools = map(int, config.model.level_pool)
         levels = [
-            np.concatenate([_of_patches(np.array(x), config.grid, int(pool)) for x in level])
-            for level, pool in zip(encoded, config.model.level_pool, strict=True)
+            np.concatenate([_of_patches(np.array(x), config.grid, pool) for x in level])
+            for level, pool in zip(encoded, pools, strict=True)
         ]
         parts.append(([x[edged] for x in levels], directions[edged]))
     (learnt, y), (judged, truth) = parts
