@@ -64,6 +64,16 @@ NANO = (
     "model.levels=3",
     "masks.context_tokens=14",
 )
+# At the baseline's network: three levels, a weak VICReg, smaller batches, a target encoder that
+# follows sooner; 0.65 GFLOP an image where the baseline takes 0.69
+CHOSEN = (
+    "data.batch_size=64",
+    "model.predictor_dim=64",
+    "model.predictor_depth=2",
+    "masks.context_tokens=14",
+    "loss.vicreg=0.2",
+    "optim.momentum=[0.99,1.0]",
+)
 
 VARIANTS = {
     "baseline": Variant(),
@@ -71,7 +81,6 @@ VARIANTS = {
     "untrained": Variant(trained=False),
     "untrained_0.02": Variant(network=small_patches, trained=False),
     "nano": Variant(NANO),
-    "nano_vicreg1": Variant((*NANO, "loss.vicreg=1")),
-    "nano_vicreg5": Variant((*NANO, "loss.vicreg=5")),
-    "nano_sigreg0.1": Variant((*NANO, "loss.sigreg=0.1")),
+    "chosen": Variant((*CHOSEN, "model.levels=3")),
+    "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
 }
