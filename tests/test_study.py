@@ -87,6 +87,14 @@ def test_the_table_is_mean_and_deviation_over_seeds(study):
     assert cells[6] == "73.0 ± 3.6"
 
 
+def test_the_rank_of_standardised_features_does_not_see_their_scales(study):
+    x = np.random.default_rng(0).normal(size=(4000, 16))
+    assert study.standardised_rank(x) == pytest.approx(16, rel=0.01)
+    assert study.standardised_rank(x * 10.0 ** np.arange(-8, 8)) == pytest.approx(16, rel=0.01)
+    doubled = np.concatenate([x[:, :4]] * 4, 1)
+    assert study.standardised_rank(doubled) == pytest.approx(4, rel=0.02)
+
+
 def test_the_direction_of_edges_is_read_from_the_structure_tensor(study):
     images = np.zeros((3, 32, 32, 3), np.uint8)
     images[0, :, ::4] = 255  # upright stripes: the slope points along x

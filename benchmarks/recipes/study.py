@@ -31,6 +31,7 @@ from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.eval.evaluation import config_for
 from hjepa_mlx.eval.features import extract, model_features
+from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.rng import generator
@@ -39,7 +40,7 @@ import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
 RESULTS = Path(__file__).parent.parent / "results" / "recipes"
 CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
-SCORES = (*CLASS_SCORES, "orientation")
+SCORES = (*CLASS_SCORES, "standardised_rank", "orientation")
 LOCAL_IMAGES = 1_000  # whose patches are looked at for the orientation of edges
 EDGES = 1e-3  # mean squared slope of a patch that has any, of grey from 0 to 1
 Result = dict[str, Any]
@@ -114,10 +115,24 @@ def scores(model: hj.HJEPA, folder: str) -> Result:
     for encoder, train, test in zip(("target", "context"), learnt_from, judged_on, strict=True):
         for name in train.by_name:
             every = level_scores(train, test, name, Protocol(), few=False)
-            found.setdefault(encoder, {})[name] = {kind: every[kind] for kind in CLASS_SCORES}
+            found.setdefault(encoder, {})[name] = {
+                **{kind: every[kind] for kind in CLASS_SCORES},
+                "standardised_rank": standardised_rank(test.by_name[name]),
+            }
         for level, value in enumerate(orientation(model, encoder, config)):
             found[encoder][f"level_{level}"]["orientation"] = value
     return found
+
+
+def standardised_rank(features: np.ndarray) -> float:
+    """exp(entropy) of the singular values of standardised features [N, D], as shares of their sum.
+
+    No direction counts for more because it is large, as with a probe on standardised features.
+    """
+    x = standardised(features, *moments(features)).astype(np.float64)
+    singular = np.sqrt(np.maximum(np.linalg.eigvalsh(x.T @ x), 0))
+    share = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def orientation(model: hj.HJEPA, encoder: str, config: hj.Config) -> list[float]:
@@ -197,7 +212,7 @@ def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path,
 def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table:
     """Mean and standard deviation over seeds, by encoder and level."""
     shown = Table("variant", "GFLOP", "seconds", "encoder", "level", title=f"{data}, {split}")
-    for title in ("seeds", "k-NN", "linear probe", "effective rank", "orientation R²"):
+    for title in ("seeds", "k-NN", "linear probe", "effective rank", "standardised", "orientation"):
         shown.add_column(title, justify="right")
     for variant in variants:
         files = [result_file(variant, data, seed) for seed in seeds]
@@ -239,7 +254,7 @@ def main() -> None:
     else:
         for variant, seed in todo:
             run(variant, asked.data, seed, asked.split, asked.root)
-    console = Console(width=120)
+    console = Console(width=130)
     console.print(table(asked.variants, asked.data, asked.seeds, asked.split))
 
 
