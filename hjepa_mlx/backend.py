@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
@@ -45,12 +46,32 @@ def _put_openblas_first() -> ctypes.CDLL | None:
     import mlx.data
 
     list(mlx.data.buffer_from_vector([{"first": 0}]).ordered_prefetch(1, 1))
-    for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
-        try:
-            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
+    with _openblas_kernels():
+        for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
+            try:
+                return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
     return None
+
+
+@contextmanager
+def _openblas_kernels() -> Iterator[None]:
+    """Have an OpenBLAS that is loaded inside use AVX-512 where an Intel processor has it.
+
+    To one that is older than the processor the model's number says nothing, and it takes its
+    kernels for a Pentium 4 of 2004: 0.3.21 on an Emerald Rapids multiplies 5 to 8 times slower.
+    """
+    name, cpu = "OPENBLAS_CORETYPE", Path("/proc/cpuinfo")
+    described = set(cpu.read_text().split()) if cpu.is_file() else set()
+    if name in os.environ or not {"GenuineIntel", "avx512vl", "avx512dq"} <= described:
+        yield
+        return
+    os.environ[name] = "SkylakeX"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 _openblas = _put_openblas_first()

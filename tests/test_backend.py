@@ -1,3 +1,6 @@
+import ctypes
+from pathlib import Path
+
 import mlx.data as dx
 import pytest
 
@@ -17,3 +20,12 @@ def test_prefetch_threads_leave_openblas_its_cores() -> None:
     buffer = dx.buffer_from_vector([{"i": i} for i in range(50)]).sample_transform(look)
     list(buffer.ordered_prefetch(4, 2))
     assert set(seen) == {threads()}
+
+
+@pytest.mark.skipif(backend._openblas is None, reason="OpenBLAS is not installed")
+def test_openblas_does_not_take_this_processor_for_a_pentium() -> None:
+    if not {"avx2", "fma"} <= set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip("an old processor, or not of this kind")
+    assert backend._openblas is not None
+    backend._openblas.openblas_get_corename.restype = ctypes.c_char_p
+    assert backend._openblas.openblas_get_corename() not in (b"Prescott", b"Katmai")

@@ -244,14 +244,14 @@ def test_every_score_stands_under_the_name_of_its_encoder_and_level(
 def test_classes_that_a_glance_tells_apart_are_told_apart_every_time(
     build: Callable[..., hj.HJEPA], tmp_path: Path
 ) -> None:
-    model = build(name="folder", dir=str(pictures(tmp_path, 40)))
+    model = build(name="folder", dir=str(pictures(tmp_path, 80)))
     scores, again = (hj.evaluate(model).scores for _ in range(2))
     assert scores == again
     assert scores["knn"]["level_2"] == scores["linear_probe"]["level_2"] == 100
     assert scores["attentive_probe"]["level_0"] == 100
     assert scores["baselines"]["pixels"] == {"knn": 100, "linear_probe": 100}
-    assert scores["protocol"]["bank_images"] == 108
-    assert scores["protocol"]["query_images"] == 12
+    assert scores["protocol"]["bank_images"] == 216
+    assert scores["protocol"]["query_images"] == 24
 
 
 @pytest.mark.parametrize("compared", [20, 100])
