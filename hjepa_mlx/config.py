@@ -65,7 +65,10 @@ class Data(Section):
 
 
 class Model(Section):
-    """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`."""
+    """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
+
+    predictor_context: what the predictor is told of the context, its tokens or only their mean.
+    """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
     dim: Auto | Count = "auto"
@@ -77,6 +80,7 @@ class Model(Section):
     level_pool: Auto | list[Count] = "auto"
     predictor_dim: Count = 192
     predictor_depth: Count = 6
+    predictor_context: Literal["tokens", "mean"] = "tokens"
     checkpoint_blocks: bool = False
 
 

@@ -48,7 +48,9 @@ def matmul_flop(function, *inputs):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"masks": {"per_image": 2}}], ids=["one mask", "two masks"]
+    "changes",
+    [{}, {"masks": {"per_image": 2}}, {"model": {"predictor_context": "mean"}}],
+    ids=["one mask", "two masks", "from the mean"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
     # functions with a vjp of their own cannot be exported; these have no matmul inside

@@ -143,14 +143,15 @@ def named_as_ours(theirs):
 VALUES = Schedule(lr=1e-3, weight_decay=0.4, momentum=0.9)
 
 
-@pytest.fixture
-def one_step(tiny_config):
+@pytest.fixture(params=["tokens", "mean"])
+def one_step(tiny_config, request):
     """One step of ours and torch's reference before it, from the same weights and masks."""
     pytest.importorskip("torch")
     import torch
     from torch_reference import TorchHJEPA
 
-    config = tiny_config(model={"predictor_dim": 128}, optim={"grad_clip": 0.0})
+    predictor = {"predictor_dim": 128, "predictor_context": request.param}
+    config = tiny_config(model=predictor, optim={"grad_clip": 0.0})
     model = HJEPA(config)
     rng = np.random.default_rng(0)
     start = {

@@ -52,8 +52,11 @@ class TorchHJEPA:
         """One pass over the projected context and a mask token for every cell of every level."""
         w, side = self.w, 2 * self.grid - 1
         rows, columns = indices // self.grid, indices % self.grid
-        x = self.linear("predictor.embed", context)
-        x = x + self.predictor_positions[2 * rows * side + 2 * columns]
+        if self.model.predictor_context == "mean":
+            x = self.linear("predictor.embed", context).mean(1, keepdim=True)
+        else:
+            x = self.linear("predictor.embed", context)
+            x = x + self.predictor_positions[2 * rows * side + 2 * columns]
         tokens, start = [x], 0
         for level, target in enumerate(truth):
             cells = centres[:, start : start + target.shape[1]]

@@ -75,6 +75,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
+    told = 1 if model.predictor_context == "mean" else context  # tokens for the predictor
     pixels, per_image = 3 * model.patch_size**2, config.masks.per_image
     batch = config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
@@ -84,8 +85,8 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     target += per_image * 2 * queries * area * dim
     # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
     encode = 2 * 2 * context * pixels * dim + BACKWARD * depth * block_flop(context, dim)
-    predict = 2 * context * dim * narrow + 2 * queries * narrow * dim
-    predict += model.predictor_depth * block_flop(context + queries, narrow)
+    predict = 2 * told * dim * narrow + 2 * queries * narrow * dim
+    predict += model.predictor_depth * block_flop(told + queries, narrow)
 
     def moved(n: float, width: int, blocks: int, heads: int, masks: int = 0) -> float:
         scores = 4 * heads * n if masks else 0  # attention is fused outside gradients
@@ -95,10 +96,10 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     def kept(n: float, width: int, blocks: int, heads: int) -> float:
         return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
 
-    predictor = (context + queries, narrow, model.predictor_depth)
+    predictor = (told + queries, narrow, model.predictor_depth)
     most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
     activations = kept(context, dim, min(most, depth), heads)
-    activations += kept(context + queries, narrow, min(most, model.predictor_depth), narrow_heads)
+    activations += kept(told + queries, narrow, min(most, model.predictor_depth), narrow_heads)
     activations = per_image * activations + kept(tokens, dim, 1, heads)  # one block of the target's
     memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
     return Costs(

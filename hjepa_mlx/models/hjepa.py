@@ -54,6 +54,7 @@ class HJEPA(nn.Module):
             int(model.dim),
             model.predictor_dim,
             model.predictor_depth,
+            model.predictor_context == "mean",
             checkpoint=model.checkpoint_blocks,
         )
         self._level_pool = [
