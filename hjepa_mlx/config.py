@@ -67,7 +67,8 @@ class Data(Section):
 class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
 
-    predictor_context: what the predictor is told of the context, its tokens or only their mean.
+    predictor_context: what the predictor is told of the context: its tokens, only their mean, or
+    the tokens for the first half of each level's cells and the mean for the rest.
     """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
@@ -80,7 +81,7 @@ class Model(Section):
     level_pool: Auto | list[Count] = "auto"
     predictor_dim: Count = 192
     predictor_depth: Count = 6
-    predictor_context: Literal["tokens", "mean"] = "tokens"
+    predictor_context: Literal["tokens", "mean", "both"] = "tokens"
     checkpoint_blocks: bool = False
 
 
@@ -373,6 +374,8 @@ def _check_ranges(config: Config) -> None:
             f"model.predictor_dim={model.predictor_dim} does not divide into heads of 64; "
             f"use {64 * (model.predictor_dim // 64)} or {64 * (model.predictor_dim // 64 + 1)}."
         )
+    if model.predictor_context == "both" and config.masks.targets < 2:
+        raise UsageError("model.predictor_context=both needs masks.targets of at least 2 to share.")
     if int(model.dim) % int(model.heads):
         raise UsageError(f"model.dim={model.dim} is not a multiple of model.heads={model.heads}.")
     for key, values in (

@@ -49,8 +49,9 @@ def matmul_flop(function, *inputs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"masks": {"per_image": 2}}, {"model": {"predictor_context": "mean"}}],
-    ids=["one mask", "two masks", "from the mean"],
+    [{}, {"masks": {"per_image": 2}}]
+    + [{"model": {"predictor_context": told}} for told in ("mean", "both")],
+    ids=["one mask", "two masks", "from the mean", "from both"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
     # functions with a vjp of their own cannot be exported; these have no matmul inside

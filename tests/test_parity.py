@@ -143,7 +143,7 @@ def named_as_ours(theirs):
 VALUES = Schedule(lr=1e-3, weight_decay=0.4, momentum=0.9)
 
 
-@pytest.fixture(params=["tokens", "mean"])
+@pytest.fixture(params=["tokens", "mean", "both"])
 def one_step(tiny_config, request):
     """One step of ours and torch's reference before it, from the same weights and masks."""
     pytest.importorskip("torch")

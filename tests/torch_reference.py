@@ -49,26 +49,34 @@ class TorchHJEPA:
         return truth
 
     def predict(self, context, indices, centres, truth):
-        """One pass over the projected context and a mask token for every cell of every level."""
+        """A pass over what is told of the context and a mask token for every cell of every level.
+
+        Two passes where half of each level's cells is told the tokens and half their mean.
+        """
         w, side = self.w, 2 * self.grid - 1
         rows, columns = indices // self.grid, indices % self.grid
-        if self.model.predictor_context == "mean":
-            x = self.linear("predictor.embed", context).mean(1, keepdim=True)
-        else:
+        told = []
+        if self.model.predictor_context != "mean":
             x = self.linear("predictor.embed", context)
-            x = x + self.predictor_positions[2 * rows * side + 2 * columns]
-        tokens, start = [x], 0
+            told.append(x + self.predictor_positions[2 * rows * side + 2 * columns])
+        if self.model.predictor_context != "tokens":
+            told.append(self.linear("predictor.embed", context).mean(1, keepdim=True))
+        queries, start = [], 0
         for level, target in enumerate(truth):
             cells = centres[:, start : start + target.shape[1]]
             start += target.shape[1]
             query = w["predictor.mask_token"] + w["predictor.level_embed"][level]
-            tokens.append(query + self.predictor_positions[cells])
-        x = torch.cat(tokens, 1)
-        for block in range(self.model.predictor_depth):
-            x = self.block(f"predictor.blocks.{block}", x, self.model.predictor_dim // 64)
-        x = self.norm("predictor.norm", x)
-        parts = x.split([tokens.shape[1] for tokens in tokens], 1)[1:]
-        return [self.linear(f"predictor.heads.{level}", part) for level, part in enumerate(parts)]
+            queries.append((query + self.predictor_positions[cells]).tensor_split(len(told), 1))
+        found = []
+        for part, x in enumerate(told):
+            tokens = [x, *(query[part] for query in queries)]
+            x = torch.cat(tokens, 1)
+            for block in range(self.model.predictor_depth):
+                x = self.block(f"predictor.blocks.{block}", x, self.model.predictor_dim // 64)
+            x = self.norm("predictor.norm", x)
+            found.append(x.split([tokens.shape[1] for tokens in tokens], 1)[1:])
+        levels = [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
+        return [self.linear(f"predictor.heads.{level}", x) for level, x in enumerate(levels)]
 
     def encode(self, encoder, images, indices=None):
         """Features after every block, the last one normalised, of all or the indexed patches."""

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.predictor import TOLD
 
 GIGA = 1e9
 BACKWARD = 3  # forward and backward together cost three forwards
@@ -75,7 +76,8 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
-    told = 1 if model.predictor_context == "mean" else context  # tokens for the predictor
+    told = [1 if kind == "mean" else context for kind in TOLD[model.predictor_context]]
+    passes = [n + queries / len(told) for n in told]  # tokens in each of the predictor's
     pixels, per_image = 3 * model.patch_size**2, config.masks.per_image
     batch = config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
@@ -85,8 +87,8 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     target += per_image * 2 * queries * area * dim
     # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
     encode = 2 * 2 * context * pixels * dim + BACKWARD * depth * block_flop(context, dim)
-    predict = 2 * told * dim * narrow + 2 * queries * narrow * dim
-    predict += model.predictor_depth * block_flop(told + queries, narrow)
+    predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim
+    predict += model.predictor_depth * sum(block_flop(n, narrow) for n in passes)
 
     def moved(n: float, width: int, blocks: int, heads: int, masks: int = 0) -> float:
         scores = 4 * heads * n if masks else 0  # attention is fused outside gradients
@@ -96,10 +98,12 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     def kept(n: float, width: int, blocks: int, heads: int) -> float:
         return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
 
-    predictor = (told + queries, narrow, model.predictor_depth)
+    predictor = (narrow, model.predictor_depth, narrow_heads)
     most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
     activations = kept(context, dim, min(most, depth), heads)
-    activations += kept(told + queries, narrow, min(most, model.predictor_depth), narrow_heads)
+    activations += sum(
+        kept(n, narrow, min(most, model.predictor_depth), narrow_heads) for n in passes
+    )
     activations = per_image * activations + kept(tokens, dim, 1, heads)  # one block of the target's
     memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
     return Costs(
@@ -110,7 +114,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
         ),
         predictor=Part(
             per_image * BACKWARD * predict / GIGA,
-            per_image * BACKWARD * moved(*predictor, narrow_heads, per_image) / GIGA,
+            per_image * BACKWARD * sum(moved(n, *predictor, per_image) for n in passes) / GIGA,
         ),
         update=Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,

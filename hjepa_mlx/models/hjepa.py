@@ -54,7 +54,7 @@ class HJEPA(nn.Module):
             int(model.dim),
             model.predictor_dim,
             model.predictor_depth,
-            model.predictor_context == "mean",
+            model.predictor_context,
             checkpoint=model.checkpoint_blocks,
         )
         self._level_pool = [

@@ -8,13 +8,16 @@ import numpy as np
 
 from hjepa_mlx.models.vit import blocks, grid_positions, trunc_normal
 
+TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
+
 
 class Predictor(nn.Module):
     """A narrow ViT over the projected context and one mask token per cell to predict.
 
-    from_mean: of the context only the mean of its tokens is projected, as one token without a
-    position. What is to be predicted anywhere must then be in the mean, which is what evaluation
-    uses; with all tokens it may stay spread over them.
+    told: "tokens" of the context at their positions; "mean", only their mean, as one token without
+    a position; or "both", the first half of each level's cells from the tokens and the rest from
+    the mean. What is predicted from the mean must be in the mean, which is what evaluation uses;
+    what is predicted from the tokens may stay spread over them.
     """
 
     def __init__(
@@ -24,7 +27,7 @@ class Predictor(nn.Module):
         encoder_dim: int,
         dim: int,
         depth: int,
-        from_mean: bool = False,
+        told: str = "tokens",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -39,7 +42,7 @@ class Predictor(nn.Module):
         for linear in (self.embed, *self.heads):
             linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
-        self.grid, self.dim, self.from_mean = grid, dim, from_mean
+        self.grid, self.dim, self._told = grid, dim, TOLD[told]
 
     def __call__(
         self, context: mx.array, indices: mx.array, centres: mx.array, cells: list[int], grid: int
@@ -52,16 +55,27 @@ class Predictor(nn.Module):
         """
         # cell centres fall on patches or half-way between them: [(2·grid − 1)², dim]
         positions = grid_positions(grid, self.grid, self.dim, step=0.5)
-        if self.from_mean:
-            x = self.embed(context.mean(1, keepdims=True))  # [B, 1, dim]
-        else:
-            patches = indices // grid * (2 * (2 * grid - 1)) + indices % grid * 2
-            x = self.embed(context)
-            x = x + positions[patches].astype(x.dtype)  # [B, K, dim]
+        patches = indices // grid * (2 * (2 * grid - 1)) + indices % grid * 2
+        starts = np.cumsum([0, *cells[:-1]])
+        parts = []
+        for part, told in enumerate(self._told):
+            edges = np.outer([part, part + 1], cells) // len(self._told)  # of each level's cells
+            own = [np.arange(*edge) + start for edge, start in zip(edges.T, starts, strict=True)]
+            if told == "mean":
+                x = self.embed(context.mean(1, keepdims=True))  # [B, 1, dim]
+            else:
+                x = self.embed(context)
+                x = x + positions[patches].astype(x.dtype)  # [B, K, dim]
+            places = positions[centres[:, mx.array(np.concatenate(own))]]
+            parts.append(self._predict(x, places, list(map(len, own))))
+        return [mx.concatenate(list(level), axis=1) for level in zip(*parts, strict=True)]
+
+    def _predict(self, x: mx.array, places: mx.array, cells: list[int]) -> list[mx.array]:
+        """Predictions [B, cells[l], D] at places [B, Σ cells, dim] from x [B, n, dim]."""
         told = x.shape[1]
         levels = np.repeat(np.arange(len(cells)), cells)
         queries = self.mask_token + self.level_embed[mx.array(levels)]  # [Σ cells, dim]
-        queries = queries + positions[centres].astype(x.dtype)  # [B, Σ cells, dim]
+        queries = queries + places.astype(x.dtype)  # [B, Σ cells, dim]
         x = mx.concatenate([x, queries], axis=1)
         for block in self.blocks:
             x = self._run(block)(x)
