@@ -69,6 +69,10 @@ REFUSED = {
     "image no multiple of patch": ("train tiny.yaml --set model.patch_size=5", "patch_size=5"),
     "grid too small": ("train tiny.yaml --set model.patch_size=16", "Use model.patch_size=4"),
     "too many context tokens": ("train tiny.yaml --set masks.context_tokens=60", "context_tokens"),
+    "one block to share": (
+        "train tiny.yaml --set model.predictor_context=both --set masks.targets=1",
+        "masks.targets of at least 2",
+    ),
     "level weights": ("train tiny.yaml --set loss.level_weights=[1,1]", "one item a level"),
     "more levels than blocks": ("train tiny.yaml --set model.levels=4", "depth is 3"),
     "level pooled twice": ("train tiny.yaml --set model.level_pool=[1,8,16]", "level 1 again"),

@@ -1,4 +1,4 @@
-"""The predictor: from context tokens to the target cells of all blocks and levels, in one pass."""
+"""The predictor: from the context to the target cells of all blocks and levels."""
 
 from __future__ import annotations
 
