@@ -37,6 +37,9 @@ UnitPair = Annotated[list[Fraction], _two]
 Areas = Annotated[list[Annotated[float, Field(gt=0, le=1)]], _two]
 Aspects = Annotated[list[Positive], _two]
 Stage = Annotated[tuple[Count, Annotated[float, Field(gt=0, lt=1)]], Field(strict=False)]
+_three = Field(min_length=3, max_length=3)
+Mean = Annotated[list[Fraction], _three]
+Deviation = Annotated[list[Positive], _three]
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _two]
 
 
@@ -69,6 +72,7 @@ class Model(Section):
 
     predictor_context: what the predictor is told of the context: its tokens, only their mean, or
     the tokens for the first half of each level's cells and the mean for the rest.
+    image_mean, image_std: of red, green and blue, for normalising images; by default ImageNet's.
     """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
@@ -76,6 +80,8 @@ class Model(Section):
     depth: Auto | Count = "auto"
     heads: Auto | Count = "auto"
     patch_size: Count = 16
+    image_mean: Mean = [0.485, 0.456, 0.406]
+    image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Annotated[int, Field(ge=1, le=4)] = 3
     level_blocks: Auto | list[Count] = "auto"
     level_pool: Auto | list[Count] = "auto"

@@ -19,7 +19,6 @@ from hjepa_mlx import backend, ema, losses, schedules
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
-from hjepa_mlx.models.vit import patchify
 
 Metrics = dict[str, mx.array]
 Error = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
@@ -122,7 +121,7 @@ class Step:
         """Metrics and gradients of images [B, S, S, 3] and masks (as arrays) of B·V looks."""
         self.traces += 1
         context, targets, centres, pool = masks
-        patches = patchify(images, self.config.model.patch_size).astype(self.dtype)
+        patches = self.model.patches(images).astype(self.dtype)
         with computing_in(self.model.target_encoder, self.dtype):
             truth = self.model.targets(patches, targets, pool)
         (_, metrics), gradients = self._value_and_grad(patches, context, centres, truth)

@@ -24,7 +24,7 @@ from hjepa_mlx.data.pipeline import Batch, Position
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.models.vit import grid_positions, patchify, sincos_positions
+from hjepa_mlx.models.vit import grid_positions, sincos_positions
 from hjepa_mlx.notebook import text
 from hjepa_mlx.step import Step, as_arrays
 from hjepa_mlx.train import _keep_choices
@@ -65,7 +65,7 @@ def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, c
     for shape in sampler.shapes:  # costs are the mean over shapes
         masks = as_arrays(sampler.draw(np.random.default_rng(0), shape, batch * views))
         total.append(matmul_flop(lambda x, m=masks: step.compute_gradients(x, *m), images))
-        patches = patchify(images, 4)
+        patches = step.model.patches(images)
         target.append(matmul_flop(lambda x, m=masks: step.model.targets(x, m[1], m[3]), patches))
     cost = costs(config, step.model)
     assert 1e9 * cost.target.gflop * batch == pytest.approx(np.mean(target), rel=1e-3)

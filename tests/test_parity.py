@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from hjepa_mlx.config import Model
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.models.vit import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    VisionTransformer,
-    patchify,
-    sincos_positions,
-)
+from hjepa_mlx.models.vit import VisionTransformer, patchify, sincos_positions
 from hjepa_mlx.step import Schedule, Step
 
+MODEL = Model()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenBLAS and torch share the cores
 foreign_warnings = pytest.mark.filterwarnings("ignore")  # torch, timm and transformers have theirs
 
@@ -51,7 +47,7 @@ def pictures(count, size):
 
 def normalised(images):
     """What torch models take: [B, 3, S, S], less ImageNet's mean, over its deviation."""
-    x = (images / 255 - np.array(IMAGE_MEAN)) / np.array(IMAGE_STD)
+    x = (images / 255 - np.array(MODEL.image_mean)) / np.array(MODEL.image_std)
     return x.transpose(0, 3, 1, 2).astype(np.float32)
 
 
@@ -75,7 +71,8 @@ def kernel_as_rows(kernel):
 def features_of_ours(weights, images):
     vit = VisionTransformer(16, 14, dim=384, depth=12, heads=6)
     vit.load_weights([(name, mx.array(weight)) for name, weight in weights.items()])
-    return np.array(vit(patchify(mx.array(images), 16))[0])
+    patches = patchify(mx.array(images), 16, MODEL.image_mean, MODEL.image_std)
+    return np.array(vit(patches)[0])
 
 
 @pytest.mark.parity

@@ -80,6 +80,14 @@ def test_the_compiled_step_equals_the_plain_one_and_is_traced_once_a_token_count
     assert compiled.traces == 2
 
 
+def test_images_are_normalised_by_the_config_s_mean_and_deviation(tiny_config):
+    mean, std = [0.2, 0.4, 0.6], [0.1, 0.3, 0.5]
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    patches = HJEPA(tiny_config(model={"image_mean": mean, "image_std": std})).patches(pictures)
+    second = ((pictures / 255 - mean) / std)[:, :4, 4:8]  # first row of patches
+    assert np.allclose(patches[:, 1], second.reshape(2, -1), atol=1e-5)
+
+
 def test_a_compiled_step_draws_new_random_numbers_each_time(new_step):
     step = new_step(compile=True, loss={"sigreg": 0.1})
     still = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)

@@ -20,7 +20,6 @@ from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
-from hjepa_mlx.models.vit import patchify
 from hjepa_mlx.rng import generator
 from hjepa_mlx.step import Schedule, Step, as_arrays
 
@@ -125,7 +124,7 @@ def time_parts(config: Config, repeats: int = 3) -> dict[str, float]:
     model, state = step.model, step.state
     context, targets, centres, pool = masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
-    patches = patchify(rig.images, config.model.patch_size).astype(step.dtype)
+    patches = model.patches(rig.images).astype(step.dtype)
     looked, grid = model.context_encoder(patches, context)[0], config.grid
     mx.eval(patches, looked, masks)
     values = [mx.array(value, mx.float32) for value in VALUES]

@@ -61,6 +61,11 @@ class HJEPA(nn.Module):
             mx.array(pooling(config.grid, config.grid, int(size))[0]) for size in model.level_pool
         ]
 
+    def patches(self, images: mx.array | np.ndarray) -> mx.array:
+        """What encoders see of images [B, S, S, 3] uint8: patches [B, (S/p)², p·p·3] float32."""
+        model = self.config.model
+        return patchify(mx.array(images), model.patch_size, model.image_mean, model.image_std)
+
     def targets(
         self, patches: mx.array, indices: mx.array, pool: tuple[mx.array, ...]
     ) -> list[mx.array]:
@@ -105,8 +110,7 @@ class HJEPA(nn.Module):
                 f"these are {images.dtype} {list(images.shape)}."
             )
         vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
-        patches = patchify(images, self.config.model.patch_size)
-        features = vit(patches, after=self.level_blocks)
+        features = vit(self.patches(images), after=self.level_blocks)
         return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
 
 

@@ -18,9 +18,6 @@ import numpy as np
 from hjepa_mlx.models.attention import attention
 from hjepa_mlx.models.gelu import gelu
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as in I-JEPA
-IMAGE_STD = (0.229, 0.224, 0.225)
-
 
 def sincos_positions(positions: np.ndarray, dim: int) -> mx.array:
     """Fixed 2-D position table of I-JEPA (its first half encodes columns, its second rows).
@@ -48,12 +45,14 @@ def grid_positions(grid: int, trained: int, dim: int, step: float = 1.0) -> mx.a
     return sincos_positions(np.stack(np.meshgrid(places, places, indexing="ij"), -1), dim)
 
 
-def patchify(images: mx.array, patch_size: int) -> mx.array:
-    """Images [B, S, S, 3] uint8 to normalised patches [B, (S/p)², p·p·3] float32."""
+def patchify(images: mx.array, patch_size: int, mean: list[float], std: list[float]) -> mx.array:
+    """Images [B, S, S, 3] uint8 to normalised patches [B, (S/p)², p·p·3] float32.
+
+    mean, std: of red, green and blue, where 1 is full intensity.
+    """
     B, S, _, C = images.shape
     grid = S // patch_size
-    mean, std = mx.array(IMAGE_MEAN) * 255, mx.array(IMAGE_STD) * 255
-    x = (images.astype(mx.float32) - mean) / std
+    x = (images.astype(mx.float32) - mx.array(mean) * 255) / (mx.array(std) * 255)
     x = x.reshape(B, grid, patch_size, grid, patch_size, C).swapaxes(2, 3)
     return x.reshape(B, grid * grid, patch_size * patch_size * C)
 
