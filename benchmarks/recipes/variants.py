@@ -41,10 +41,13 @@ def small_patches(config: hj.Config) -> hj.HJEPA:
     return model
 
 
+IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
+
 DATA_SETS = {
     "fashion": DataSet(),
     "photographs": DataSet(
         (
+            *IMAGENET_STATS,
             "data.name=folder",
             "data.image_size=64",
             "model.patch_size=8",
@@ -77,10 +80,12 @@ CHOSEN = (
 
 VARIANTS = {
     "baseline": Variant(),
+    "baseline_imagenet_stats": Variant(IMAGENET_STATS),
     "baseline_0.02": Variant(network=small_patches),
     "untrained": Variant(trained=False),
     "untrained_0.02": Variant(network=small_patches, trained=False),
     "nano": Variant(NANO),
     "chosen": Variant((*CHOSEN, "model.levels=3")),
+    "chosen_imagenet_stats": Variant((*CHOSEN, *IMAGENET_STATS, "model.levels=3")),
     "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
 }
