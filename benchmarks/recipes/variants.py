@@ -70,7 +70,7 @@ NANO = (
 # At the baseline's network and no more FLOP: three levels, a weak VICReg, smaller batches, half of
 # the cells predicted from the mean of the context
 CHOSEN = (
-    "data.batch_size=64",
+    "data.batch_size=32",
     "model.predictor_dim=96",
     "model.predictor_depth=2",
     "model.predictor_context=both",
@@ -86,6 +86,8 @@ VARIANTS = {
     "untrained_0.02": Variant(network=small_patches, trained=False),
     "nano": Variant(NANO),
     "chosen": Variant((*CHOSEN, "model.levels=3")),
-    "chosen_imagenet_stats": Variant((*CHOSEN, *IMAGENET_STATS, "model.levels=3")),
+    "chosen_imagenet_stats": Variant(
+        (*CHOSEN, *IMAGENET_STATS, "model.levels=3", "data.batch_size=64")
+    ),
     "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
 }
