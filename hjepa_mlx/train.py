@@ -117,6 +117,7 @@ class Training:
         self._settled = settle(config)
         backend.set_memory_limits()
         self.model = HJEPA(config) if model is None else model
+        mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
         self.step = Step(self.model, config, error)
         self.signals = Signals(self.model, self.test_source, config, self.skipped)
         self.knn: QuickKNN | None = None

@@ -198,3 +198,15 @@ def test_a_run_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
     other.model.heads = 2
     with pytest.raises(hj.HJEPAError, match="another config"):
         hj.train(other, model=model)
+
+
+def test_a_run_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
+    losses = []
+    for number in (1, 2):
+        tree = TINY | {"loss": {"sigreg": 0.1}, "optim": {"epochs": 1, "warmup_epochs": 0.5}}
+        config = resolve(parse(tree))
+        config.run.dir, config.data.limit = str(tmp_path / str(number)), 64
+        model = hj.HJEPA(config)
+        mx.random.seed(number)
+        losses.append(hj.train(config, model=model).metrics[-1]["loss"])
+    assert losses[0] == losses[1]
