@@ -35,6 +35,7 @@ from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.rng import generator
+from hjepa_mlx.signals import warnings
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
@@ -79,6 +80,10 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         }
         rows = hj.Run(config.run.dir).metrics if VARIANTS[variant].trained else []
         result["last_metrics"] = rows[-1] if rows else {}
+        said = {
+            row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row
+        }
+        result["warnings"] = {step: words for step, words in said.items() if words}
     result[split] = scores(model, str(root / data / split))
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as out:
@@ -212,8 +217,8 @@ def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path,
 def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table:
     """Mean and standard deviation over seeds, by encoder and level."""
     shown = Table("variant", "GFLOP", "seconds", "encoder", "level", title=f"{data}, {split}")
-    for title in ("seeds", "k-NN", "linear probe", "effective rank", "standardised", "orientation"):
-        shown.add_column(title, justify="right")
+    for title in ("seeds", "warned", *SCORES):
+        shown.add_column(title.replace("_", " "), justify="right")
     for variant in variants:
         files = [result_file(variant, data, seed) for seed in seeds]
         results = [json.loads(file.read_text()) for file in files if file.is_file()]
@@ -224,12 +229,14 @@ def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table
             f"{np.mean([r['cost'][key] for r in results]):{form}}"
             for key, form in (("gflop_per_image", ".2f"), ("seconds", ".0f"))
         ]
+        warned = sum(bool(result.get("warnings")) for result in results)
+        seen = str(len(results)), str(warned)
         for encoder, levels in results[0][split].items():
             for level in levels:
                 of_seeds = [result[split][encoder][level] for result in results]
                 kinds = [kind for kind in SCORES if kind in of_seeds[0]]
                 figures = [_mean([one[kind] for one in of_seeds]) for kind in kinds]
-                shown.add_row(variant, *cost, encoder, level, str(len(results)), *figures)
+                shown.add_row(variant, *cost, encoder, level, *seen, *figures)
     return shown
 
 

@@ -44,6 +44,7 @@ def small_patches(config: hj.Config) -> hj.HJEPA:
 IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
 
 DATA_SETS = {
+    "demo": DataSet(),  # comes with the package
     "fashion": DataSet(),
     "photographs": DataSet(
         (
@@ -51,8 +52,8 @@ DATA_SETS = {
             "data.name=folder",
             "data.image_size=64",
             "model.patch_size=8",
-            "optim.epochs=62",
-            "optim.warmup_epochs=6.2",
+            "optim.epochs=31",
+            "optim.warmup_epochs=3.1",
         )
     ),
 }
@@ -90,4 +91,10 @@ VARIANTS = {
         (*CHOSEN, *IMAGENET_STATS, "model.levels=3", "data.batch_size=64")
     ),
     "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
+    "demo": Variant(recipe="demo"),
+    "demo_half_lr": Variant(("optim.lr=1e-3",), recipe="demo"),
+    "demo_double_lr": Variant(("optim.lr=4e-3",), recipe="demo"),
+    "demo_collapsing": Variant(
+        ("optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
+    ),
 }
