@@ -80,6 +80,19 @@ def test_the_compiled_step_equals_the_plain_one_and_is_traced_once_a_token_count
     assert compiled.traces == 2
 
 
+def test_weights_start_as_in_ijepa(tiny_config):
+    model = HJEPA(tiny_config())
+    for number, block in enumerate(model.context_encoder.blocks, 1):
+        residual = 0.02 / (2 * number) ** 0.5
+        layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+        for layer, std in zip(layers, (0.02, residual, 0.02, residual), strict=True):
+            assert np.array(layer.weight).std() == pytest.approx(std, rel=0.05)
+            assert not np.array(layer.bias).any()
+    assert np.array(model.predictor.heads[0].weight).std() == pytest.approx(0.02, rel=0.05)
+    embedding = np.array(model.context_encoder.patch_embed.proj.weight)  # Xavier-uniform
+    assert np.abs(embedding).max() == pytest.approx((6 / sum(embedding.shape)) ** 0.5, rel=0.01)
+
+
 def test_images_are_normalised_by_the_config_s_mean_and_deviation(tiny_config):
     mean, std = [0.2, 0.4, 0.6], [0.1, 0.3, 0.5]
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)

@@ -93,6 +93,23 @@ def test_the_table_is_mean_and_deviation_over_seeds(study):
     assert cells[7] == "73.0 ± 3.6"
 
 
+def test_the_collator_draws_masks_as_meta_s_code_does(study, tmp_path):
+    config = study.config_of("baseline_collator", "fashion", 0, tmp_path)
+    sampler = study.VARIANTS["baseline_collator"].sampler(config)
+    lengths = []
+    for step in range(100):
+        masks = sampler(step, 128)
+        lengths.append(masks.context.shape[1])
+        left = []
+        for context, targets in zip(masks.context, masks.targets, strict=True):
+            inside = {8 * row + column for row in range(7) for column in range(7)}
+            assert set(targets.ravel()) <= inside
+            left.append(sorted(inside - set(targets.ravel())))
+            assert context.tolist() == left[-1][: lengths[-1]]
+        assert min(map(len, left)) == lengths[-1]
+    assert 10 < np.mean(lengths) < 13
+
+
 def test_the_rank_of_standardised_features_does_not_see_their_scales(study):
     x = np.random.default_rng(0).normal(size=(4000, 16))
     assert study.standardised_rank(x) == pytest.approx(16, rel=0.01)

@@ -92,7 +92,7 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
 
 def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     """The variant's network, after what it does of training."""
-    network = VARIANTS[variant].network or hj.HJEPA
+    network, masks = VARIANTS[variant].network or hj.HJEPA, VARIANTS[variant].sampler
     if not VARIANTS[variant].trained:
         model = network(config)
         mx.eval(model.parameters())  # here: the threads of the evaluation could not
@@ -100,7 +100,8 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     folder = Path(str(config.run.dir))
     done = hj.Run(folder)
     if not done.metrics or done.metrics[-1]["epoch"] < config.optim.epochs or not done.latest:
-        hj.train(config, resume=folder.exists(), model=network(config))
+        sampler = masks(config) if masks else None
+        hj.train(config, resume=folder.exists(), model=network(config), sampler=sampler)
     return hj.load(folder)
 
 

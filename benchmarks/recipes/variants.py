@@ -1,18 +1,24 @@
 """What is compared: data sets, and variants of a recipe as lists of `--set` overrides.
 
 Every variant sees the same number of images of a data set. What no config key can say is said in
-Python: the network to start from.
+Python: the network to start from, and the masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
 
 import hjepa_mlx as hj
-from hjepa_mlx.models.vit import trunc_normal
+from hjepa_mlx.masks import BlockShape, Masks, MaskSampler
+from hjepa_mlx.models.vit import initial
+from hjepa_mlx.rng import generator
 
 BASELINE = "research/ijepa_fashion"
+LEAST_CONTEXT = 4  # tokens that Meta's collator insists on
 
 
 @dataclass(frozen=True)
@@ -24,19 +30,64 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe with overrides; `network` makes the network to start from, if not the usual one."""
+    """A recipe with overrides, and what makes network and masks, if not the package's own."""
 
     overrides: tuple[str, ...] = ()
     network: Callable[[hj.Config], hj.HJEPA] | None = None
+    sampler: Callable[[hj.Config], MaskSampler] | None = None
     recipe: str = BASELINE
     trained: bool = True
+
+
+class Collator(MaskSampler):
+    """Masks as Meta's code draws them.
+
+    A batch has one block shape, rounded from a random area and aspect. Blocks never reach the last
+    row and column. The context is the first tokens of what is left, as many as in the batch's
+    poorest image.
+    """
+
+    def __init__(self, config: hj.Config) -> None:
+        super().__init__(config)
+        self.area, self.aspect = config.masks.target_area, config.masks.target_aspect
+        self.context_tokens = LEAST_CONTEXT
+
+    def __call__(self, step: int, batch_size: int) -> Masks:
+        """The masks of step `step`."""
+        rng = generator(self.seed, "collator", step)
+        area, aspect = (rng.uniform(low, high) for low, high in (self.area, self.aspect))
+        patches = int(self.grid**2 * area)
+        shape = BlockShape(round(sqrt(patches * aspect)), round(sqrt(patches / aspect)))
+        if shape not in self._tables:
+            self._tables[shape] = self._table(shape, [1])
+        return self.draw(rng, shape, batch_size)
+
+    def draw(self, rng: np.random.Generator, shape: BlockShape, batch_size: int) -> Masks:
+        """`batch_size` masks whose target blocks all have the given shape."""
+        masks = super().draw(rng, shape, batch_size)
+        inside = np.zeros((self.grid, self.grid), bool)
+        inside[:-1, :-1] = True
+        free = np.tile(inside.ravel(), (batch_size, 1))
+        np.put_along_axis(free, masks.targets.reshape(batch_size, -1), False, axis=1)
+        in_order = np.argsort(~free, axis=1, kind="stable").astype(np.int32)
+        return masks._replace(context=in_order[:, : free.sum(1).min()])
+
+    def _positions(
+        self, rng: np.random.Generator, shape: BlockShape, n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sides = np.array([shape.height, shape.width])
+        corners = rng.integers(0, self.grid - sides, (n, self.targets, 2))
+        free = self._inside(np.zeros((n, 2), int), np.array([self.grid - 1, self.grid - 1]))
+        for block in range(self.targets):
+            free &= ~self._inside(corners[:, block], sides)
+        return corners, free.reshape(n, -1)
 
 
 def small_patches(config: hj.Config) -> hj.HJEPA:
     """The patch embedding as Meta's code leaves it: normal with deviation 0.02."""
     model = hj.HJEPA(config)
     projection = model.context_encoder.patch_embed.proj
-    projection.weight = trunc_normal(projection.weight.shape)
+    projection.weight = initial(projection.weight.shape)
     model.target_encoder.update(model.context_encoder.parameters())
     return model
 
@@ -81,6 +132,7 @@ CHOSEN = (
 
 VARIANTS = {
     "baseline": Variant(),
+    "baseline_collator": Variant(sampler=Collator),
     "baseline_imagenet_stats": Variant(IMAGENET_STATS),
     "baseline_0.02": Variant(network=small_patches),
     "untrained": Variant(trained=False),

@@ -63,9 +63,9 @@ def take_tokens(x: mx.array, indices: mx.array) -> mx.array:
     return taken.reshape(*indices.shape, -1)
 
 
-def trunc_normal(shape: Sequence[int], std: float = 0.02) -> mx.array:
-    """Normal numbers cut at two standard deviations, times `std`."""
-    return std * mx.random.truncated_normal(-2.0, 2.0, tuple(shape))
+def initial(shape: Sequence[int]) -> mx.array:
+    """Normal numbers of deviation 0.02, as in I-JEPA (whose cut lies at 100 deviations)."""
+    return mx.random.normal(tuple(shape), scale=0.02)
 
 
 class Attention(nn.Module):
@@ -109,7 +109,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLP(dim)
         for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
-            linear.weight = trunc_normal(linear.weight.shape)
+            linear.weight = initial(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
         for linear in (self.attn.proj, self.mlp.fc2):  # as in BEiT and I-JEPA
             linear.weight = linear.weight / (2 * number) ** 0.5
