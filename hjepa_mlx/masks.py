@@ -146,7 +146,7 @@ class MaskSampler:
         while todo.size:  # images left with too little context are drawn again
             corners[todo], free[todo] = self._positions(rng, shape, todo.size)
             todo = todo[free[todo].sum(1) < self.context_tokens]
-        context = _random_subset(rng, free, self.context_tokens)
+        context = self._context(rng, free)
         offsets, centre_offsets, pool = self._tables[shape]
         first = corners @ np.array([self.grid, 1], np.int32)  # [B, M] index of the block's corner
         targets = first[:, :, None] + offsets
@@ -170,6 +170,14 @@ class MaskSampler:
         for block in range(self.targets):
             free &= ~self._inside(corners[:, block], sides)
         return corners, free.reshape(n, -1)
+
+    def _context(self, rng: np.random.Generator, free: np.ndarray) -> np.ndarray:
+        """`context_tokens` random true columns of each row of `free` [n, N], sorted: [n, K]."""
+        score = rng.random(free.shape, dtype=np.float32)
+        score[~free] = 2.0
+        count = self.context_tokens
+        chosen = np.argpartition(score, count - 1, axis=1)[:, :count]
+        return np.sort(chosen, axis=1).astype(np.int32)
 
     def _inside(self, corner: np.ndarray, sides: np.ndarray) -> np.ndarray:
         """Which patches [n, grid, grid] a block with this corner [n, 2] covers."""
@@ -209,11 +217,3 @@ class MaskSampler:
                 f"{int(np.median(available))} context tokens on average. "
                 f"{advice or 'Use '}fewer or smaller target blocks."
             )
-
-
-def _random_subset(rng: np.random.Generator, free: np.ndarray, count: int) -> np.ndarray:
-    """`count` random true columns of each row of `free` [n, N], sorted: [n, count] int32."""
-    score = rng.random(free.shape, dtype=np.float32)
-    score[~free] = 2.0
-    chosen = np.argpartition(score, count - 1, axis=1)[:, :count]
-    return np.sort(chosen, axis=1).astype(np.int32)

@@ -14,7 +14,7 @@ import numpy as np
 
 import hjepa_mlx as hj
 from hjepa_mlx.masks import BlockShape, Masks, MaskSampler
-from hjepa_mlx.models.vit import initial
+from hjepa_mlx.models.vit import trunc_normal
 from hjepa_mlx.rng import generator
 
 BASELINE = "research/ijepa_fashion"
@@ -62,16 +62,6 @@ class Collator(MaskSampler):
             self._tables[shape] = self._table(shape, [1])
         return self.draw(rng, shape, batch_size)
 
-    def draw(self, rng: np.random.Generator, shape: BlockShape, batch_size: int) -> Masks:
-        """`batch_size` masks whose target blocks all have the given shape."""
-        masks = super().draw(rng, shape, batch_size)
-        inside = np.zeros((self.grid, self.grid), bool)
-        inside[:-1, :-1] = True
-        free = np.tile(inside.ravel(), (batch_size, 1))
-        np.put_along_axis(free, masks.targets.reshape(batch_size, -1), False, axis=1)
-        in_order = np.argsort(~free, axis=1, kind="stable").astype(np.int32)
-        return masks._replace(context=in_order[:, : free.sum(1).min()])
-
     def _positions(
         self, rng: np.random.Generator, shape: BlockShape, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,12 +72,16 @@ class Collator(MaskSampler):
             free &= ~self._inside(corners[:, block], sides)
         return corners, free.reshape(n, -1)
 
+    def _context(self, rng: np.random.Generator, free: np.ndarray) -> np.ndarray:
+        in_order = np.argsort(~free, axis=1, kind="stable")
+        return in_order[:, : free.sum(1).min()].astype(np.int32)
+
 
 def small_patches(config: hj.Config) -> hj.HJEPA:
     """The patch embedding as Meta's code leaves it: normal with deviation 0.02."""
     model = hj.HJEPA(config)
     projection = model.context_encoder.patch_embed.proj
-    projection.weight = initial(projection.weight.shape)
+    projection.weight = trunc_normal(projection.weight.shape)
     model.target_encoder.update(model.context_encoder.parameters())
     return model
 

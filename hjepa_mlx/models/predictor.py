@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from hjepa_mlx.models.vit import blocks, grid_positions, initial
+from hjepa_mlx.models.vit import blocks, grid_positions, trunc_normal
 
 TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
 
@@ -34,13 +34,13 @@ class Predictor(nn.Module):
         self._run = nn.utils.checkpoint if checkpoint else lambda block: block
         heads = max(1, dim // 64)
         self.embed = nn.Linear(encoder_dim, dim)
-        self.mask_token = initial((dim,))
-        self.level_embed = initial((levels, dim))
+        self.mask_token = trunc_normal((dim,))
+        self.level_embed = trunc_normal((levels, dim))
         self.blocks = blocks(dim, depth, heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.heads = [nn.Linear(dim, encoder_dim) for _ in range(levels)]
         for linear in (self.embed, *self.heads):
-            linear.weight = initial(linear.weight.shape)
+            linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
         self.grid, self.dim, self._told = grid, dim, TOLD[told]
 

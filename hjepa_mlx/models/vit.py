@@ -63,7 +63,7 @@ def take_tokens(x: mx.array, indices: mx.array) -> mx.array:
     return taken.reshape(*indices.shape, -1)
 
 
-def initial(shape: Sequence[int]) -> mx.array:
+def trunc_normal(shape: Sequence[int]) -> mx.array:
     """Normal numbers of deviation 0.02, cut at two deviations; that leaves a deviation of 0.0176.
 
     I-JEPA's are cut at 100 deviations. Measured to learn no better (docs/experiments.md).
@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLP(dim)
         for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
-            linear.weight = initial(linear.weight.shape)
+            linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
         for linear in (self.attn.proj, self.mlp.fc2):  # as in BEiT and I-JEPA
             linear.weight = linear.weight / (2 * number) ** 0.5
