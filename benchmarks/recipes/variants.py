@@ -78,7 +78,7 @@ class Collator(MaskSampler):
 
 
 def small_patches(config: hj.Config) -> hj.HJEPA:
-    """The patch embedding as Meta's code leaves it: normal with deviation 0.02."""
+    """The patch embedding initialised like other weights, as Meta's code leaves it."""
     model = hj.HJEPA(config)
     projection = model.context_encoder.patch_embed.proj
     projection.weight = trunc_normal(projection.weight.shape)
