@@ -28,7 +28,8 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (0, 0): "Loss and rank stand still: what this length can teach is learned.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
-RANK_LOST, STD_LOST = 0.5, 0.2  # below these shares of their initial values a warning is due
+# Below these shares of their initial values a warning is due
+LEAST = {"effective_rank": 0.5, "feature_std": 0.2, "position_only_loss": 0.1}
 
 
 class Signals:
@@ -73,14 +74,12 @@ def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
     """What is wrong with the signals, in words, compared with the first ones of the run."""
     found = []
     for key, value in now.items():
-        lost = RANK_LOST if key.startswith("effective_rank") else STD_LOST
-        if key.startswith("position_only") or value >= lost * first.get(key, 0.0):
-            continue
-        kind, level = key.rsplit("_level_", 1)
-        found.append(
-            f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.2f}, at the start "
-            f"{first[key]:.2f}. If the loss falls too, lower optim.lr or set loss.sigreg."
-        )
+        kind, _, level = key.partition("_level_")
+        if kind in LEAST and value < LEAST[kind] * first[key]:
+            found.append(
+                f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.3g}, at the "
+                f"start {first[key]:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."
+            )
     return found
 
 

@@ -12,7 +12,6 @@ import hjepa_mlx as hj
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
-from hjepa_mlx.eval.rank import effective_rank
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import position_only_loss, reading, warnings
 from hjepa_mlx.train import Training
@@ -119,12 +118,16 @@ def test_position_only_loss_is_zero_when_only_position_matters() -> None:
     assert position_only_loss(rng.normal(size=(8, 16, 32))) > 0.2
 
 
-def test_collapse_is_said_in_words() -> None:
-    healthy = {"effective_rank_level_1": 20.0, "feature_std_level_1": 0.5}
-    assert warnings(healthy, {"effective_rank_level_1": 25.0, "feature_std_level_1": 0.6}) == []
-    (said,) = warnings(healthy, {"effective_rank_level_1": 4.0, "feature_std_level_1": 0.5})
-    assert "Level 1 may be collapsing: effective rank 4.00, at the start 20.00" in said
-    assert effective_rank(np.ones((10, 4))) < 2
+@pytest.mark.parametrize(
+    ("signal", "sound", "collapsed"),
+    [("effective_rank", 11.0, 9.0), ("feature_std", 4.1, 3.9), ("position_only_loss", 2.1, 1.9)],
+)
+def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) -> None:
+    first = {f"{signal}_level_1": 20.0, "loss_level_1": 1.0}
+    assert warnings(first, {f"{signal}_level_1": sound, "loss_level_1": 0.0}) == []
+    (said,) = warnings(first, {f"{signal}_level_1": collapsed})
+    words = signal.replace("_", " ")
+    assert f"Level 1 may be collapsing: {words} {collapsed:g}, at the start 20." in said
 
 
 @pytest.mark.parametrize(
