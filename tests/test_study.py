@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import hjepa_mlx as hj
 from hjepa_mlx.masks import MaskSampler
+
+import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "recipes"
 SHORT = (
@@ -94,8 +97,8 @@ def test_the_table_is_mean_and_deviation_over_seeds(study):
 
 
 def test_the_collator_draws_masks_as_meta_s_code_does(study, tmp_path):
-    config = study.config_of("baseline_collator", "fashion", 0, tmp_path)
-    sampler = study.VARIANTS["baseline_collator"].sampler(config)
+    config = study.config_of("ijepa", "fashion", 0, tmp_path)
+    sampler = study.VARIANTS["ijepa"].sampler(config)
     lengths = []
     for step in range(100):
         masks = sampler(step, 128)
@@ -108,6 +111,24 @@ def test_the_collator_draws_masks_as_meta_s_code_does(study, tmp_path):
             assert context.tolist() == left[-1][: lengths[-1]]
         assert min(map(len, left)) == lengths[-1]
     assert 10 < np.mean(lengths) < 13
+
+
+def test_ijepa_predicts_a_block_without_looking_at_the_others(study, tmp_path):
+    config = study.config_of("ijepa", "fashion", 0, tmp_path)
+    variant = study.VARIANTS["ijepa"]
+    model, masks = variant.network(config), variant.sampler(config)(0, 2)
+    assert [block.attn.heads for block in model.predictor.blocks] == [3, 3, 3]
+    n = masks.targets.shape[2]
+    moved = masks.centres.copy()
+    moved[:, n:] = moved[:, : 3 * n]  # all blocks but the first
+    patches = model.patches(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    for network, alone in ((model, True), (hj.HJEPA(config), False)):
+        first, second = (
+            np.array(network.predict(patches, mx.array(masks.context), mx.array(x), [4 * n])[0][0])
+            for x in (masks.centres, moved)
+        )
+        assert np.allclose(first[:, :n], second[:, :n], atol=1e-6) == alone
+        assert not np.allclose(first[:, n:], second[:, n:], atol=1e-6)
 
 
 def test_the_rank_of_standardised_features_does_not_see_their_scales(study):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import isqrt, sqrt
 
 import numpy as np
 
@@ -16,6 +16,8 @@ import hjepa_mlx as hj
 from hjepa_mlx.masks import BlockShape, Masks, MaskSampler
 from hjepa_mlx.models.vit import trunc_normal
 from hjepa_mlx.rng import generator
+
+import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
 BASELINE = "research/ijepa_fashion"
 LEAST_CONTEXT = 4  # tokens that Meta's collator insists on
@@ -86,6 +88,31 @@ def small_patches(config: hj.Config) -> hj.HJEPA:
     return model
 
 
+class BlockByBlock(hj.HJEPA):
+    """I-JEPA's predictor as in Meta's code: a pass a block, as many heads as the encoder has."""
+
+    def __init__(self, config: hj.Config) -> None:
+        super().__init__(config)
+        for block in self.predictor.blocks:
+            block.attn.heads = int(config.model.heads)
+
+    def predict(
+        self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
+    ) -> tuple[list[mx.array], mx.array]:
+        """As HJEPA's, of the one level."""
+        (context,) = self.context_encoder(patches, indices)
+        M, (n,) = self.config.masks.targets, cells
+        grid = isqrt(patches.shape[1])
+        (predictions,) = self.predictor(
+            mx.repeat(context, M, axis=0),
+            mx.repeat(indices, M, axis=0),
+            centres.reshape(-1, n // M),
+            [n // M],
+            grid,
+        )
+        return [predictions.reshape(len(context), n, -1)], context
+
+
 IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
 
 DATA_SETS = {
@@ -126,7 +153,7 @@ CHOSEN = (
 
 VARIANTS = {
     "baseline": Variant(),
-    "baseline_collator": Variant(sampler=Collator),
+    "ijepa": Variant(network=BlockByBlock, sampler=Collator),
     "baseline_imagenet_stats": Variant(IMAGENET_STATS),
     "baseline_0.02": Variant(network=small_patches),
     "untrained": Variant(trained=False),
