@@ -4,9 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import hjepa_mlx  # noqa: F401  OpenBLAS has to be loaded before any test imports MLX
 from hjepa_mlx.config import Config, parse, resolve
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 TINY: dict[str, Any] = {
     "name": "tiny",

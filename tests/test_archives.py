@@ -241,7 +241,7 @@ def is_image(name: str) -> bool:
 
 
 @given(st.dictionaries(CLASSES, st.tuples(FILES, FORMATS, st.booleans())), FILES, FORMATS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_whatever_is_packed_is_found_where_it_is(classes, loose, form):
     inner = {
         f"{name}.tar": packed(files, inner_form) + (END if ends else b"")

@@ -120,7 +120,7 @@ def plain_knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int)
     return np.array(winners), np.array(clear)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 500), st.integers(1, 12), st.integers(2, 20), st.integers(1, 20), st.booleans(),
     st.integers(10, 600), st.integers(1, 5000), st.integers(1, 9), st.integers(0, 2**32 - 1),
@@ -528,7 +528,7 @@ def test_what_is_predicted_does_not_depend_on_which_other_test_images_there_are(
 
 
 @given(st.integers(10, 3000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_settings_are_chosen_on_a_tenth_of_the_images_that_is_not_fitted(count: int) -> None:
     fitted, held_out = validation(count)
     assert sorted([*fitted, *held_out]) == list(range(count))
@@ -582,7 +582,7 @@ def test_few_labels_are_summed_up_by_mean_and_deviation_over_draws() -> None:
 
 
 @given(st.integers(1, 5000), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_interval_is_wilsons(count: int, share: float) -> None:
     hits = round(share * count)
     expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")

@@ -44,7 +44,7 @@ def is_one_of(shapes, height, width):
 
 
 @given(data=st.data(), grid=GRIDS, seed=SEEDS, step=STEPS, batch=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_context_indices_are_sorted_unique_counted_and_outside_every_target(
     sampler_for, data, grid, seed, step, batch
 ):
@@ -59,7 +59,7 @@ def test_context_indices_are_sorted_unique_counted_and_outside_every_target(
 
 
 @given(grid=GRIDS, seed=SEEDS, step=STEPS, targets=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_target_blocks_are_full_rectangles_of_one_listed_shape(
     sampler_for, grid, seed, step, targets
 ):
@@ -76,7 +76,6 @@ def test_target_blocks_are_full_rectangles_of_one_listed_shape(
 
 
 @given(height=st.integers(1, 28), width=st.integers(1, 28), size=st.sampled_from([1, 2, 3, 4, 8]))
-@settings(deadline=None)
 def test_pooling_equals_a_loop_that_averages_each_cell(height, width, size):
     matrix, centres = pooling(height, width, size)
     features = np.random.default_rng(0).normal(size=(height, width, 3))
@@ -93,7 +92,7 @@ def test_pooling_equals_a_loop_that_averages_each_cell(height, width, size):
 
 
 @given(data=st.data(), grid=GRIDS, step=STEPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_centres_are_the_mean_positions_of_the_patches_each_cell_averages(
     sampler_for, data, grid, step
 ):
@@ -113,7 +112,7 @@ def ranges(lowest, highest):
 
 
 @given(grid=GRIDS, area=ranges(0.05, 0.9), aspect=ranges(0.3, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_target_blocks_keep_to_area_and_aspect_wherever_a_rectangle_can(grid, area, aspect):
     fitting = {
         (h, w)
@@ -138,7 +137,7 @@ def test_default_blocks_fit_every_grid(grid, tiny_config):
 
 
 @given(grid=GRIDS, step=STEPS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_context_lies_inside_one_block_of_the_area_asked_for(sampler_for, grid, step):
     sampler = sampler_for(grid, targets=1, context_area=[0.3, 0.5], context_tokens=8)
     for context in row_column(sampler(step, 8).context, grid):
@@ -150,7 +149,7 @@ def test_the_context_lies_inside_one_block_of_the_area_asked_for(sampler_for, gr
 
 
 @given(grid=GRIDS, seed=SEEDS, step=STEPS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_masks_depend_on_seed_and_step_and_nothing_else(sampler_for, grid, seed, step):
     masks = sampler_for(grid, seed=seed)(step, 4)
     again = sampler_for(grid, seed=seed)(step, 4)

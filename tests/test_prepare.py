@@ -351,13 +351,14 @@ def test_a_call_killed_while_it_wrote_its_plan_goes_on(root, tmp_path, expected)
     assert contents(tmp_path) == expected
 
 
-SLOWLY = """
+SLOWLY = """  # so slow after the first two shards that a signal always comes in time
 import time
+from itertools import count
 from hjepa_mlx.data import prepare, shards
 shards.SHARD = 32
-shrunk = prepare.shrunk
+shrunk, calls = prepare.shrunk, count()
 def slow(*arguments):
-    time.sleep(0.02)
+    time.sleep(0.02 if next(calls) < 80 else 0.5)
     return shrunk(*arguments)
 prepare.shrunk = slow
 from hjepa_mlx.cli import main
