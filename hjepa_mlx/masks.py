@@ -142,10 +142,10 @@ class MaskSampler:
         """`batch_size` masks whose target blocks all have the given shape."""
         corners = np.empty((batch_size, self.targets, 2), np.int32)
         free = np.empty((batch_size, self.grid**2), bool)
-        todo = np.arange(batch_size)
-        while todo.size:  # images left with too little context are drawn again
-            corners[todo], free[todo] = self._positions(rng, shape, todo.size)
-            todo = todo[free[todo].sum(1) < self.context_tokens]
+        pending = np.arange(batch_size)
+        while pending.size:  # images left with too little context are drawn again
+            corners[pending], free[pending] = self._positions(rng, shape, pending.size)
+            pending = pending[free[pending].sum(1) < self.context_tokens]
         context = self._context(rng, free)
         offsets, centre_offsets, pool = self._tables[shape]
         first = corners @ np.array([self.grid, 1], np.int32)  # [B, M] index of the block's corner

@@ -1,6 +1,5 @@
 """The scripts in benchmarks/ measure what they say, at sizes that take seconds."""
 
-import gzip
 import importlib.util
 import os
 import re
@@ -213,18 +212,15 @@ def test_the_peer_s_target_encoder_moves_by_ema_alone(peer, small_step):
 @pytest.mark.parity
 def test_ijepa_in_torch_learns_and_is_evaluated(tmp_path):
     pytest.importorskip("torch")
+    write_idx = script("recipes/data.py").write_idx
     rng = np.random.default_rng(0)
     folder = tmp_path / "fashion" / "test"
     folder.mkdir(parents=True)
     for split, count in (("train", 256), ("t10k", 40)):
         labels = np.arange(count, dtype=np.uint8) % 4
-        images = (60 * labels[:, None, None] + rng.integers(0, 60, (count, 28, 28))).astype(
-            np.uint8
-        )
+        images = 60 * labels[:, None, None] + rng.integers(0, 60, (count, 28, 28), np.uint8)
         for kind, array in (("images", images), ("labels", labels)):
-            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-            file = folder / f"{split}-{kind}-idx{array.ndim}-ubyte.gz"
-            file.write_bytes(gzip.compress(header + array.tobytes()))
+            write_idx(folder / f"{split}-{kind}-idx{array.ndim}-ubyte.gz", array)
     command = [sys.executable, BENCHMARKS / "recipes" / "torch_ijepa.py", tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -351,7 +351,8 @@ def test_a_call_killed_while_it_wrote_its_plan_goes_on(root, tmp_path, expected)
     assert contents(tmp_path) == expected
 
 
-SLOWLY = """  # so slow after the first two shards that a signal always comes in time
+# So slow after the first two shards that a signal always comes in time
+SLOWLY = """
 import time
 from itertools import count
 from hjepa_mlx.data import prepare, shards

@@ -44,9 +44,14 @@ def fashion(root: Path) -> None:
             folder = root / "fashion" / name
             folder.mkdir(parents=True, exist_ok=True)
             for split, array in (("train", train[:TRAINED]), ("t10k", of)):
-                header = bytes((0, 0, 8, axes)) + np.array(array.shape, ">u4").tobytes()
-                with gzip.open(folder / f"{split}-{kind}-idx{axes}-ubyte.gz", "wb", 1) as file:
-                    file.write(header + array.tobytes())
+                write_idx(folder / f"{split}-{kind}-idx{axes}-ubyte.gz", array)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write bytes as a gzipped IDX file."""
+    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    with gzip.open(path, "wb", 1) as file:
+        file.write(header + array.tobytes())
 
 
 def photographs(root: Path) -> int:

@@ -195,7 +195,7 @@ def _of_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
     return cells.reshape(B, side, side, D)[:, places][:, :, places].reshape(-1, D)
 
 
-def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path, jobs: int) -> None:
+def side_by_side(runs: list[tuple[str, int]], data: str, split: str, root: Path, jobs: int) -> None:
     """Do what is to be done in processes of one BLAS thread each; their output goes to files."""
     (root / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -210,7 +210,7 @@ def side_by_side(todo: list[tuple[str, int]], data: str, split: str, root: Path,
             ).returncode
 
     with ThreadPoolExecutor(jobs) as pool:
-        failed = [w for w, status in zip(todo, pool.map(start, todo), strict=True) if status]
+        failed = [w for w, status in zip(runs, pool.map(start, runs), strict=True) if status]
     if failed:
         raise SystemExit(f"Failed: {failed}; see {root / 'logs'}.")
 
@@ -256,11 +256,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data/recipes"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     asked = parser.parse_args()
-    todo = [(variant, seed) for variant in asked.variants for seed in asked.seeds]
+    runs = [(variant, seed) for variant in asked.variants for seed in asked.seeds]
     if asked.jobs > 1:
-        side_by_side(todo, asked.data, asked.split, asked.root, asked.jobs)
+        side_by_side(runs, asked.data, asked.split, asked.root, asked.jobs)
     else:
-        for variant, seed in todo:
+        for variant, seed in runs:
             run(variant, asked.data, seed, asked.split, asked.root)
     console = Console(width=130)
     console.print(table(asked.variants, asked.data, asked.seeds, asked.split))

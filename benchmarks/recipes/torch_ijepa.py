@@ -2,9 +2,9 @@
 
 .venv-parity/bin/python benchmarks/recipes/torch_ijepa.py data/recipes --seed 0
 
-Needs `make parity`. Nothing but the evaluation is this project's: crops are torchvision's, blocks
-timm's, AdamW torch's; masks, schedules and initial weights are written again, as Meta's code has
-them.
+Needs `make parity`. Of the package it uses what reads files and what evaluates: networks are the
+peer's, on timm's blocks, crops torchvision's, AdamW torch's; masks, schedules and initial weights
+are written again, as Meta's code has them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def patches(images: np.ndarray) -> torch.Tensor:
 
 def draw_masks(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of context [B, K] and target blocks [B, 4, A]; one block shape a batch."""
-    patches, aspect = int(GRID**2 * rng.uniform(0.15, 0.2)), rng.uniform(0.75, 1.5)
-    height, width = round(math.sqrt(patches * aspect)), round(math.sqrt(patches / aspect))
+    area, aspect = int(GRID**2 * rng.uniform(0.15, 0.2)), rng.uniform(0.75, 1.5)
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     tokens = np.arange(GRID**2).reshape(GRID, GRID)
     contexts: list[np.ndarray] = []
     targets: list[np.ndarray] = []
