@@ -140,7 +140,7 @@ NANO = (
     "model.levels=3",
     "masks.context_tokens=14",
 )
-# At the baseline's network and no more FLOP: three levels, a weak VICReg, smaller batches at a lower
+# At the baseline's network and no more FLOP: three levels, a weak VICReg, small batches at half the
 # rate, half of the cells predicted from the mean of the context
 CHOSEN = (
     "data.batch_size=16",
