@@ -20,6 +20,7 @@ VARIANTS: dict[str, list[str]] = {
     "blocks recomputed in the backward pass": ["model.checkpoint_blocks=true"],
     "two masks for one target pass": ["masks.per_image=2"],
     "one level": ["model.levels=1"],
+    "predictor told the tokens only": ["model.predictor_context=tokens"],
 }
 
 
