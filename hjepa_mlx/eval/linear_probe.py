@@ -169,8 +169,7 @@ def logistic_regression(
 
 
 def _hessian(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Second derivatives [D + 1, D + 1] of the mean cross-entropy at weights [D + 1, C] with the
-    bias last: the mean of the classes' own."""
+    """Hessian [D + 1, D + 1] of the cross-entropy at weights [D + 1, C], averaged over classes."""
     from scipy.special import softmax
 
     D, classes = x.shape[1], weights.shape[1]
