@@ -319,6 +319,8 @@ def resolve(config: Config) -> Config:
     """
     config = config.model_copy(deep=True)
     _resolve_model(config)
+    _check_sizes(config)
+    _check_levels(config)
     _check_ranges(config)
     masks = config.masks
     if masks.context_tokens == "auto":
@@ -352,8 +354,8 @@ def _resolve_model(config: Config) -> None:
         config.loss.level_weights = list(LEVEL_WEIGHTS[:levels])
 
 
-def _check_ranges(config: Config) -> None:
-    data, model, optim = config.data, config.model, config.optim
+def _check_sizes(config: Config) -> None:
+    data, model = config.data, config.model
     for key, size in (
         ("image_size", data.image_size),
         *(("progressive", first) for first, _ in data.progressive),
@@ -384,6 +386,10 @@ def _check_ranges(config: Config) -> None:
         raise UsageError("model.predictor_context=both needs masks.targets of at least 2 to share.")
     if int(model.dim) % int(model.heads):
         raise UsageError(f"model.dim={model.dim} is not a multiple of model.heads={model.heads}.")
+
+
+def _check_levels(config: Config) -> None:
+    model = config.model
     for key, values in (
         ("model.level_blocks", model.level_blocks),
         ("model.level_pool", model.level_pool),
@@ -401,6 +407,10 @@ def _check_ranges(config: Config) -> None:
         )
     if int(model.level_blocks[-1]) > int(model.depth):
         raise UsageError(f"model.level_blocks={model.level_blocks} exceeds depth {model.depth}.")
+
+
+def _check_ranges(config: Config) -> None:
+    data, optim = config.data, config.optim
     if optim.warmup_epochs >= optim.epochs:
         raise UsageError(
             f"optim.warmup_epochs={optim.warmup_epochs:g} must be less than "
