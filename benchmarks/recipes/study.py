@@ -5,7 +5,8 @@ python benchmarks/recipes/study.py baseline untrained --data fashion --jobs 2
 python benchmarks/recipes/study.py baseline --data fashion --split test
 
 Each run is kept as JSON in benchmarks/results/recipes/; what is there is not done again, and what
-was interrupted goes on. Choices are made on split `validation`, made of training images.
+was interrupted goes on. Choices are made on split `validation`, made of training images. A network
+has never seen the images that it is judged on: each split has training images of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from math import isqrt
 from pathlib import Path
@@ -29,7 +29,6 @@ from variants import DATA_SETS, VARIANTS
 import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
-from hjepa_mlx.eval.evaluation import config_for
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
@@ -47,44 +46,45 @@ EDGES = 1e-3  # mean squared slope of a patch that has any, of grey from 0 to 1
 Result = dict[str, Any]
 
 
-def config_of(variant: str, data: str, seed: int, root: Path) -> hj.Config:
-    """The variant's recipe on this data set."""
+def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.Config:
+    """The variant's recipe on this data set's training images for this split."""
     chosen = VARIANTS[variant]
     overrides = [*DATA_SETS[data].overrides, *chosen.overrides]
-    own = [f"name={variant}", f"seed={seed}", f"data.dir={root / data / 'test'}"]
+    own = [f"name={variant}", f"seed={seed}", f"data.dir={root / data / split}"]
     return hj.load_config(chosen.recipe, [*overrides, *own])
 
 
-def result_file(variant: str, data: str, seed: int) -> Path:
+def result_file(variant: str, data: str, seed: int, split: str) -> Path:
     """Where one run's figures are kept."""
-    return RESULTS / data / f"{variant}-{seed}.json"
+    return RESULTS / data / split / f"{variant}-{seed}.json"
 
 
 def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
     """Train and evaluate one variant with one seed, as far as that is not done yet."""
-    config, file = config_of(variant, data, seed, root), result_file(variant, data, seed)
+    config = config_of(variant, data, seed, split, root)
+    file = result_file(variant, data, seed, split)
     recipe = config.model_dump(exclude={"run", "name"})
     recipe["data"].pop("dir")
-    result: Result = json.loads(file.read_text()) if file.is_file() else {"recipe": recipe}
-    if result["recipe"] != recipe:
-        raise SystemExit(f"{file} is of another recipe: delete it, or give the variant a new name.")
-    if split in result:
+    if file.is_file():
+        if json.loads(file.read_text())["recipe"] != recipe:
+            raise SystemExit(f"{file} is of another recipe: delete it, or rename the variant.")
         return
-    config.run.dir = str(root / "runs" / data / f"{variant}-{seed}")
-    begun = time.monotonic()
+    config.run.dir = str(root / "runs" / data / split / f"{variant}-{seed}")
     model = trained(variant, config)
-    if "cost" not in result:
-        result["cost"] = {
+    rows = hj.Run(config.run.dir).metrics if VARIANTS[variant].trained else []
+    images = rows[-1]["step"] * config.data.batch_size if rows else 0
+    speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
+    said = {row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row}
+    result = {
+        "recipe": recipe,
+        "cost": {
             "gflop_per_image": costs(config, model).gflop,
-            "seconds": round(time.monotonic() - begun),
-        }
-        rows = hj.Run(config.run.dir).metrics if VARIANTS[variant].trained else []
-        result["last_metrics"] = rows[-1] if rows else {}
-        said = {
-            row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row
-        }
-        result["warnings"] = {step: words for step, words in said.items() if words}
-    result[split] = scores(model, str(root / data / split))
+            "seconds": round(images / speed),
+        },
+        "last_metrics": rows[-1] if rows else {},
+        "warnings": {step: words for step, words in said.items() if words},
+        "scores": scores(model),
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as out:
         out.write(json.dumps(result, indent=1).encode())
@@ -105,9 +105,9 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     return hj.load(folder)
 
 
-def scores(model: hj.HJEPA, folder: str) -> Result:
+def scores(model: hj.HJEPA) -> Result:
     """k-NN, linear probe and effective rank of target and context encoder, by level."""
-    config = config_for(model.config, None, folder)
+    config = model.config
     learnt_from, judged_on = (
         extract(
             lambda: [model_features(model, "target"), model_features(model, "context")],
@@ -203,7 +203,7 @@ def side_by_side(runs: list[tuple[str, int]], data: str, split: str, root: Path,
         variant, seed = which
         command = [sys.executable, __file__, variant, "--data", data, "--seeds", str(seed)]
         command += ["--split", split, "--root", str(root)]
-        with open(root / "logs" / f"{data}-{variant}-{seed}.txt", "w") as log:
+        with open(root / "logs" / f"{data}-{split}-{variant}-{seed}.txt", "w") as log:
             environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
             return subprocess.run(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment
@@ -221,20 +221,19 @@ def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table
     for title in ("seeds", "warned", *SCORES):
         shown.add_column(title.replace("_", " "), justify="right")
     for variant in variants:
-        files = [result_file(variant, data, seed) for seed in seeds]
+        files = [result_file(variant, data, seed, split) for seed in seeds]
         results = [json.loads(file.read_text()) for file in files if file.is_file()]
-        results = [result for result in results if split in result]
         if not results:
             continue
         cost = [
             f"{np.mean([r['cost'][key] for r in results]):{form}}"
             for key, form in (("gflop_per_image", ".2f"), ("seconds", ".0f"))
         ]
-        warned = sum(bool(result.get("warnings")) for result in results)
+        warned = sum(bool(result["warnings"]) for result in results)
         seen = str(len(results)), str(warned)
-        for encoder, levels in results[0][split].items():
+        for encoder, levels in results[0]["scores"].items():
             for level in levels:
-                of_seeds = [result[split][encoder][level] for result in results]
+                of_seeds = [result["scores"][encoder][level] for result in results]
                 kinds = [kind for kind in SCORES if kind in of_seeds[0]]
                 figures = [_mean([one[kind] for one in of_seeds]) for kind in kinds]
                 shown.add_row(variant, *cost, encoder, level, *seen, *figures)
