@@ -261,7 +261,7 @@ def main() -> None:
     else:
         for variant, seed in runs:
             run(variant, asked.data, seed, asked.split, asked.root)
-    console = Console(width=130)
+    console = Console(width=160)
     console.print(table(asked.variants, asked.data, asked.seeds, asked.split))
 
 
