@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import hjepa_mlx as hj
+from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
@@ -158,10 +159,14 @@ def test_the_knn_of_training_keeps_to_its_share_of_the_time() -> None:
     config = resolve(parse(TINY | {"data": TINY["data"] | {"name": "demo", "limit": 40}}))
     bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
     queries = queries.take(np.arange(10))
-    knn = QuickKNN(hj.HJEPA(config), bank, queries, config, 0.02)
-    # 50 images cost as much as 50 training images, until it is known what they cost
-    assert not knn.affordable(elapsed=100, images=2400)
-    assert knn.affordable(elapsed=100, images=2600)
+    model = hj.HJEPA(config)
+    knn = QuickKNN(model, bank, queries, config, 0.02)
+    # 50 images cost what the target encoder costs for 50, until it is known what they take
+    of_a_step = costs(config, model)
+    enough = 50 / 0.02 * of_a_step.target.gflop / of_a_step.gflop
+    assert enough < 2500
+    assert not knn.affordable(elapsed=100, images=int(0.95 * enough))
+    assert knn.affordable(elapsed=100, images=int(1.05 * enough))
     assert set(knn()) == {"knn_level_0", "knn_level_1", "knn_level_2", "knn_all_levels"}
     assert knn.longest > 0
     assert not knn.affordable(elapsed=99 * knn.longest, images=10**6)  # two of them in 99

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
@@ -28,16 +29,19 @@ class QuickKNN:
     ) -> None:
         self.model, self.config, self.share = model, config, share
         self.sources = [_some(train, BANK), _some(test, QUERIES)]
+        trained = costs(config, model)
+        self._costs = trained.target.gflop / trained.gflop  # an image, in trained ones
         self.spent = self.longest = 0.0  # seconds
 
     def affordable(self, elapsed: float, images: int) -> bool:
         """Whether one more fits the share, `elapsed` seconds and `images` trained images on.
 
-        Before the first one, an image is taken to cost what a training image costs, which is more.
+        Before the first one, an image is taken to cost the target encoder's share of a step's FLOP.
         """
         if self.share >= 1:
             return True
-        expected = self.longest or sum(map(len, self.sources)) * elapsed / max(1, images)
+        cost = self._costs * elapsed / max(1, images)
+        expected = self.longest or cost * sum(map(len, self.sources))
         return self.spent + expected <= self.share * elapsed
 
     def __call__(self) -> dict[str, float]:
