@@ -35,7 +35,7 @@ def test_a_dry_run_prints_a_config_that_can_be_trained_and_makes_nothing(tmp_pat
     assert resolve(parse(tree)).model_dump() == tree
     assert "14x14 = 196 in the target encoder, 58 in the context encoder" in printed
     assert "context_encoder 21.59 M" in printed  # timm's vit_small_patch16 without token and head
-    assert "5,500 images, 171 an epoch, 855 in all" in printed
+    assert "5,500 images, 343 an epoch, 1,715 in all" in printed
 
 
 def test_the_default_small_model_costs_what_its_shapes_say() -> None:

@@ -167,8 +167,8 @@ VARIANTS = {
     ),
     "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
     "demo": Variant(recipe="demo"),
-    "demo_half_lr": Variant(("optim.lr=5e-4",), recipe="demo"),
-    "demo_double_lr": Variant(("optim.lr=2e-3",), recipe="demo"),
+    "demo_half_lr": Variant(("optim.lr=2.5e-4",), recipe="demo"),
+    "demo_double_lr": Variant(("optim.lr=1e-3",), recipe="demo"),
     "demo_collapsing": Variant(
         ("optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
     ),
