@@ -25,7 +25,7 @@ LEAST_CONTEXT = 4  # tokens that Meta's collator insists on
 
 @dataclass(frozen=True)
 class DataSet:
-    """Overrides for every variant; what is pretrained on is `train` of its folder `test`."""
+    """Overrides for every variant."""
 
     overrides: tuple[str, ...] = ()
 
