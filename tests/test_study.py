@@ -36,7 +36,7 @@ def study(monkeypatch, tmp_path):
     import study
 
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    study.DATA_SETS["tiny"] = type(study.DATA_SETS["fashion"])(SHORT)
+    study.DATA_SETS["tiny"] = SHORT
     return study
 
 

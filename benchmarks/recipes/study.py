@@ -49,7 +49,7 @@ Result = dict[str, Any]
 def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.Config:
     """The variant's recipe on this data set's training images for this split."""
     chosen = VARIANTS[variant]
-    overrides = [*DATA_SETS[data].overrides, *chosen.overrides]
+    overrides = [*DATA_SETS[data], *chosen.overrides]
     own = [f"name={variant}", f"seed={seed}", f"data.dir={root / data / split}"]
     return hj.load_config(chosen.recipe, [*overrides, *own])
 
@@ -71,7 +71,7 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         return
     config.run.dir = str(root / "runs" / data / split / f"{variant}-{seed}")
     model = trained(variant, config)
-    rows = hj.Run(config.run.dir).metrics if VARIANTS[variant].trained else []
+    rows = hj.Run(config.run.dir).metrics
     images = rows[-1]["step"] * config.data.batch_size if rows else 0
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
     said = {row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row}

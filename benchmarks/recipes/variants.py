@@ -24,13 +24,6 @@ LEAST_CONTEXT = 4  # tokens that Meta's collator insists on
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Overrides for every variant."""
-
-    overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Variant:
     """A recipe with overrides, and what makes network and masks, if not the package's own."""
 
@@ -115,18 +108,17 @@ class BlockByBlock(hj.HJEPA):
 
 IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
 
-DATA_SETS = {
-    "demo": DataSet(),  # comes with the package
-    "fashion": DataSet(),
-    "photographs": DataSet(
-        (
-            *IMAGENET_STATS,
-            "data.name=folder",
-            "data.image_size=64",
-            "model.patch_size=8",
-            "optim.epochs=31",
-            "optim.warmup_epochs=3.1",
-        )
+# Overrides for every variant
+DATA_SETS: dict[str, tuple[str, ...]] = {
+    "demo": (),  # comes with the package
+    "fashion": (),
+    "photographs": (
+        *IMAGENET_STATS,
+        "data.name=folder",
+        "data.image_size=64",
+        "model.patch_size=8",
+        "optim.epochs=31",
+        "optim.warmup_epochs=3.1",
     ),
 }
 

@@ -30,7 +30,7 @@ class QuickKNN:
         self.model, self.config, self.share = model, config, share
         self.sources = [_some(train, BANK), _some(test, QUERIES)]
         trained = costs(config, model)
-        self._costs = trained.target.gflop / trained.gflop  # an image, in trained ones
+        self._relative_cost = trained.target.gflop / trained.gflop  # of an image, to training on it
         self.spent = self.longest = 0.0  # seconds
 
     def affordable(self, elapsed: float, images: int) -> bool:
@@ -40,7 +40,7 @@ class QuickKNN:
         """
         if self.share >= 1:
             return True
-        cost = self._costs * elapsed / max(1, images)
+        cost = self._relative_cost * elapsed / max(1, images)
         expected = self.longest or cost * sum(map(len, self.sources))
         return self.spent + expected <= self.share * elapsed
 
