@@ -135,6 +135,8 @@ def computing_threads() -> Iterator[int]:
     if on_metal():
         yield 1
         return
+    import scipy.linalg  # noqa: F401  (brings a BLAS of its own, which has to be there to be limited)
+
     with threadpool_limits(1, "blas"):
         yield min(cpu_count(), 8)
 

@@ -283,6 +283,22 @@ def test_regularisation_is_chosen_on_images_that_were_not_fitted() -> None:
     assert 100 * (predicted == truth).mean() > reached[0] - 3
 
 
+def test_the_search_ends_after_three_weaker_penalties_that_choose_no_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solve, tried = linear_probe.logistic_regression, []
+
+    def counted(*arguments: Any, **options: Any) -> linear_probe.Solved:
+        for setting, weights in solve(*arguments, **options):
+            tried.append(dict(setting)["l2"])
+            yield setting, weights
+
+    monkeypatch.setitem(linear_probe.SOLVERS, linear_probe.SOLVER, counted)
+    x, labels = clusters(1, 600, 0.1)  # far apart: the strongest penalty is never beaten
+    assert linear_probe.fit(x, labels).setting == {"l2": linear_probe.L2[0]}
+    assert tried == [*linear_probe.L2[:4], linear_probe.L2[0]]
+
+
 def test_few_labels_are_fitted_as_scikit_learns_default() -> None:
     (x, labels), (queries, _) = clusters(1, 40, 1.0), clusters(2, 1000, 1.0)
     standard = StandardScaler().fit(x)
