@@ -135,7 +135,7 @@ def computing_threads() -> Iterator[int]:
     if on_metal():
         yield 1
         return
-    import scipy.linalg  # noqa: F401  (brings a BLAS of its own, which has to be there to be limited)
+    import scipy.linalg  # noqa: F401  (only a BLAS that is loaded can be limited; this is scipy's)
 
     with threadpool_limits(1, "blas"):
         yield min(cpu_count(), 8)

@@ -1,4 +1,8 @@
 import ctypes
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.data as dx
@@ -29,3 +33,23 @@ def test_openblas_does_not_take_this_processor_for_a_pentium() -> None:
     assert backend._openblas is not None
     backend._openblas.openblas_get_corename.restype = ctypes.c_char_p
     assert backend._openblas.openblas_get_corename() not in (b"Prescott", b"Katmai")
+
+
+LIMITED = """
+import json
+from hjepa_mlx.backend import computing_threads
+with computing_threads():
+    import scipy.linalg
+    from threadpoolctl import threadpool_info
+    print(json.dumps([[lib["filepath"], lib["num_threads"]] for lib in threadpool_info()]))
+"""
+
+
+@pytest.mark.skipif(backend.on_metal(), reason="a GPU needs no limit")
+def test_a_blas_that_is_first_needed_while_threads_compute_has_one_thread_as_well() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", LIMITED]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    threads = dict(json.loads(done.stdout))
+    assert any("scipy" in library for library in threads)
+    assert set(threads.values()) == {1}

@@ -134,7 +134,8 @@ def _scores(
 ) -> dict[str, Scores]:
     """Scores by encoder, protocol and level; every level of every encoder is a job of its own."""
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
-    for encoder, train, test in reversed([*zip(ENCODERS, learnt_from, judged_on, strict=True)]):
+    of_each = [*zip(ENCODERS, learnt_from, judged_on, strict=True)]
+    for encoder, train, test in reversed(of_each):  # pixels first: their probe takes longest
         few = encoder in FULLY_EVALUATED
         for name in train.by_name:
             check_finite(test.by_name[name], "The evaluation")

@@ -27,7 +27,7 @@ SOLVER = "logistic_regression"
 L2 = tuple(10.0**-n for n in range(1, 9))  # on ½·|W|², beside the mean cross-entropy
 CHOOSING, FINAL = 3e-3, 3e-4  # largest preconditioned gradient at which L-BFGS stops
 MOST_STEPS = 500  # of L-BFGS
-PATIENCE = 3  # weaker penalties in a row that choose no better end the search: they cost the most
+PATIENCE = 3  # weaker penalties in a row that do no better end the search: they take longest
 LEARNING_RATES = tuple(float(lr) for lr in np.geomspace(1e-3, 3.0, 8))
 WEIGHT_DECAYS = (0.0, 1e-4)
 SGD_BATCH, SGD_EPOCHS, SGD_LEAST_STEPS, SGD_MOMENTUM = 1024, 10, 2000, 0.9
@@ -72,15 +72,14 @@ def fit(features: np.ndarray, labels: np.ndarray, solver: str = SOLVER) -> Linea
     fitted, held_out = validation(len(labels))
     mean, scale = moments(features[fitted])
     x = standardised(features[fitted], mean, scale)
-    best, best_weights, best_score, worse = grid[0], None, -1.0, 0
+    best, best_weights, best_score, best_number = grid[0], None, -1.0, 0
     with backend.computing_threads():  # thin matrices: a BLAS with several threads is slower
-        for setting, weights in solve(x, labels[fitted], classes, grid):
+        for number, (setting, weights) in enumerate(solve(x, labels[fitted], classes, grid)):
             predicted = LinearProbe(mean, scale, *weights, {}).predict(features[held_out])
             score = accuracy(predicted, labels[held_out])
-            worse += 1
             if score > best_score:
-                best, best_weights, best_score, worse = setting, weights, score, 0
-            if worse == PATIENCE and solver == SOLVER:
+                best, best_weights, best_score, best_number = setting, weights, score, number
+            elif solver == SOLVER and number - best_number == PATIENCE:  # sgd's grid has no order
                 break
         return _fit_one(features, labels, classes, solver, best, best_weights)
 
