@@ -106,7 +106,10 @@ class Masks(Section):
 
 
 class Loss(Section):
-    """Prediction loss and the optional regularisers' weights (0: off)."""
+    """Prediction loss and the optional regularisers' weights (0: off).
+
+    level_weights: a level of weight 0 is only looked at after training, never predicted.
+    """
 
     kind: Literal["smooth_l1", "mse"] = "smooth_l1"
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
@@ -160,6 +163,11 @@ class Config(Shown, Section):
     def grid(self) -> int:
         """Patches along each side of the image."""
         return self.data.image_size // self.model.patch_size
+
+    @property
+    def predicted(self) -> list[int]:
+        """The levels that are predicted: those whose loss has a weight."""
+        return [level for level, weight in enumerate(self.loss.level_weights) if weight]
 
     @property
     def stages(self) -> list[tuple[int, float]]:
@@ -405,6 +413,8 @@ def _check_levels(config: Config) -> None:
             f"model.level_blocks={model.level_blocks} and model.level_pool={model.level_pool} make "
             "two levels the same; give them different blocks or pooling."
         )
+    if not config.predicted:
+        raise UsageError("loss.level_weights are all 0: at least one level must be predicted.")
     if int(model.level_blocks[-1]) > int(model.depth):
         raise UsageError(f"model.level_blocks={model.level_blocks} exceeds depth {model.depth}.")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,15 +29,15 @@ class Masks(NamedTuple):
 
     K context tokens, M target blocks of h·w patches.
 
-    `centres` holds, for each level in turn, the M·n_l cells to predict, as indices into the
-    half-cell position table of side 2·grid − 1 (cell centres fall on patches or between them).
+    `centres` holds, for each predicted level in turn, the M·n_l cells to predict, as indices into
+    the half-cell position table of side 2·grid − 1 (cell centres fall on patches or between them).
     `pool` averages the patches of a block into its n_l cells: row-stochastic, one matrix a level.
     """
 
     context: np.ndarray  # [B, K] int32, sorted, unique
     targets: np.ndarray  # [B, M, h·w] int32
     centres: np.ndarray  # [B, M·Σ n_l] int32
-    pool: tuple[np.ndarray, ...]  # L × [n_l, h·w] float32
+    pool: tuple[np.ndarray, ...]  # predicted levels × [n_l, h·w] float32
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class MaskSampler:
         self._context_shapes = np.array(
             [(s.height, s.width) for s in context_shapes(self.grid, masks.context_area)]
         )
-        pools = [int(size) for size in config.model.level_pool]
+        pools = {level: int(config.model.level_pool[level]) for level in config.predicted}
         self._tables = {shape: self._table(shape, pools) for shape in self.shapes}
         for shape in self.shapes:
             self._check_context(shape)
@@ -155,7 +156,7 @@ class MaskSampler:
         return Masks(context, targets, np.concatenate(centres, 1), pool)
 
     def cells(self, shape: BlockShape) -> list[int]:
-        """Cells to predict in one target block, a number per level."""
+        """Cells to predict in one target block, a number per level that is predicted."""
         return [len(matrix) for matrix in self._tables[shape][2]]
 
     def _positions(
@@ -186,23 +187,22 @@ class MaskSampler:
         return covered[:, 0, :, None] & covered[:, 1, None, :]
 
     def _table(
-        self, shape: BlockShape, pools: list[int]
+        self, shape: BlockShape, pools: dict[int, int]
     ) -> tuple[np.ndarray, list[np.ndarray], tuple[np.ndarray, ...]]:
         """Patch offsets, centre offsets per level and pooling matrix per level of a block shape."""
         rows, columns = np.indices((shape.height, shape.width)).reshape(2, -1)
         offsets = (rows * self.grid + columns).astype(np.int32)
-        levels = [pooling(shape.height, shape.width, size) for size in pools]
-        for level in range(1, len(pools)):
-            coarser, finer = len(levels[level][0]), len(levels[level - 1][0])
-            if pools[level] > pools[level - 1] and coarser >= finer:
+        cells = {level: pooling(shape.height, shape.width, size) for level, size in pools.items()}
+        for finer, level in pairwise(pools):
+            if pools[level] > pools[finer] and len(cells[level][0]) >= len(cells[finer][0]):
                 raise UsageError(
                     f"Level {level} pools {pools[level]}x{pools[level]} patches, but target blocks "
                     f"are {shape.height}x{shape.width} on a {self._where}: it would be level "
-                    f"{level - 1} again. Use model.levels={level}, a finer grid or larger targets."
+                    f"{finer} again. Use model.levels={level}, a finer grid or larger targets."
                 )
         stride = np.array([2 * self.grid - 1, 1], np.int32)
-        centres = [centre @ stride for _, centre in levels]
-        return offsets, centres, tuple(matrix for matrix, _ in levels)
+        centres = [centre @ stride for _, centre in cells.values()]
+        return offsets, centres, tuple(matrix for matrix, _ in cells.values())
 
     def _check_context(self, shape: BlockShape) -> None:
         """Refuse a context that the target blocks would rarely leave room for."""

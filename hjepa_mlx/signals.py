@@ -98,7 +98,7 @@ def reading(rows: list[dict[str, Any]]) -> list[str]:
     if len(losses) >= 8 and len(ranks) >= 4:
         found.append(IN_WORDS[_direction(losses), _direction(ranks)])
     signals: dict[str, Any] = next((r for r in reversed(rows) if "effective_rank_level_0" in r), {})
-    last: dict[str, Any] = next((r for r in reversed(rows) if "loss_level_0" in r), {})
+    last: dict[str, Any] = next((r for r in reversed(rows) if "loss" in r), {})
     above = [
         key.removeprefix("loss_level_")
         for key in last

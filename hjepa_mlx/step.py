@@ -135,7 +135,8 @@ class Step:
         with computing_in(self.model, self.dtype):
             predictions, features = self.model.predict(patches, context, centres, cells)
         loss, metrics = mx.array(0.0), {}
-        for level, (prediction, target) in enumerate(zip(predictions, truth, strict=True)):
+        levels = self.config.predicted
+        for level, prediction, target in zip(levels, predictions, truth, strict=True):
             metrics[f"loss_level_{level}"] = self.error(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         for name, weight in (("vicreg", c.vicreg), ("sigreg", c.sigreg)):

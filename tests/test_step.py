@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from hjepa_mlx import step as step_module
+from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import FIRST_SCALE, Schedule, Step
@@ -233,3 +234,19 @@ def test_the_loss_is_the_weighted_sum_of_the_levels(new_step):
     metrics = run(new_step(loss={"level_weights": [1.0, 0.5, 0.25]}), 0)
     levels = [metrics[f"loss_level_{level}"] for level in range(3)]
     assert metrics["loss"] == pytest.approx(np.dot(levels, [1.0, 0.5, 0.25]))
+
+
+def test_a_level_of_weight_0_is_looked_at_but_not_predicted(new_step):
+    only_last = {"levels": 1, "level_blocks": [3], "level_pool": [1]}
+    alone = new_step(model=only_last, loss={"level_weights": [0.5]})
+    looked_at = {"levels": 3, "level_blocks": [1, 2, 3], "level_pool": [1, 1, 1]}
+    beside = new_step(model=looked_at, loss={"level_weights": [0, 0, 0.5]})
+    expected, metrics = run(alone, 0, 1), run(beside, 0, 1)
+    assert metrics.pop("loss_level_2") == expected.pop("loss_level_0")
+    assert metrics == expected
+    assert_equal(weights(beside), weights(alone))
+    assert costs(beside.config, beside.model) == costs(alone.config, alone.model)
+    pictures, _ = batch(beside, 0)
+    levels, (last,) = beside.model.encode(pictures), alone.model.encode(pictures)
+    assert len(levels) == 3
+    assert np.array_equal(levels[2], last)

@@ -88,6 +88,12 @@ def test_drawn_cells_are_the_patches_each_cell_averages(tiny_config: Build, size
             assert next(found, None) is None
 
 
+def test_only_levels_that_are_predicted_have_masks_drawn(tiny_config: Build) -> None:
+    config = tiny_config(loss={"level_weights": [0, 1, 1]})
+    titles = [ax.get_title() for ax in masks.draw(config, random_images(1)).axes]
+    assert [title.split("\n")[0] for title in titles] == ["image", "level 1", "level 2"]
+
+
 def test_exactly_the_context_tokens_are_shown_as_they_are(tiny_config: Build) -> None:
     config, images = tiny_config(), random_images(2)
     figure = masks.draw(config, images, step=3)

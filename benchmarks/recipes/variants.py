@@ -54,7 +54,7 @@ class Collator(MaskSampler):
         patches = int(self.grid**2 * area)
         shape = BlockShape(round(sqrt(patches * aspect)), round(sqrt(patches / aspect)))
         if shape not in self._tables:
-            self._tables[shape] = self._table(shape, [1])
+            self._tables[shape] = self._table(shape, {0: 1})
         return self.draw(rng, shape, batch_size)
 
     def _positions(

@@ -73,7 +73,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     trained = weights["context_encoder"] + weights["predictor"]
     dim, depth, heads = int(model.dim), int(model.depth), int(model.heads)
     narrow, narrow_heads = model.predictor_dim, max(1, model.predictor_dim // 64)
-    per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, L]
+    per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, levels]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
     told = [1 if kind == "mean" else context for kind in TOLD[model.predictor_context]]
@@ -81,7 +81,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     pixels, per_image = 3 * model.patch_size**2, config.masks.per_image
     batch = config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
-    used = max(int(block) for block in model.level_blocks)
+    used = int(model.level_blocks[config.predicted[-1]])
 
     target = 2 * tokens * pixels * dim + used * block_flop(tokens, dim)
     target += per_image * 2 * queries * area * dim

@@ -50,7 +50,7 @@ class HJEPA(nn.Module):
         self.target_encoder.freeze()
         self.predictor = Predictor(
             config.grid,
-            model.levels,
+            len(config.predicted),
             int(model.dim),
             model.predictor_dim,
             model.predictor_depth,
@@ -71,13 +71,14 @@ class HJEPA(nn.Module):
     ) -> list[mx.array]:
         """What is to be predicted: features of the target encoder, pooled inside target blocks.
 
-        patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: L × [n_l, h·w]. One pass serves V
-        masks an image. Returns L arrays [B·V, M·n_l, D] float32, each cell normalised (LayerNorm
-        without affine).
+        patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: [n_l, h·w] of each level that is
+        predicted. One pass serves V masks an image. Returns [B·V, M·n_l, D] float32 of each, every
+        cell normalised (LayerNorm without affine).
         """
         rows, M, A = indices.shape
         targets = []
-        features = self.target_encoder(patches, after=self.level_blocks)
+        blocks = [self.level_blocks[level] for level in self.config.predicted]
+        features = self.target_encoder(patches, after=blocks)
         for x, matrix in zip(features, pool, strict=True):
             x = take_tokens(x, indices.reshape(rows, M * A))
             x = x.reshape(rows, M, A, -1).astype(mx.float32)  # [B·V, M, h·w, D]
@@ -88,7 +89,7 @@ class HJEPA(nn.Module):
     def predict(
         self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
     ) -> tuple[list[mx.array], mx.array]:
-        """Predictions per level, L × [B·V, cells[l], D], and the context's features [B·V, K, D].
+        """Predictions per level, [B·V, cells[l], D], and the context's features [B·V, K, D].
 
         patches: [B, N, p·p·3]; indices: [B·V, K]; centres: [B·V, Σ cells].
         """

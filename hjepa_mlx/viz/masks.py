@@ -34,9 +34,9 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
         top=0.75,
     )
     axes[0, 0].set_title("image", fontsize=9)
-    for level, pool in enumerate(map(int, config.model.level_pool)):
-        cell = config.model.patch_size * pool
-        axes[0, 1 + level].set_title(f"level {level}\ncells of {cell}×{cell} pixels", fontsize=9)
+    for column, level in enumerate(config.predicted, 1):
+        cell = config.model.patch_size * int(config.model.level_pool[level])
+        axes[0, column].set_title(f"level {level}\ncells of {cell}×{cell} pixels", fontsize=9)
     for number, image in enumerate(images):
         show(axes[number, 0], image, config.grid)
         for level in range(len(masks.pool)):
