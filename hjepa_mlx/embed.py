@@ -60,7 +60,8 @@ def embed(
 
     encoder: target or context. pooled: the mean over each level's cells; otherwise every cell,
     in raster order. out: the file to be saved to, refused now if saving would fail in the end.
-    Images that cannot be read are left out; the others' embeddings do not depend on each other.
+    Images that cannot be read are left out. An image's embedding depends on its place in a batch by
+    rounding (of some BLAS), and on the other images not at all.
     """
     if encoder not in ("target", "context"):
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
@@ -104,7 +105,7 @@ def _fill(
 ) -> list[int]:
     """Put the features of the readable images into `arrays`, L × [N, …]; those images' numbers."""
     size = config.data.image_size
-    images = np.zeros((BATCH, size, size, 3), np.uint8)  # always whole: one shape, one result
+    images = np.zeros((BATCH, size, size, 3), np.uint8)  # always whole: one shape, one compilation
     rows: list[int] = []
     stream = evaluation_images(source, config, skipped)
     with bar("Embedding", len(source), "images") as advance:
