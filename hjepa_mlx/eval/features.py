@@ -24,7 +24,7 @@ from hjepa_mlx.eval.blocks import blocks
 from hjepa_mlx.models.hjepa import HJEPA, replica
 from hjepa_mlx.progress import bar
 
-BATCH = 64 if backend.on_metal() else 16  # a CPU's cache holds what 16 images become
+BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes; a larger array is mapped to a temporary file without a name
 TOKENS = "tokens_"  # before the name of a level: all its cells instead of their mean
