@@ -143,6 +143,8 @@ CHOSEN = (
     "masks.context_tokens=14",
     "loss.vicreg=0.2",
 )
+# Only the last block predicted, three read: the training of one level
+READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0,1]")
 
 VARIANTS = {
     "baseline": Variant(),
@@ -158,6 +160,7 @@ VARIANTS = {
         (*CHOSEN, *IMAGENET_STATS, "model.levels=3", "data.batch_size=64", "optim.lr=1e-3")
     ),
     "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
+    "chosen_read_3": Variant((*CHOSEN, *READ_3)),
     "demo": Variant(recipe="demo"),
     "demo_half_lr": Variant(("optim.lr=2.5e-4",), recipe="demo"),
     "demo_double_lr": Variant(("optim.lr=1e-3",), recipe="demo"),
