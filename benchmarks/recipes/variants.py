@@ -18,9 +18,10 @@ from hjepa_mlx.models.vit import trunc_normal
 from hjepa_mlx.rng import generator
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
+import mlx.nn as nn  # isort: skip
 
 BASELINE = "research/ijepa_fashion"
-LEAST_CONTEXT = 4  # tokens that Meta's collator insists on
+LEAST_CONTEXT = 5  # tokens: Meta's collator wants more than its min_keep of 4
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Variant:
 class Collator(MaskSampler):
     """Masks as Meta's code draws them.
 
-    A batch has one block shape, rounded from a random area and aspect. Blocks never reach the last
-    row and column. The context is the first tokens of what is left, as many as in the batch's
-    poorest image.
+    A batch has one block shape, rounded from an area and an aspect that one random number sets.
+    Blocks never reach the last row and column. The context is the first tokens of what is left, as
+    many as in the batch's poorest image.
     """
 
     def __init__(self, config: hj.Config) -> None:
@@ -50,7 +51,8 @@ class Collator(MaskSampler):
     def __call__(self, step: int, batch_size: int) -> Masks:
         """The masks of step `step`."""
         rng = generator(self.seed, "collator", step)
-        area, aspect = (rng.uniform(low, high) for low, high in (self.area, self.aspect))
+        share = rng.random()
+        area, aspect = (low + share * (high - low) for low, high in (self.area, self.aspect))
         patches = int(self.grid**2 * area)
         shape = BlockShape(round(sqrt(patches * aspect)), round(sqrt(patches / aspect)))
         if shape not in self._tables:
@@ -82,12 +84,21 @@ def small_patches(config: hj.Config) -> hj.HJEPA:
 
 
 class BlockByBlock(hj.HJEPA):
-    """I-JEPA's predictor as in Meta's code: a pass a block, as many heads as the encoder has."""
+    """I-JEPA's networks as in Meta's code.
+
+    The predictor takes a pass a block and has as many heads as the encoder. What initialises last
+    there gives every linear layer deviation 0.02 and so undoes the smaller scale of later blocks.
+    """
 
     def __init__(self, config: hj.Config) -> None:
         super().__init__(config)
         for block in self.predictor.blocks:
             block.attn.heads = int(config.model.heads)
+        for network in (self.context_encoder, self.predictor):
+            for name, linear in network.named_modules():
+                if isinstance(linear, nn.Linear) and name != "patch_embed.proj":
+                    linear.weight = mx.random.normal(linear.weight.shape, scale=0.02)
+        self.target_encoder.update(self.context_encoder.parameters())
 
     def predict(
         self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
