@@ -38,6 +38,14 @@ def test_a_dry_run_prints_a_config_that_can_be_trained_and_makes_nothing(tmp_pat
     assert "5,500 images, 343 an epoch, 1,715 in all" in printed
 
 
+def test_a_dry_run_says_which_levels_are_only_looked_at(tmp_path: Path) -> None:
+    last_alone = "loss.level_weights=[0,0,1]"
+    printed = hjepa("train", "demo", "--set", last_alone, "--dry-run", folder=tmp_path)
+    assert "cells predicted: level 2: " in printed
+    assert "level 0: 8x8 cells of 4 pixels (not predicted), level 1: " in printed
+    assert "level 2: 2x2 cells of 16 pixels, so few" in printed
+
+
 def test_the_default_small_model_costs_what_its_shapes_say() -> None:
     config = resolve(Config())
     cost = costs(config, HJEPA(config))

@@ -43,7 +43,7 @@ class Costs:
     update: Part
     context_tokens: int
     grid_tokens: int
-    predicted_cells: list[float]  # per level and mask, mean over block shapes
+    predicted_cells: list[float]  # per predicted level and mask, mean over block shapes
     memory_gb: float
     weights: dict[str, int]  # of each network
 

@@ -141,7 +141,8 @@ def _print_plan(config: Config) -> None:
 
     networks = HJEPA(config)
     cost = costs(config, networks)
-    cells = ", ".join(f"level {n}: {count:.0f}" for n, count in enumerate(cost.predicted_cells))
+    counts = zip(config.predicted, cost.predicted_cells, strict=True)
+    cells = ", ".join(f"level {level}: {count:.0f}" for level, count in counts)
     lines = [
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
@@ -172,6 +173,7 @@ def _hierarchy(config: Config) -> str:
     sides = [-(-config.grid // pool) for pool in pools]
     words = [
         f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
+        + ("" if level in config.predicted else " (not predicted)")
         for level, (side, pool) in enumerate(zip(sides, pools, strict=True))
     ]
     if sides[-1] <= 2:
