@@ -143,6 +143,16 @@ NANO = (
     "model.levels=3",
     "masks.context_tokens=14",
 )
+# That with what was chosen, for 5 epochs
+SMALL = (
+    *NANO,
+    "optim.epochs=5",
+    "optim.warmup_epochs=0.5",
+    "data.batch_size=16",
+    "optim.lr=5e-4",
+    "model.predictor_context=both",
+    "loss.vicreg=0.2",
+)
 # At the baseline's network and no more FLOP: three levels, a weak VICReg, small batches at half the
 # rate, half of the cells predicted from the mean of the context
 CHOSEN = (
@@ -165,6 +175,19 @@ VARIANTS = {
     "untrained": Variant(trained=False),
     "untrained_0.02": Variant(network=small_patches, trained=False),
     "nano": Variant(NANO),
+    "small": Variant(SMALL),
+    "small_2_levels": Variant((*SMALL, "model.levels=2")),
+    "small_context_10": Variant((*SMALL, "masks.context_tokens=10")),
+    "small_areas_10_15": Variant((*SMALL, "masks.target_area=[0.1,0.15]")),
+    "small_areas_20_25": Variant(
+        (*SMALL, "masks.target_area=[0.2,0.25]", "masks.context_tokens=10")
+    ),
+    "small_predictor_depth_4": Variant((*SMALL, "model.predictor_depth=4")),
+    "small_predictor_dim_128": Variant((*SMALL, "model.predictor_dim=128")),
+    "small_2_masks": Variant((*SMALL, "masks.per_image=2")),
+    "small_sigreg_no_ema": Variant(
+        (*SMALL, "optim.momentum=[0,0]", "loss.vicreg=0", "loss.sigreg=0.1")
+    ),
     "chosen": Variant((*CHOSEN, "model.levels=3")),
     "chosen_batch_32": Variant((*CHOSEN, "model.levels=3", "data.batch_size=32", "optim.lr=1e-3")),
     "chosen_batch_64_imagenet_stats": Variant(
