@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,23 +206,3 @@ def test_the_peer_s_target_encoder_moves_by_ema_alone(peer, small_step):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * trained)
         moved |= bool((new != old).any())
     assert moved
-
-
-@pytest.mark.parity
-def test_ijepa_in_torch_learns_and_is_evaluated(tmp_path):
-    pytest.importorskip("torch")
-    write_idx = script("recipes/data.py").write_idx
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "fashion" / "test"
-    folder.mkdir(parents=True)
-    for split, count in (("train", 256), ("t10k", 40)):
-        labels = np.arange(count, dtype=np.uint8) % 4
-        images = 60 * labels[:, None, None] + rng.integers(0, 60, (count, 28, 28), np.uint8)
-        for kind, array in (("images", images), ("labels", labels)):
-            write_idx(folder / f"{split}-{kind}-idx{array.ndim}-ubyte.gz", array)
-    command = [sys.executable, BENCHMARKS / "recipes" / "torch_ijepa.py", tmp_path]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", ended.stdout)]
-    assert losses[-1] < 0.8 * losses[0]
-    assert len(re.findall(r"(?:target|context): k-NN 100.0 linear 100.0 rank", ended.stdout)) == 2

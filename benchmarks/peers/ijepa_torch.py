@@ -20,7 +20,6 @@ from torch import nn
 TARGETS = 4  # blocks an image; areas, aspects: I-JEPA, section 3 and table 6
 TARGET_AREA, TARGET_ASPECT, CONTEXT_AREA = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
 LEAST_CONTEXT = 10  # tokens; an image with fewer is drawn again
-Colour = tuple[float, float, float]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -63,10 +62,10 @@ def positions(grid: int, dim: int) -> torch.Tensor:
     return torch.cat([line.repeat(grid, 1), line.repeat_interleave(grid, 0)], 1)
 
 
-def blocks(dim: int, depth: int, heads: int | None = None) -> nn.Sequential:
-    """Transformer blocks, with heads of 64 unless told otherwise."""
+def blocks(dim: int, depth: int) -> nn.Sequential:
+    """Transformer blocks with heads of 64."""
     norm = partial(nn.LayerNorm, eps=1e-6)
-    heads = heads or max(1, dim // 64)
+    heads = max(1, dim // 64)
     return nn.Sequential(*[Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
 
 
@@ -75,12 +74,10 @@ def take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def patchify(
-    images: torch.Tensor, patch: int, mean: Colour = MEAN, std: Colour = STD
-) -> torch.Tensor:
+def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
     """Normalised pixels [B, N, p·p·3] of uint8 images [B, S, S, 3]."""
     B, S = images.shape[:2]
-    x = (images / 255 - torch.tensor(mean)) / torch.tensor(std)
+    x = (images / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     x = x.reshape(B, S // patch, patch, S // patch, patch, 3).transpose(2, 3)
     return x.reshape(B, (S // patch) ** 2, -1)
 

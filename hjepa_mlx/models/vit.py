@@ -114,7 +114,7 @@ class Block(nn.Module):
         for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
             linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
-        for linear in (self.attn.proj, self.mlp.fc2):  # as in BEiT and I-JEPA
+        for linear in (self.attn.proj, self.mlp.fc2):  # as in BEiT; I-JEPA's code undoes it
             linear.weight = linear.weight / (2 * number) ** 0.5
 
     def __call__(self, x: mx.array) -> mx.array:
