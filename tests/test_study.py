@@ -45,6 +45,7 @@ def test_every_variant_is_a_valid_recipe_on_every_data_set(study, tmp_path):
     expected = (
         ("demo", "demo", 5_500, 27_500),
         ("fashion", baseline, 20_000, 200_000),
+        ("fashion_short", baseline, 20_000, 100_000),
         ("photographs", baseline, 27 * 120, 100_000),
     )
     for data, recipe, images, most in expected:
@@ -81,6 +82,14 @@ def test_what_a_network_is_judged_on_it_has_not_seen(study, tmp_path):
     assert folders == {str(tmp_path / "fashion" / split) for split in SPLITS}
 
 
+def test_a_shorter_data_set_has_the_same_images(study, tmp_path):
+    short, long = (
+        study.config_of("small", data, 0, "test", tmp_path) for data in ("fashion_short", "fashion")
+    )
+    assert short.data == long.data
+    assert (short.optim.epochs, long.optim.epochs) == (5, 10)
+
+
 def test_the_table_is_mean_and_deviation_over_seeds(study):
     for seed, value in enumerate((70.0, 72.0, 77.0)):
         row = {"level_0": dict.fromkeys(study.SCORES, value)}
@@ -93,6 +102,45 @@ def test_the_table_is_mean_and_deviation_over_seeds(study):
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[:7] == ["baseline", "0.50", "60", "target", "level_0", "3", "0"]
     assert cells[7] == "73.0 ± 3.6"
+
+
+def test_meta_s_networks_start_at_one_scale_and_ours_do_not(study, tmp_path):
+    def deviations(variant, encoder="context_encoder"):
+        config = study.config_of(variant, "fashion", 0, "test", tmp_path)
+        network = study.VARIANTS[variant].network or hj.HJEPA
+        blocks = network(config)[encoder].blocks
+        return [float(mx.std(block.mlp.fc2.weight)) for block in blocks]
+
+    assert deviations("ijepa") == pytest.approx([0.02] * 6, rel=0.02)
+    assert deviations("ijepa") == deviations("ijepa", "target_encoder")
+    ours = deviations("baseline")
+    assert ours[5] / ours[0] == pytest.approx(6**-0.5, rel=0.02)
+
+
+def test_the_rank_of_the_reference_is_that_of_centred_features(study, monkeypatch):
+    monkeypatch.delitem(sys.modules, "reference", raising=False)
+    import reference
+
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(4_000, 2)) @ np.eye(2, 5) + 100.0
+    assert reference.centred_rank(plane) == pytest.approx(2, abs=0.01)
+
+
+def test_the_reference_evaluates_what_study_trained(study, monkeypatch, tmp_path, capsys):
+    monkeypatch.delitem(sys.modules, "reference", raising=False)
+    import reference
+
+    monkeypatch.setattr(reference, "DATA", ("tiny", "test"))
+    study.run("baseline", "tiny", 0, "test", tmp_path)
+    trained_once = hj.Run(study.run_dir("baseline", "tiny", 0, "test", tmp_path)).metrics
+    command = ["reference.py", "baseline", "--seeds", "0", "--root", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    reference.main()
+    assert hj.Run(study.run_dir("baseline", "tiny", 0, "test", tmp_path)).metrics == trained_once
+    printed = capsys.readouterr().out
+    rows = [line.split("│")[1:-1] for line in printed.splitlines() if "baseline" in line]
+    assert [row[1].strip() for row in rows] == ["target", "context"]
+    assert all(10 < float(cell) < 100 for row in rows for cell in row[2:4])
 
 
 def test_the_collator_draws_masks_as_meta_s_code_does(study, tmp_path):

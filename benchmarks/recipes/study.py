@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from variants import DATA_SETS, VARIANTS
+from variants import DATA_SETS, FOLDERS, VARIANTS
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
@@ -50,13 +50,18 @@ def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.
     """The variant's recipe on this data set's training images for this split."""
     chosen = VARIANTS[variant]
     overrides = [*DATA_SETS[data], *chosen.overrides]
-    own = [f"name={variant}", f"seed={seed}", f"data.dir={root / data / split}"]
+    own = [f"name={variant}", f"seed={seed}", f"data.dir={root / FOLDERS.get(data, data) / split}"]
     return hj.load_config(chosen.recipe, [*overrides, *own])
 
 
 def result_file(variant: str, data: str, seed: int, split: str) -> Path:
     """Where one run's figures are kept."""
     return RESULTS / data / split / f"{variant}-{seed}.json"
+
+
+def run_dir(variant: str, data: str, seed: int, split: str, root: Path) -> str:
+    """Where one run is trained."""
+    return str(root / "runs" / data / split / f"{variant}-{seed}")
 
 
 def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
@@ -69,7 +74,7 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         if json.loads(file.read_text())["recipe"] != recipe:
             raise SystemExit(f"{file} is of another recipe: delete it, or rename the variant.")
         return
-    config.run.dir = str(root / "runs" / data / split / f"{variant}-{seed}")
+    config.run.dir = run_dir(variant, data, seed, split, root)
     model = trained(variant, config)
     rows = hj.Run(config.run.dir).metrics
     images = rows[-1]["step"] * config.data.batch_size if rows else 0
@@ -235,12 +240,13 @@ def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table
             for level in levels:
                 of_seeds = [result["scores"][encoder][level] for result in results]
                 kinds = [kind for kind in SCORES if kind in of_seeds[0]]
-                figures = [_mean([one[kind] for one in of_seeds]) for kind in kinds]
+                figures = [with_deviation([one[kind] for one in of_seeds]) for kind in kinds]
                 shown.add_row(variant, *cost, encoder, level, *seen, *figures)
     return shown
 
 
-def _mean(values: list[float]) -> str:
+def with_deviation(values: list[float]) -> str:
+    """Mean and standard deviation."""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{spread}"
 

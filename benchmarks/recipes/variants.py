@@ -74,9 +74,9 @@ class Collator(MaskSampler):
         return in_order[:, : free.sum(1).min()].astype(np.int32)
 
 
-def small_patches(config: hj.Config) -> hj.HJEPA:
+def small_patches(config: hj.Config, network: type[hj.HJEPA] = hj.HJEPA) -> hj.HJEPA:
     """The patch embedding initialised like other weights, as Meta's code leaves it."""
-    model = hj.HJEPA(config)
+    model = network(config)
     projection = model.context_encoder.patch_embed.proj
     projection.weight = trunc_normal(projection.weight.shape)
     model.target_encoder.update(model.context_encoder.parameters())
@@ -123,6 +123,7 @@ IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.22
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "demo": (),  # comes with the package
     "fashion": (),
+    "fashion_short": ("optim.epochs=5", "optim.warmup_epochs=0.5"),
     "photographs": (
         *IMAGENET_STATS,
         "data.name=folder",
@@ -132,6 +133,7 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
         "optim.warmup_epochs=3.1",
     ),
 }
+FOLDERS = {"fashion_short": "fashion"}  # of data sets that have another's images
 
 # A smaller network, for choosing among many: width 128, 3 blocks, 0.2 GFLOP an image
 NANO = (
@@ -143,11 +145,9 @@ NANO = (
     "model.levels=3",
     "masks.context_tokens=14",
 )
-# That with what was chosen, for 5 epochs
+# That with what was chosen
 SMALL = (
     *NANO,
-    "optim.epochs=5",
-    "optim.warmup_epochs=0.5",
     "data.batch_size=16",
     "optim.lr=5e-4",
     "model.predictor_context=both",
@@ -173,6 +173,10 @@ VARIANTS = {
     "baseline_imagenet_stats": Variant(IMAGENET_STATS),
     "baseline_0.02": Variant(network=small_patches),
     "untrained": Variant(trained=False),
+    "untrained_ijepa": Variant(network=BlockByBlock, trained=False),
+    "untrained_ijepa_0.02": Variant(
+        network=lambda config: small_patches(config, BlockByBlock), trained=False
+    ),
     "untrained_0.02": Variant(network=small_patches, trained=False),
     "nano": Variant(NANO),
     "small": Variant(SMALL),
