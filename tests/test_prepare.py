@@ -353,6 +353,8 @@ def test_a_call_killed_while_it_wrote_its_plan_goes_on(root, tmp_path, expected)
 
 # So slow after the first two shards that a signal always comes in time
 SLOWLY = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 import time
 from itertools import count
 from hjepa_mlx.data import prepare, shards
