@@ -132,11 +132,12 @@ def test_the_reference_evaluates_what_study_trained(study, monkeypatch, tmp_path
 
     monkeypatch.setattr(reference, "DATA", ("tiny", "test"))
     study.run("baseline", "tiny", 0, "test", tmp_path)
-    trained_once = hj.Run(study.run_dir("baseline", "tiny", 0, "test", tmp_path)).metrics
+    folder = study.config_of("baseline", "tiny", 0, "test", tmp_path).run.dir
+    trained_once = hj.Run(folder).metrics
     command = ["reference.py", "baseline", "--seeds", "0", "--root", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     reference.main()
-    assert hj.Run(study.run_dir("baseline", "tiny", 0, "test", tmp_path)).metrics == trained_once
+    assert hj.Run(folder).metrics == trained_once
     printed = capsys.readouterr().out
     rows = [line.split("│")[1:-1] for line in printed.splitlines() if "baseline" in line]
     assert [row[1].strip() for row in rows] == ["target", "context"]

@@ -15,34 +15,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
-from study import config_of, run_dir, trained, with_deviation
+from study import ENCODERS, config_of, encoded, trained, with_deviation
 
-import hjepa_mlx as hj
-from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.eval.features import Features, extract, model_features
+from hjepa_mlx.eval.features import Features
 from hjepa_mlx.eval.knn import knn_accuracy
 from hjepa_mlx.eval.linear_probe import moments, standardised
+from hjepa_mlx.eval.rank import rankme
 
 DATA = "fashion", "test"
-ENCODERS = "target", "context"
 ITERATIONS = 1_000  # of scikit-learn's L-BFGS, at its own C = 1
 
 
 def evaluated(variant: str, seed: int, root: Path) -> list[list[float]]:
     """k-NN, linear probe and rank of the target and of the context encoder."""
-    config = config_of(variant, DATA[0], seed, DATA[1], root)
-    config.run.dir = run_dir(variant, DATA[0], seed, DATA[1], root)
-    model = trained(variant, config)
-    splits = [
-        extract(
-            lambda: [model_features(model, encoder) for encoder in ENCODERS],
-            hj.open_source(config.data, split),
-            config,
-            Skipped(),
-        )
-        for split in ("train", "test")
-    ]
-    return [scores(*parts) for parts in zip(*splits, strict=True)]
+    model = trained(variant, config_of(variant, DATA[0], seed, DATA[1], root))
+    return [scores(*parts) for parts in encoded(model).values()]
 
 
 def scores(train: Features, test: Features) -> list[float]:
@@ -59,10 +46,8 @@ def scores(train: Features, test: Features) -> list[float]:
 
 
 def centred_rank(features: np.ndarray) -> float:
-    """exp(entropy) of the singular values of centred features [N, D], as shares of their sum."""
-    singular = np.linalg.svd(features - features.mean(0), compute_uv=False).astype(np.float64)
-    share = singular[singular > 0] / singular.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
+    """RankMe of centred features [N, D]."""
+    return rankme(features - features.mean(0))
 
 
 def main() -> None:

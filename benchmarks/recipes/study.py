@@ -29,9 +29,10 @@ from variants import DATA_SETS, FOLDERS, VARIANTS
 import hjepa_mlx as hj
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
-from hjepa_mlx.eval.features import extract, model_features
+from hjepa_mlx.eval.features import Features, extract, model_features
 from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
+from hjepa_mlx.eval.rank import rankme
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.rng import generator
 from hjepa_mlx.signals import warnings
@@ -39,6 +40,7 @@ from hjepa_mlx.signals import warnings
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
 RESULTS = Path(__file__).parent.parent / "results" / "recipes"
+ENCODERS = "target", "context"
 CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
 SCORES = (*CLASS_SCORES, "standardised_rank", "orientation")
 LOCAL_IMAGES = 1_000  # whose patches are looked at for the orientation of edges
@@ -50,18 +52,18 @@ def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.
     """The variant's recipe on this data set's training images for this split."""
     chosen = VARIANTS[variant]
     overrides = [*DATA_SETS[data], *chosen.overrides]
-    own = [f"name={variant}", f"seed={seed}", f"data.dir={root / FOLDERS.get(data, data) / split}"]
+    own = [
+        f"name={variant}",
+        f"seed={seed}",
+        f"data.dir={root / FOLDERS.get(data, data) / split}",
+        f"run.dir={root / 'runs' / data / split / f'{variant}-{seed}'}",
+    ]
     return hj.load_config(chosen.recipe, [*overrides, *own])
 
 
 def result_file(variant: str, data: str, seed: int, split: str) -> Path:
     """Where one run's figures are kept."""
     return RESULTS / data / split / f"{variant}-{seed}.json"
-
-
-def run_dir(variant: str, data: str, seed: int, split: str, root: Path) -> str:
-    """Where one run is trained."""
-    return str(root / "runs" / data / split / f"{variant}-{seed}")
 
 
 def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
@@ -74,9 +76,8 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         if json.loads(file.read_text())["recipe"] != recipe:
             raise SystemExit(f"{file} is of another recipe: delete it, or rename the variant.")
         return
-    config.run.dir = run_dir(variant, data, seed, split, root)
     model = trained(variant, config)
-    rows = hj.Run(config.run.dir).metrics
+    rows = hj.Run(str(config.run.dir)).metrics
     images = rows[-1]["step"] * config.data.batch_size if rows else 0
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
     said = {row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row}
@@ -110,49 +111,47 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     return hj.load(folder)
 
 
-def scores(model: hj.HJEPA) -> Result:
-    """k-NN, linear probe and effective rank of target and context encoder, by level."""
-    config = model.config
-    learnt_from, judged_on = (
+def encoded(model: hj.HJEPA) -> dict[str, tuple[Features, Features]]:
+    """Features of training and test images, by encoder."""
+    splits = (
         extract(
-            lambda: [model_features(model, "target"), model_features(model, "context")],
-            hj.open_source(config.data, split),
-            config,
+            lambda: [model_features(model, encoder) for encoder in ENCODERS],
+            hj.open_source(model.config.data, split),
+            model.config,
             Skipped(),
         )
         for split in ("train", "test")
     )
+    return dict(zip(ENCODERS, zip(*splits, strict=True), strict=True))
+
+
+def scores(model: hj.HJEPA) -> Result:
+    """k-NN, linear probe and effective rank of target and context encoder, by level."""
     found: Result = {}
-    for encoder, train, test in zip(("target", "context"), learnt_from, judged_on, strict=True):
+    for encoder, (train, test) in encoded(model).items():
         for name in train.by_name:
             every = level_scores(train, test, name, Protocol(), few=False)
             found.setdefault(encoder, {})[name] = {
                 **{kind: every[kind] for kind in CLASS_SCORES},
                 "standardised_rank": standardised_rank(test.by_name[name]),
             }
-        for level, value in enumerate(orientation(model, encoder, config)):
+        for level, value in enumerate(orientation(model, encoder)):
             found[encoder][f"level_{level}"]["orientation"] = value
     return found
 
 
 def standardised_rank(features: np.ndarray) -> float:
-    """exp(entropy) of the singular values of standardised features [N, D], as shares of their sum.
-
-    No direction counts for more because it is large, as with a probe on standardised features.
-    """
-    x = standardised(features, *moments(features)).astype(np.float64)
-    singular = np.sqrt(np.maximum(np.linalg.eigvalsh(x.T @ x), 0))
-    share = singular[singular > 0] / singular.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
+    """RankMe of standardised features: no direction counts for more because it is large."""
+    return rankme(standardised(features, *moments(features)))
 
 
-def orientation(model: hj.HJEPA, encoder: str, config: hj.Config) -> list[float]:
+def orientation(model: hj.HJEPA, encoder: str) -> list[float]:
     """How well each level's cells know the orientation of edges in each of their patches: R², %.
 
     A ridge regression from the features of the cell that a patch lies in to (cos 2θ, sin 2θ) of the
     patch's structure tensor, as strong as its edges are aligned; patches without edges left out.
     """
-    parts = []
+    config, parts = model.config, []
     for split in ("train", "test"):
         source = hj.open_source(config.data, split)
         rows = generator(0, "orientation").permutation(len(source))[:LOCAL_IMAGES]

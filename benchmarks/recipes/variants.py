@@ -14,7 +14,6 @@ import numpy as np
 
 import hjepa_mlx as hj
 from hjepa_mlx.masks import BlockShape, Masks, MaskSampler
-from hjepa_mlx.models.vit import trunc_normal
 from hjepa_mlx.rng import generator
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
@@ -78,7 +77,7 @@ def small_patches(config: hj.Config, network: type[hj.HJEPA] = hj.HJEPA) -> hj.H
     """The patch embedding initialised like other weights, as Meta's code leaves it."""
     model = network(config)
     projection = model.context_encoder.patch_embed.proj
-    projection.weight = trunc_normal(projection.weight.shape)
+    projection.weight = mx.random.normal(projection.weight.shape, scale=0.02)
     model.target_encoder.update(model.context_encoder.parameters())
     return model
 
@@ -145,14 +144,6 @@ NANO = (
     "model.levels=3",
     "masks.context_tokens=14",
 )
-# That with what was chosen
-SMALL = (
-    *NANO,
-    "data.batch_size=16",
-    "optim.lr=5e-4",
-    "model.predictor_context=both",
-    "loss.vicreg=0.2",
-)
 # At the baseline's network and no more FLOP: three levels, a weak VICReg, small batches at half the
 # rate, half of the cells predicted from the mean of the context
 CHOSEN = (
@@ -164,6 +155,7 @@ CHOSEN = (
     "masks.context_tokens=14",
     "loss.vicreg=0.2",
 )
+SMALL = (*CHOSEN, *NANO)  # what was chosen, of the smaller network
 # Only the last block predicted, three read: the training of one level
 READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0,1]")
 
