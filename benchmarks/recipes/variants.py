@@ -73,15 +73,6 @@ class Collator(MaskSampler):
         return in_order[:, : free.sum(1).min()].astype(np.int32)
 
 
-def small_patches(config: hj.Config, network: type[hj.HJEPA] = hj.HJEPA) -> hj.HJEPA:
-    """The patch embedding initialised like other weights, as Meta's code leaves it."""
-    model = network(config)
-    projection = model.context_encoder.patch_embed.proj
-    projection.weight = mx.random.normal(projection.weight.shape, scale=0.02)
-    model.target_encoder.update(model.context_encoder.parameters())
-    return model
-
-
 class BlockByBlock(hj.HJEPA):
     """I-JEPA's networks as in Meta's code.
 
@@ -114,6 +105,16 @@ class BlockByBlock(hj.HJEPA):
             grid,
         )
         return [predictions.reshape(len(context), n, -1)], context
+
+
+class SmallPatches(BlockByBlock):
+    """The same, its patch embedding too as Meta's code leaves it."""
+
+    def __init__(self, config: hj.Config) -> None:
+        super().__init__(config)
+        projection = self.context_encoder.patch_embed.proj
+        projection.weight = mx.random.normal(projection.weight.shape, scale=0.02)
+        self.target_encoder.update(self.context_encoder.parameters())
 
 
 IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
@@ -164,14 +165,11 @@ READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0
 VARIANTS = {
     "baseline": Variant(),
     "ijepa": Variant(network=BlockByBlock, sampler=Collator),
+    "ijepa_0.02": Variant(network=SmallPatches, sampler=Collator),
     "baseline_imagenet_stats": Variant(IMAGENET_STATS),
-    "baseline_0.02": Variant(network=small_patches),
     "untrained": Variant(trained=False),
     "untrained_ijepa": Variant(network=BlockByBlock, trained=False),
-    "untrained_ijepa_0.02": Variant(
-        network=lambda config: small_patches(config, BlockByBlock), trained=False
-    ),
-    "untrained_0.02": Variant(network=small_patches, trained=False),
+    "untrained_ijepa_0.02": Variant(network=SmallPatches, trained=False),
     "nano": Variant(NANO),
     "small": Variant(SMALL),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
