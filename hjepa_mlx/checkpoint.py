@@ -22,7 +22,7 @@ from hjepa_mlx.step import Step
 
 FORMAT = 1
 KEYS = {  # of state.json
-    "format", "step", "epoch", "images", "position", "window", "milestone",
+    "format", "step", "epoch", "images", "position", "own_parts", "window", "milestone",
     "random_state", "loss_scale", "sha256",
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
         shutil.rmtree(part, ignore_errors=True)
         raise HJEPAError(
             f"Checkpoint {final} could not be written ({error.strerror}). The last good one is "
-            f"{latest(folder) or 'none yet'}. Free some space and go on with --resume."
+            f"{latest(folder) or 'none yet'}. Put that right and go on with --resume."
         ) from error
     _prune(folder, keep_last)
     return final
@@ -85,13 +85,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
+        if (format := state.get("format", FORMAT)) != FORMAT:
+            raise HJEPAError(
+                f"Checkpoint {checkpoint} has format {format}; this version of hjepa-mlx reads "
+                f"format {FORMAT}."
+            )
         if missing := KEYS - state.keys():
             raise _damaged(checkpoint, f"state.json lacks {', '.join(sorted(missing))}")
-        if state["format"] != FORMAT:
-            raise HJEPAError(
-                f"Checkpoint {checkpoint} has format {state['format']}; this version of hjepa-mlx "
-                f"reads format {FORMAT}."
-            )
     except (OSError, ValueError, AttributeError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     return state

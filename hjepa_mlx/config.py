@@ -326,6 +326,8 @@ def resolve(config: Config) -> Config:
     first two by `train` (see `bench/probe.py`).
     """
     config = config.model_copy(deep=True)
+    if config.run.dir:
+        config.run.dir = str(Path(config.run.dir).expanduser())
     _resolve_model(config)
     _check_sizes(config)
     _check_levels(config)

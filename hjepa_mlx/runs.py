@@ -21,7 +21,8 @@ from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.notebook import Shown
 
-# Keys that may differ when a run is resumed: they change neither weights nor what is learned from.
+# Keys that may differ when a run is resumed: they change neither what is learned nor from what
+# (`compile` changes the last bits of a step).
 FREE_KEYS = ("run", "compile", "data.dir", "data.workers")
 
 
@@ -71,7 +72,7 @@ class Run(Shown):
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config the run was started with."""
+        """The resolved config the run was last started with."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UsageError(f"{self.path} is not a run: it has no config.yaml.")
@@ -79,6 +80,12 @@ class Run(Shown):
             return load_config(path)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
+
+    def store(self, config: Config) -> None:
+        """Write config.yaml: the run's config, as it is started or resumed."""
+        with atomic_write(self.path / "config.yaml") as file:
+            file.write(config.to_yaml().encode())
+        self.config = config
 
     @property
     def checkpoints(self) -> Path:
@@ -134,17 +141,29 @@ def check_new(config: Config) -> None:
 def create(config: Config) -> Run:
     """Make the folder of a new run: `run.dir`, or runs/<config>-<time>."""
     check_new(config)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = Path(config.run.dir or f"runs/{config.name}-{stamp}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path / "config.yaml") as file:
-            file.write(config.to_yaml().encode())
+        run = Run(config.run.dir or _free_name(config.name))
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.store(config)
     except OSError as error:
         raise HJEPAError(
-            f"The run folder {path} cannot be made ({error.strerror}); choose another --run-dir."
+            f"The run folder {error.filename} cannot be made ({error.strerror}); choose another "
+            "--run-dir."
         ) from error
-    return Run(path)
+    return run
+
+
+def _free_name(name: str) -> Path:
+    """A new folder runs/<name>-<time>, a second later if another run began in this one."""
+    while True:
+        path = Path(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        path.parent.mkdir(exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            time.sleep(0.1)
+        else:
+            return path
 
 
 def reopen(config: Config) -> Run:

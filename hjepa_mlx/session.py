@@ -20,6 +20,8 @@ class Interrupt:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.wanted:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h")  # the cursor, which progress bars hide
             os._exit(130)
         self.wanted = True
         os.write(2, b"\nSaving; press Ctrl-C again to leave at once.\n")  # print may be under way

@@ -11,7 +11,9 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.sources import Source
 from hjepa_mlx.eval.rank import effective_rank, feature_std
+from hjepa_mlx.losses import smooth_l1
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.step import Error
 
 IMAGES = 256
 SAME = 0.02  # a relative change that counts as none
@@ -36,11 +38,13 @@ class Signals:
     """Feature standard deviation and effective rank of a fixed batch, for every level.
 
     Also the loss that knowing only a cell's position would reach: where the training loss is no
-    lower, nothing about the images has been learned yet.
+    lower, nothing about the images has been learned yet. `error` is what the run trains with.
     """
 
-    def __init__(self, model: HJEPA, source: Source, config: Config, skipped: Skipped) -> None:
-        self.model = model
+    def __init__(
+        self, model: HJEPA, source: Source, config: Config, skipped: Skipped, error: Error
+    ) -> None:
+        self.model, self._error = model, error
         order = np.random.default_rng(0).permutation(len(source))[:IMAGES]
         images = [x for _, x in evaluation_images(source.take(np.sort(order)), config, skipped)]
         self._images = [np.stack(images[i : i + 64]) for i in range(0, len(images), 64)]
@@ -57,17 +61,14 @@ class Signals:
             mean = x.mean(1)
             signals[f"feature_std_level_{level}"] = feature_std(mean)
             signals[f"effective_rank_level_{level}"] = effective_rank(mean)
-            signals[f"position_only_loss_level_{level}"] = position_only_loss(x)
+            signals[f"position_only_loss_level_{level}"] = position_only_loss(x, self._error)
         return signals
 
 
-def position_only_loss(features: np.ndarray) -> float:
-    """Smooth-L1 loss of predicting each position's mean over images; features: [N, n, D]."""
-    x = features.astype(np.float64)
-    x = x - x.mean(2, keepdims=True)
-    x = x / np.sqrt(np.square(x).mean(2, keepdims=True) + 1e-5)
-    error = np.abs(x - x.mean(0))
-    return float(np.where(error < 1, 0.5 * error**2, error - 0.5).mean())
+def position_only_loss(features: np.ndarray, error: Error = smooth_l1) -> float:
+    """Error of predicting each position's mean over images; features: [N, n, D]."""
+    x = mx.fast.layer_norm(mx.array(features), None, None, 1e-5)  # as targets are
+    return float(error(mx.broadcast_to(x.mean(0), x.shape), x))
 
 
 def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:

@@ -19,13 +19,14 @@ from rich.console import Console
 from hjepa_mlx import backend, checkpoint, runs
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.probe import settle
-from hjepa_mlx.config import Config
+from hjepa_mlx.config import Config, resolve
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.files import locked
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import Reporter, say
@@ -88,13 +89,13 @@ class Training:
         sampler: Sampler | None = None,
         model: HJEPA | None = None,
     ) -> None:
-        self.config = config = config.model_copy(deep=True)
+        self.config = config = resolve(config)
         self.console = console
         subclass = None if model is None or type(model) is HJEPA else type(model)
         parts = {"error": error, "sampler": sampler, "model": subclass}
         self.own_parts = {kind: _name(part) for kind, part in parts.items()}
-        if model is not None and model.config.model != config.model:
-            raise UsageError("The model to start from was built from another config.")
+        if model is not None:
+            _check_built_from(model, config)
         if sampler and config.data.progressive:
             raise UsageError("data.progressive needs masks for each image size: give no sampler.")
         sizes = [config.at_size(size) for size, _ in config.stages]
@@ -119,7 +120,7 @@ class Training:
         self.model = HJEPA(config) if model is None else model
         mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
         self.step = Step(self.model, config, error)
-        self.signals = Signals(self.model, self.test_source, config, self.skipped)
+        self.signals = Signals(self.model, self.test_source, config, self.skipped, self.step.error)
         self.knn: QuickKNN | None = None
         if self.labelled.classes and config.run.eval_every_epochs:
             share = config.run.eval_share
@@ -136,13 +137,20 @@ class Training:
         self._timed = 0  # steps since the clock was set
         self._told_of_share = False
         self._clock, self._saved = time.monotonic(), time.monotonic()
-        self._start_or_restore()
-        self._began, self._first = time.monotonic(), self.done
+        self._began, self._first = time.monotonic(), 0
 
-    def _start_or_restore(self) -> None:
+    def fit(self) -> Run:
+        """Make the run's folder, or go on from its newest checkpoint, and train to the end."""
         if self.run is None:
             _check_disk(self.config, self.model)
             self.run = runs.create(self.config)
+        with locked(self.run.path / ".lock", str(self.run.path)):
+            self._restore()
+            self._fit()
+        return self.run
+
+    def _restore(self) -> None:
+        assert self.run is not None
         newest = self.run.latest
         if newest is None:
             self.run.forget_after(-1)
@@ -153,20 +161,20 @@ class Training:
                 f"{self.run.path} was trained on {state['images']} images; now there are "
                 f"{len(self.train_source)} in {self.train_source.name}. Give the same --data-dir."
             )
-        theirs = dict.fromkeys(self.own_parts) | state.get("own_parts", self.own_parts)
-        if theirs != self.own_parts:
+        if state["own_parts"] != self.own_parts:
             raise UsageError(
-                f"{self.run.path} was trained with {theirs}, not with {self.own_parts}: resume it "
-                "by hj.train(…, resume=True) with the same ones."
+                f"{self.run.path} was trained with {state['own_parts']}, not with "
+                f"{self.own_parts}: resume it by hj.train(…, resume=True) with the same ones."
             )
         self.done, self.position = state["step"], Position(*state["position"])
         self.window = state["window"]
         self.run.forget_after(self.done)
+        self.run.store(self.config)
         say(self.console, f"Resuming {self.run.path} at step {self.done} of {self.total}.")
 
-    def fit(self) -> Run:
-        """Run the loop to its end."""
+    def _fit(self) -> None:
         assert self.run is not None
+        self._began, self._first = time.monotonic(), self.done
         epochs = self.config.optim.epochs
         reporter = Reporter(self.console, epochs, self.total, self.done, self._work)
         reporter.say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
@@ -185,7 +193,6 @@ class Training:
                 self._name_skipped(reporter)
         for line in reading(self.run.last_stage):
             say(self.console, line)
-        return self.run
 
     def _work(self, step: int) -> float:
         """What the first `step` steps cost, beside one another: small images are done sooner."""
@@ -231,8 +238,8 @@ class Training:
             return "Nothing was trained."
         try:
             self.save()
-        except OSError as error:
-            return f"The run could not be saved ({error})."
+        except (OSError, HJEPAError) as error:
+            return f"The run could not be saved: {error}"
         return (
             f"Stopped at step {self.done} of {self.total}; saved. When it is back: "
             f"{self._resume_command()}"
@@ -261,17 +268,21 @@ class Training:
         ended = self.done == self.total
         row: dict[str, Any] = {"step": self.done, "epoch": round(self.done / self.per_epoch, 4)}
         logged = ended or self.done % c.log_every == 0
+        watched = ended or self.done % c.signals_every == 0
+        judged = self.knn and self.done % (self.per_epoch * c.eval_every_epochs) == 0
+        if logged or watched or judged:
+            self._read_window()
         if logged:
             row |= self._mean_of_window() | values._asdict()
             images = self.config.data.batch_size * self.config.optim.accumulate * self._timed
             row["images_per_second"] = round(images / (time.monotonic() - self._clock), 1)
             row["peak_memory_gb"] = round(mx.get_peak_memory() / backend.GB, 3)
-        if ended or self.done % c.signals_every == 0:
+        if watched:
             signals = self.signals()
             row |= signals
             for warning in warnings(first, signals):
                 reporter.say(f"step {self.done}: {warning}", style="yellow")
-        if self.knn and self.done % (self.per_epoch * c.eval_every_epochs) == 0:
+        if judged:
             row |= self._quick_knn(reporter)
         if len(row) > 2:
             assert self.run is not None
@@ -282,18 +293,18 @@ class Training:
         self._name_skipped(reporter)
 
     def _mean_of_window(self) -> dict[str, Any]:
-        """The mean of each metric since the last logged step; stops the run if not finite."""
-        floats = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
-        self.window = []
-        self._check_finite(floats)
+        """The mean of each metric since the last logged step."""
+        floats, self.window = self.window, []
         mean = {}
         for key in floats[0]:  # a float16 step that overflowed has no gradient norm
             finite = [m[key] for m in floats if math.isfinite(m[key])]
             mean[key] = float(np.mean(finite)) if finite else None
         return {"loss": mean.pop("loss"), **mean}
 
-    def _check_finite(self, floats: list[dict[str, float]]) -> None:
-        for number, metrics in enumerate(floats, self.done - len(floats) + 1):
+    def _read_window(self) -> None:
+        """Make numbers of the metrics since the last logged step; ends the run if not finite."""
+        self.window = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
+        for number, metrics in enumerate(self.window, self.done - len(self.window) + 1):
             sound = math.isfinite(metrics["grad_norm"]) or metrics.get("overflow")
             if math.isfinite(metrics["loss"]) and sound:
                 continue
@@ -354,8 +365,7 @@ class Training:
     def save(self) -> Path:
         """Write a checkpoint, if all losses since the last logged step are finite."""
         assert self.run is not None
-        self.window = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
-        self._check_finite(self.window)
+        self._read_window()
         state = {
             "epoch": self.done / self.per_epoch,
             "images": len(self.train_source),
@@ -376,6 +386,21 @@ def _keep_choices(config: Config, before: Config) -> None:
         config.precision = before.precision
     if config.compile == "auto":
         config.compile = before.compile
+
+
+def _check_built_from(model: HJEPA, config: Config) -> None:
+    """Refuse a network whose shape or levels are not those of `config`."""
+    its = model.config
+    for key, theirs, ours in (
+        ("model", its.model, config.model),
+        ("data.image_size", its.data.image_size, config.data.image_size),
+        ("the levels that loss.level_weights predicts", its.predicted, config.predicted),
+    ):
+        if theirs != ours:
+            raise UsageError(
+                f"The model to start from was built from another config: {key} differs. Build it "
+                "from this one: hj.HJEPA(config)."
+            )
 
 
 def _name(own_part: Callable | None) -> str | None:

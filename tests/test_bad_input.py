@@ -366,6 +366,13 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(place, file, damage, 
     assert files(place) == before
 
 
+def test_a_checkpoint_of_a_later_format_is_not_called_damaged(place):
+    replace_by('{"format": 2}')(place / NEW / "state.json")
+    ended = hjepa(place, RESUME)
+    assert_one_line(ended, NEW, "has format 2", "reads format 1")
+    assert "Delete" not in ended.stderr
+
+
 def test_without_its_damaged_checkpoint_a_run_goes_on_from_the_one_before(place):
     shutil.rmtree(place / NEW)
     ended = hjepa(place, RESUME)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from mlx.core import load
 
+from hjepa_mlx.runs import Run
+
 RECIPE = """
 name: tiny
 data: {name: demo, image_size: 32, batch_size: 16, limit: 160, flip: true, workers: 2}
@@ -117,5 +119,7 @@ def test_a_run_whose_data_went_away_is_saved_and_goes_on_bit_identically(tmp_pat
     assert f"hjepa-mlx: {data} cannot be read" in line
     assert "saved. When it is back: hjepa-mlx train" in line
     (tmp_path / "away").rename(data)
-    finish(tmp_path / "broken", "--resume", *more)
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    finish(tmp_path / "broken", "--resume", *more[:-1], str(moved))
+    assert Run(tmp_path / "broken/run").config.data.dir == str(moved)
     assert_same_run(tmp_path / "broken", tmp_path / "whole")

@@ -9,10 +9,14 @@ import pytest
 from rich.console import Console
 
 import hjepa_mlx as hj
+from hjepa_mlx import runs
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.files import locked
+from hjepa_mlx.losses import mse
+from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import position_only_loss, reading, warnings
 from hjepa_mlx.train import Training
@@ -104,19 +108,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 ) -> None:
     config = resolve(parse(TINY))
     config.run.dir = str(tmp_path / "run")
-    training = Training(config, False, Console(quiet=True))
-    training.save()
-    training.model.predictor.mask_token = mx.full((64,), float("nan"))
-    with pytest.raises(hj.HJEPAError, match=r"The loss is nan at step 1.*step-00000000"):
+    config.run.checkpoint_minutes = 1e-6
+    config.run.signals_every, config.run.log_every = 1, 1000
+    draw = MaskSampler(config)
+
+    def poisoned(step: int, n: int) -> Masks:
+        if step == 3:
+            training.model.predictor.mask_token = mx.full((64,), float("nan"))
+        return draw(step, n)
+
+    training = Training(config, False, Console(quiet=True), sampler=poisoned)
+    with pytest.raises(hj.HJEPAError, match=r"The loss is nan at step 4.*step-00000003"):
         training.fit()
-    assert [path.name for path in training.run.checkpoints.glob("step-*")] == ["step-00000000"]
+    assert training.run.latest.name == "step-00000003"
 
 
 def test_position_only_loss_is_zero_when_only_position_matters() -> None:
     rng = np.random.default_rng(0)
     by_position = np.repeat(rng.normal(size=(1, 16, 32)), 8, 0)
     assert position_only_loss(by_position) == pytest.approx(0, abs=1e-12)
-    assert position_only_loss(rng.normal(size=(8, 16, 32))) > 0.2
+    other = rng.normal(size=(8, 16, 32))
+    normal = (other - other.mean(2, keepdims=True)) / other.std(2, keepdims=True)
+    error = np.abs(normal - normal.mean(0))
+    expected = np.where(error < 1, 0.5 * error**2, error - 0.5).mean()
+    assert position_only_loss(other) == pytest.approx(expected, rel=1e-4)
+    assert position_only_loss(other, mse) == pytest.approx(np.square(error).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +220,41 @@ def test_a_run_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
     assert mx.allclose(trained, chosen, atol=1e-6)
     other = config.model_copy(deep=True)
     other.model.heads = 2
-    with pytest.raises(hj.HJEPAError, match="another config"):
+    with pytest.raises(hj.HJEPAError, match="another config: model differs"):
         hj.train(other, model=model)
+    other = config.model_copy(deep=True)
+    other.loss.level_weights = [0, 1, 1]
+    with pytest.raises(hj.HJEPAError, match="level_weights predicts differs"):
+        hj.train(other, model=model)
+    larger = hj.HJEPA(resolve(parse(TINY | {"data": TINY["data"] | {"image_size": 64}})))
+    with pytest.raises(hj.HJEPAError, match="image_size differs"):
+        hj.train(config, model=larger)
+
+
+def test_a_config_edited_in_python_is_checked_before_training(tmp_path: Path) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    config.optim.warmup_epochs = 2
+    with pytest.raises(hj.HJEPAError, match=r"optim.warmup_epochs=2 must be less than"):
+        hj.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolve(parse(TINY))
+    paths = {runs.create(config).path for _ in range(3)}
+    assert len(paths) == 3
+
+
+def test_a_run_that_is_being_trained_is_not_trained_again_beside_it(tmp_path: Path) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    with (
+        locked(runs.create(config).path / ".lock", "it"),
+        pytest.raises(hj.HJEPAError, match="run is being written by another process"),
+    ):
+        hj.train(config, resume=True)
 
 
 def test_a_run_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
