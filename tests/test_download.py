@@ -542,6 +542,20 @@ def test_unpacking_that_was_stopped_is_done_again_from_the_archive(server, publi
     }
 
 
+@pytest.mark.parametrize("name", ["cifar10", "stl10"])
+def test_what_was_unpacked_by_hand_is_not_downloaded(server, published, tmp_path, name):
+    published(name, archive_of(name, tmp_path))
+    (tmp_path / "made").rename(tmp_path / name)
+    fetch(name, tmp_path)
+    assert server.asked == []
+    assert (tmp_path / name / "checksums.json").is_file()
+
+
+def test_the_hundred_classes_of_an_imagenet1k_that_is_here_are_not_downloaded(server, tmp_path):
+    layouts.folders(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
+    assert fetch("imagenet100", tmp_path) == tmp_path / "imagenet1k"
+
+
 def test_an_archive_that_lacks_a_file_is_refused_and_nothing_recorded(server, published, tmp_path):
     right = archive_of("stl10", tmp_path)
     (tmp_path / "made/stl10_binary/test_y.bin").unlink()
@@ -646,6 +660,13 @@ def test_imagenet1k_says_how_to_get_it_and_checks_what_was_placed(tmp_path, caps
     assert "https://image-net.org/download" in capsys.readouterr().out
     layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
     with pytest.raises(HJEPAError, match=r"img_train\.tar has the MD5 .*not the published 1d675b"):
+        fetch("imagenet1k", tmp_path)
+
+
+def test_imagenet1k_with_one_of_its_archives_is_not_enough(tmp_path):
+    (tmp_path / "imagenet1k").mkdir()
+    (tmp_path / "imagenet1k" / "ILSVRC2012_img_train.tar").write_bytes(b"cut")
+    with pytest.raises(HJEPAError, match=r"lacks ILSVRC2012_img_val\.tar, ILSVRC2012_devkit"):
         fetch("imagenet1k", tmp_path)
 
 

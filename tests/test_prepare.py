@@ -281,6 +281,18 @@ def test_raw_pixels_and_a_small_disk_are_refused(root, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(HJEPAError, match=r"300 images of 256 pixels need about 0\.0 GB in"):
         prepare("imagenet100", sources(root), tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"Finder was here")
+    prepare("imagenet100", sources(root), tmp_path / "out", side=32)  # of another size than asked
+
+
+def test_splits_of_different_classes_are_refused(tmp_path):
+    made = layouts.photos(CMC[:3], train=10, val=3)
+    layouts.folders(tmp_path / "mine", made)
+    shutil.rmtree(tmp_path / "mine" / "val" / min(CMC[:3]))
+    with pytest.raises(UsageError, match=r"have different classes \(3 and 2\)"):
+        prepare("folder", sources(tmp_path / "mine", "folder"), tmp_path / "small")
+    assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize("damage", ["tar cut", "tar gone", "index gone", "index cut", "manifest"])

@@ -152,7 +152,7 @@ def names(source) -> list[str]:
     return [path.name for path in paths_of(source)]
 
 
-@pytest.mark.parametrize("held_out", ["val", "test", "validation"])
+@pytest.mark.parametrize("held_out", ["val", "test", "valid", "validation"])
 def test_folders_named_train_and_val_are_the_splits(tmp_path, held_out):
     pictures(*(tmp_path / "train" / c / f"{c}{i}.png" for c in ("cat", "dog") for i in range(3)))
     pictures(*(tmp_path / held_out / c / f"{c}v.png" for c in ("cat", "dog")))
@@ -175,6 +175,20 @@ def test_without_splits_a_tenth_is_held_out_the_same_every_time(tmp_path):
     assert [path.parts[-3] for path in paths_of(train)] == ["ab"[label] for label in train.labels]
     everywhere = np.array([int(path.stem) for path in paths_of(test)])
     assert everywhere.min() < 30 <= everywhere.max()
+
+
+def test_only_a_lone_folder_train_is_a_split_without_a_test_folder_beside_it(tmp_path):
+    pictures(*(tmp_path / "voc" / c / f"{i}.png" for c in ("bird", "train") for i in range(10)))
+    assert folder(tmp_path / "voc").classes == ("bird", "train")
+    assert len(folder(tmp_path / "voc")) == 18
+    pictures(*(tmp_path / "lone" / "train" / c / f"{i}.png" for c in "ab" for i in range(10)))
+    assert folder(tmp_path / "lone").classes == ("a", "b")
+
+
+def test_a_dataset_json_of_another_tool_does_not_make_a_folder_prepared(tmp_path):
+    pictures(*(tmp_path / c / f"{i}.png" for c in "ab" for i in range(10)))
+    (tmp_path / "dataset.json").write_text('{"labels": [["a/0.png", 0]]}')
+    assert len(folder(tmp_path)) == 18
 
 
 def test_images_outside_of_subfolders_or_in_one_only_have_no_classes(tmp_path):

@@ -127,10 +127,10 @@ def verify(
     console = Console()
     check_writable(json_file)
     checks = run(Data(name=name, dir=data_dir))
-    write_json([asdict(check) for check in checks], json_file)
     if json_file != "-":
         for check in checks:
             say(console, f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
+    write_json([asdict(check) for check in checks], json_file)
     if not all(check.right for check in checks):
         raise typer.Exit(1)
 

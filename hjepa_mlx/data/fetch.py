@@ -9,7 +9,7 @@ from shlex import quote
 
 from hjepa_mlx.data import imagenet, shards
 from hjepa_mlx.data.archives import unpack
-from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, Remote, look_up
+from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, look_up
 from hjepa_mlx.data.download import digest, download
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import sha256, write_json
@@ -47,6 +47,9 @@ def fetch(name: str, root: Path) -> Path:
     if shards.complete(folder / shards.FOLDER) or _whole(folder):
         return folder
     if row.hub:
+        found = imagenet.layout(name, [folder, root])
+        if found and found[0] != "parquet files":  # which a download leaves that was interrupted
+            return found[1]
         _from_hub(row, folder)
     else:
         archives = sum(remote.size for remote in row.files)
@@ -85,13 +88,17 @@ def check_space(what: str, needed: int, folder: Path) -> None:
 
 
 def _from_web(row: Dataset, folder: Path) -> None:
+    unpacked = [folder / name for name in row.unpacks or ()]
+    if unpacked and all(path.is_file() for path in unpacked):
+        _record(folder, unpacked)
+        return
     paths = []
     for remote in row.files:
         path = folder / remote.name
         if not path.is_file():
             download(remote, path)
         else:
-            _check_placed(path, remote)
+            _check_placed(path, remote.md5)
         paths.append(path)
     if row.unpacks:
         (archive,) = paths
@@ -103,12 +110,12 @@ def _from_web(row: Dataset, folder: Path) -> None:
         _record(folder, paths)
 
 
-def _check_placed(path: Path, remote: Remote) -> None:
+def _check_placed(path: Path, published: str) -> None:
     with open(path, "rb") as file:
         md5 = digest(file)
-    if md5 != remote.md5:
+    if md5 != published:
         raise HJEPAError(
-            f"{path} has the MD5 {md5}, not the published {remote.md5}. Move it away and run the "
+            f"{path} has the MD5 {md5}, not the published {published}. Move it away and run the "
             "command again."
         )
 
@@ -177,11 +184,11 @@ def _check_imagenet(name: str, root: Path, folder: Path) -> Path:
     """Say what to get and where to put it, or check what is there."""
     missing = [file for file in IMAGENET_ARCHIVES if not (folder / file).is_file()]
     found = imagenet.layout(name, [folder])
-    if missing and found:
+    if missing and found and found[0] != "tar archives":
         return found[1]  # another layout, which nobody publishes checksums of
     if missing:
         print(IMAGENET_STEPS.format(folder=folder, name=name, root=quote(str(root))))
         raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
     for file_name, md5 in IMAGENET_ARCHIVES.items():
-        _check_placed(folder / file_name, Remote(f"https://image-net.org/{file_name}", md5, 0))
+        _check_placed(folder / file_name, md5)
     return folder

@@ -14,23 +14,25 @@ from hjepa_mlx.data.storage import Files, image_paths
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.rng import generator
 
+TEST_FOLDERS = "val", "test", "valid", "validation"
 HELD_OUT = 10  # a folder without a test split keeps every tenth image for evaluation
 
 
 def open_folder(root: Path, split: Split) -> Source:
     """Any tree of images. Subfolders of the split (or of the tree) are the classes.
 
-    With `train` and `val` (or `test`, `validation`) inside, those are the splits; otherwise every
-    tenth image of a fixed shuffle is held out for evaluation.
+    With `train` and `val` (or `test`, `valid`, `validation`) inside, those are the splits;
+    otherwise every tenth image of a fixed shuffle is held out for evaluation.
     """
     if not root.is_dir():
         raise UsageError(f"The image folder {root} does not exist.")
     if shards.complete(root):
         return make_source("folder", *shards.read(root, "test" if split == "test" else "train"))
-    held_out = next((root / n for n in ("val", "test", "validation") if (root / n).is_dir()), None)
+    held_out = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if held_out is not None and (root / "train").is_dir():
         return tree(held_out if split == "test" else root / "train")
-    everything = tree(root / "train" if (root / "train").is_dir() else root)
+    inside = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    everything = tree(root / "train" if inside == [root / "train"] else root)
     shuffled = generator(0, "held out").permutation(len(everything))
     tenth = np.arange(len(shuffled)) % HELD_OUT == HELD_OUT - 1
     return everything.take(np.sort(shuffled[tenth if split == "test" else ~tenth]))

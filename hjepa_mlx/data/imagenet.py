@@ -272,11 +272,9 @@ def _kit_file(kit: Path, name: str) -> bytes:
 
 def _synsets(meta: bytes) -> dict[int, str]:
     """ILSVRC2012_ID → WordNet id of the classes in the development kit's meta.mat."""
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise HJEPAError("ImageNet's meta.mat needs scipy: pip install 'hjepa-mlx[hub]'") from None
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"].astype(int) == 0]

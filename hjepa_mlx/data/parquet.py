@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from hjepa_mlx.backend import cpu_count
 from hjepa_mlx.data.storage import KnownFile, StorageError
 from hjepa_mlx.errors import HJEPAError
 
-KEPT_GROUPS = 8  # decoded row groups, about 10 MB each
+KEPT_GROUPS = max(8, 2 * cpu_count())  # decoded row groups, about 10 MB each; readers have one each
 
 
 class Parquet:
@@ -32,8 +33,9 @@ class Parquet:
         for number, path in enumerate(paths):
             try:
                 metadata = pq.read_metadata(path)
-                pq.read_schema(path).field("image").type.field("bytes")
-                pq.read_schema(path).field("label")
+                schema = metadata.schema.to_arrow_schema()
+                schema.field("image").type.field("bytes")
+                schema.field("label")
             except (OSError, ValueError, LookupError) as error:
                 raise StorageError(
                     f"{path} is not a whole parquet file with columns image and label "

@@ -54,13 +54,19 @@ def prepare(
     """
     for source in sources.values():
         _check_original(source)
+    known, asked = (sources[split].classes for split in ("train", "test"))
+    if known != asked:  # labels of both splits are numbers of one list
+        raise UsageError(
+            f"{name}: training and test images have different classes ({len(known)} and "
+            f"{len(asked)})."
+        )
     plan = {
         "format": shards.FORMAT,
         "name": name,
         "short_side": side,
         "jpeg_quality": quality,
         "pillow": PIL.__version__,
-        "classes": list(sources["train"].classes),
+        "classes": list(known),
         "sources": {split: _fingerprint(source) for split, source in sources.items()},
     }
     if shards.complete(folder):
@@ -69,8 +75,8 @@ def prepare(
         return made
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
-        _begin(folder, plan)
         _check_space(folder, sum(map(len, sources.values())), side)
+        _begin(folder, plan)
         return _write_all(folder, plan, sources, workers or backend.cpu_count())
 
 
@@ -82,7 +88,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         except (OSError, ValueError, TypeError) as error:
             raise HJEPAError(f"{folder / PLAN} is damaged ({error}). Delete {folder}.") from None
         _compare(plan, begun, folder)
-    elif any(path.name not in (LOCK, f".{PLAN}.part") for path in folder.iterdir()):
+    elif any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
     write_json(folder / PLAN, plan)
 

@@ -23,8 +23,15 @@ ROW = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
 
 
 def complete(folder: Path) -> bool:
-    """Whether `folder` holds a prepared data set; its manifest is written last."""
-    return (folder / MANIFEST).is_file()
+    """Whether `folder` holds a prepared data set; its manifest is written last.
+
+    Other tools' `dataset.json` (StyleGAN's labels, say) has no splits; a damaged one counts.
+    """
+    path = folder / MANIFEST
+    try:
+        return path.is_file() and "splits" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return True
 
 
 def manifest(folder: Path) -> dict[str, Any]:
