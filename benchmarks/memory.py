@@ -31,7 +31,6 @@ import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 RECIPE = "imagenet100"
 MODELS, BATCHES = ("tiny", "small"), (8, 16, 32, 64)
 TIMED_BATCH, TIMED_STEPS = 16, 12
-SHARE = 0.75  # of a Mac's memory for the GPU
 # What macOS recommends for the GPU, in GiB: two thirds of 32, three quarters of 64
 # (llama.cpp's logs print it: 21845 and 49152 MiB; github.com/ggml-org/llama.cpp/pull/2011)
 RECOMMENDED = {32: 64 / 3, 64: 48.0}
@@ -70,11 +69,7 @@ def largest_batch(fit: dict[str, float], memory_gb: float) -> int:
 
 def projected(fit: dict[str, float]) -> dict[str, int]:
     """Batches that Macs would hold: a projection, not measured on any."""
-    batches = {}
-    for memory, recommended in RECOMMENDED.items():
-        batches[f"{memory} GB, {SHARE:.0%}"] = largest_batch(fit, SHARE * memory * GIB)
-        batches[f"{memory} GB, as macOS recommends"] = largest_batch(fit, recommended * GIB)
-    return batches
+    return {f"{gb} GB": largest_batch(fit, gpu * GIB) for gb, gpu in RECOMMENDED.items()}
 
 
 def series(size: str, checkpoint: bool, batches: list[int]) -> Row:

@@ -23,7 +23,6 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.notebook import Shown
 from hjepa_mlx.runs import Run
 
-PLACES = ("run.dir", "data.dir")  # keys that say nothing about the training
 MEASURES = {
     "linear_probe": "linear probe %",
     "attentive_probe": "attentive probe %",
@@ -39,6 +38,7 @@ TRAINING: dict[str, tuple[str, Callable[[Any], str]]] = {
     "finished": ("finished", lambda finished: "yes" if finished else "no"),
 }
 LEGEND = "* best; ~ not told apart from the best: equal, or the 95 % intervals overlap"
+MAY_DIFFER = ("skipped_images", "attentive_bank_images", "attentive_query_images")
 WIDEST = 32  # characters of a column
 
 Scores = dict[str, dict[str, list[Any]]]  # measure → level → one item a run, None where missing
@@ -49,8 +49,9 @@ Rows = list[tuple[str, list[str]]]  # label, and one cell a run
 class Comparison(Shown):
     """What `compare` found, as plain values; lists have one item a run, in the order of `runs`.
 
-    `best` has for each score the places of the runs that are best in it: several if they cannot
-    be told apart, none if scores are not comparable or fewer than two runs have it.
+    `best` has for each accuracy the places of the runs that are best in it: several if they cannot
+    be told apart, none if scores are not comparable or fewer than two runs have it. (A higher rank
+    is not always better.)
     """
 
     data: dict[str, Any]
@@ -91,12 +92,18 @@ def compare(runs: Sequence[str | Path | Run]) -> Comparison:
     configuration, training = _configuration(opened), [_training(run) for run in opened]
     evaluations = [run.scores for run in opened]
     scores, intervals = _gather(evaluations), _gather(evaluations, "confidence_95")
-    differing = _protocols([evaluation for evaluation in evaluations if evaluation])
+    incomparable = _incomparable(opened, [evaluation for evaluation in evaluations if evaluation])
     notes = [] if configuration else ["The configurations are the same."]
-    notes += [f"Scores are not comparable: {differing} differ."] if differing else []
-    for path, evaluation in zip(paths, evaluations, strict=True):
+    notes += [f"Scores are not comparable: {incomparable}."] if incomparable else []
+    for run, evaluation in zip(opened, evaluations, strict=True):
+        command = f"hjepa-mlx eval {quote(str(run.path))}"
+        step = evaluation.get("trained", {}).get("step")
         if not evaluation:
-            notes.append(f"Not evaluated: hjepa-mlx eval {quote(str(path))}")
+            notes.append(f"Not evaluated: {command}")
+        elif step is not None and run.latest and read_state(run.latest)["step"] != step:
+            notes.append(f"{run.path} was evaluated at step {step:,}, not since: {command}")
+    banks = {e["protocol"].get("attentive_bank_images") for e in evaluations if "protocol" in e}
+    unmarked = {"feature_rank"} | ({"attentive_probe"} if len(banks) > 1 else set())
     return Comparison(
         {
             "runs": [str(path) for path in paths],
@@ -109,7 +116,8 @@ def compare(runs: Sequence[str | Path | Run]) -> Comparison:
                     level: _best(values, intervals.get(measure, {}).get(level, [None] * len(runs)))
                     for level, values in levels.items()
                 }
-                for measure, levels in ({} if differing else scores).items()
+                for measure, levels in scores.items()
+                if not incomparable and measure not in unmarked
             },
             "random_init": _gather(evaluations, "baselines", "random_init"),
             "notes": notes,
@@ -123,7 +131,7 @@ def _configuration(runs: list[Run]) -> dict[str, list[Any]]:
     values = {
         key: [reduce(lambda tree, part: tree[part], key.split("."), tree) for tree in trees]
         for key in dotted_keys()
-        if key not in PLACES
+        if key != "run.dir"
     }
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
@@ -169,16 +177,19 @@ def _best(values: list[float | None], intervals: list[Any]) -> list[int]:
     return best if len(known) > 1 else []
 
 
-def _protocols(evaluations: list[dict[str, Any]]) -> str:
-    """In words, what all evaluations state of their protocols and is not the same."""
+def _incomparable(runs: list[Run], evaluations: list[dict[str, Any]]) -> str:
+    """In words, what tells the evaluations apart: their images, or anything of their protocols."""
+    folders = {run.config.data.dir for run in runs if run.config.data.name == "folder"}
+    if len(folders) > 1:
+        return "the runs' image folders differ"
     protocols = [evaluation.get("protocol", {}) for evaluation in evaluations]
     differing = []
     for key in protocols[0] if protocols else ():
         values = [protocol.get(key) for protocol in protocols]
         plain = all(isinstance(value, str | int | float) for value in values)
-        if plain and key != "skipped_images" and len(set(values)) > 1:
+        if plain and key not in MAY_DIFFER and len(set(values)) > 1:
             differing.append(f"{key} ({', '.join(map(str, dict.fromkeys(values)))})")
-    return ", ".join(differing)
+    return ", ".join(differing) + " differ" if differing else ""
 
 
 def _sections(data: dict[str, Any]) -> dict[str, Rows]:

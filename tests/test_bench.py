@@ -240,7 +240,6 @@ def small_photographs(dataset):
 
 def test_bench_json_is_the_design_s(facts):
     json.dumps(facts)  # nothing that JSON does not know
-    assert facts["gemm_tflops"] > 0
     assert set(facts["gflop_per_image"]) >= {"target", "context", "predictor", "total"}
     assert set(facts["step"]) >= {"images_per_second", "mfu", "peak_memory_gb"}
     assert facts["step"]["traces_after_warmup"] == 0

@@ -87,7 +87,7 @@ def cells(text: str, label: str) -> list[str]:
 
 
 def test_only_keys_that_differ_are_shown(runs: Path) -> None:
-    changes = {"seed": 7, "optim.lr": 0.002, "data.dir": "/elsewhere", "run.dir": None}
+    changes = {"seed": 7, "optim.lr": 0.002, "run.dir": None}
     second = another(runs, "second", None, changes)
     found = compare([runs / "first", second])
     assert found.data["configuration"] == {"seed": [0, 7], "optim.lr": [0.001, 0.002]}
@@ -95,6 +95,32 @@ def test_only_keys_that_differ_are_shown(runs: Path) -> None:
     same = compare([runs / "first", another(runs, "third", None)])
     assert same.data["configuration"] == {}
     assert "The configurations are the same." in printed(same, 80)
+
+
+def test_scores_on_other_folders_of_images_are_not_ranked(runs: Path) -> None:
+    first = another(runs, "here", scored(50.0))
+    second = another(runs, "there", scored(60.0), {"data.dir": "/elsewhere"})
+    found = compare([first, second])
+    assert found.data["configuration"]["data.dir"][1] == "/elsewhere"
+    assert found.data["best"] == {}
+    assert "Scores are not comparable: the runs' image folders differ." in found.data["notes"]
+
+
+def test_scores_of_an_earlier_checkpoint_are_named(runs: Path) -> None:
+    early = another(runs, "early", scored(50.0) | {"trained": {"step": 2}})
+    now = another(runs, "now", scored(50.0) | {"trained": {"step": 3}})
+    notes = compare([early, now]).data["notes"]
+    assert f"{early} was evaluated at step 2, not since: hjepa-mlx eval {early}" in notes
+    assert not any(str(now) in note for note in notes)
+
+
+def test_ranks_are_not_ranked_nor_attentive_probes_of_other_banks(runs: Path) -> None:
+    probes = ({"attentive_probe": {"level_0": value}} for value in (50.0, 60.0))
+    paths = [
+        another(runs, f"bank-{bank}", scored(50.0 + bank, attentive_bank_images=bank) | probe)
+        for bank, probe in enumerate(probes)
+    ]
+    assert compare(paths).data["best"] == {"knn": {"level_0": [1]}}
 
 
 def test_training_is_told_by_log_and_checkpoint(runs: Path) -> None:

@@ -38,7 +38,10 @@ def scores(linear: float, knn: float) -> dict[str, Any]:
         "linear_probe": {"level_0": linear},
         "knn": {"level_0": knn},
         "features": SPREAD,
-        "confidence_95": {"linear_probe": {"level_0": [linear - 3, linear + 3]}},
+        "confidence_95": {
+            "linear_probe": {"level_0": [linear - 3, linear + 3]},
+            "knn": {"level_0": [knn - 3, knn + 3]},
+        },
     }
 
 
@@ -50,6 +53,7 @@ SCORES: dict[str, Any] = {
         "pixels": {"linear_probe": 81.3, "knn": 80.2},
     },
     "protocol": {"data": "demo", "bank_images": 5500, "query_images": 1000, "k": 20},
+    "trained": {"step": 855},
 }
 Build = Callable[..., Config]
 

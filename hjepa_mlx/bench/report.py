@@ -32,7 +32,10 @@ class BenchReport(Shown):
         tables += ["", self._estimates()]
         changes = list(self._changes())
         if changes:
-            tables += ["100 epochs, and what would make them fewer hours, one change at a time:"]
+            tables += [
+                "What would make 100 epochs fewer hours, one change at a time (projected by GFLOP, "
+                "not measured; precisions by their steps' speed):"
+            ]
             tables += changes
         return Group(*tables, "", self._projected())
 
@@ -127,12 +130,15 @@ class BenchReport(Shown):
             table.add_column(name, justify=side, no_wrap=True)
         table.caption = (
             f"In {self.facts['step']['precision']}, with collapse signals and k-NN. "
-            f"Last column: epochs that fit a night of {NIGHT_HOURS} hours."
+            f"Last column: epochs that fit a night of {NIGHT_HOURS} hours. Where a step of the "
+            "recipe's batch would take too long, a smaller one was measured."
         )
         own = [self.facts["own_estimate"]] if "own_estimate" in self.facts else []
         for row in [*own, *self.facts["estimates"]]:
+            made_up = not row.get("data_is_here", True)
+            table.caption += f" {row['recipe']}*: made-up images." * made_up
             table.add_row(
-                row["recipe"],
+                row["recipe"] + "*" * made_up,
                 _rate(row["images_per_second"]),
                 _hours(row["hours_per_epoch"]),
                 _hours(row["hours_100_epochs"]),
@@ -151,7 +157,7 @@ class BenchReport(Shown):
                 fits = change["hours_100_epochs"] <= row["promised_hours"][1]
                 yield Text(
                     f"    --set {' --set '.join(change['settings'])}: "
-                    f"{_hours(change['hours_100_epochs'])}{', fits' if fits else ''}"
+                    f"{_hours(change['hours_100_epochs'])}{', would fit' if fits else ''}"
                 )
 
     def _projected(self) -> Table:

@@ -239,7 +239,6 @@ def bench(
         "recipe": config.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine.describe(),
-        "gemm_tflops": found.speeds["float32"]["matmul_gflops"] / 1e3,
         "speeds": found.speeds,
         "gflop_per_image": {
             **{name: part.gflop for name, part in cost.parts.items()},
@@ -280,7 +279,11 @@ def _estimates(found: Bench, facts: dict[str, Any]) -> list[dict[str, Any]]:
     usual = facts["step"]["images_per_second"]
     times = {row["precision"]: row["images_per_second"] / usual for row in facts["precisions"]}
     return [
-        {**asdict(row), "changes": [asdict(change) for change in changes(row, times)]}
+        {
+            **asdict(row),
+            "data_is_here": bool(layout(row.dataset, found.config.data)),
+            "changes": [asdict(change) for change in changes(row, times)],
+        }
         for row in rows
     ]
 

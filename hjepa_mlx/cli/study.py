@@ -31,7 +31,11 @@ def evaluate(
     ] = "logistic_regression",
     draws: Annotated[int, typer.Option(help="Draws of few labels; 0: leave them out.")] = 5,
     token_gb: Annotated[
-        float, typer.Option(help="Disk for the attentive probe's tokens, GB; 0: leave it out.")
+        float,
+        typer.Option(
+            help="Disk for the attentive probe's tokens: GB for training and for test images, of "
+            "each of two networks; 0: leave it out."
+        ),
     ] = 4.0,
 ) -> None:
     """Say what a run learned, per level, beside random initialisation and raw pixels.

@@ -84,6 +84,7 @@ def evaluate(
                 "bank_images": len(learnt_from[0]),
                 "query_images": len(judged_on[0]),
                 "attentive_bank_images": len(learnt_from[0].token_labels) if strides else 0,
+                "attentive_query_images": len(judged_on[0].token_labels) if strides else 0,
                 "skipped_images": len(skipped),
             },
             "trained": _trained(model),
@@ -97,7 +98,8 @@ def _token_strides(
     """Of how many images one has its tokens kept, in training and test; None: no tokens at all."""
     if not train.classes or not protocol.token_gb:
         return None
-    cells = 2 * config.grid**2  # of all levels together: fewer than twice those of level 0
+    pools = map(int, config.model.level_pool)
+    cells = sum((-(-config.grid // pool)) ** 2 for pool in pools)
     learnt, judged = (
         protocol.token_stride(len(source), cells, int(config.model.dim)) for source in (train, test)
     )

@@ -38,7 +38,7 @@ BLOCK = 1 << 16  # images standardised or classified at once
 
 Weights = tuple[np.ndarray, np.ndarray]  # [D, C], [C]
 Setting = tuple[tuple[str, float], ...]
-Solved = Iterator[tuple[Setting, Weights]]
+Solved = Iterator[tuple[Setting, Weights, bool]]  # the last: whether it converged
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class LinearProbe:
     weight: np.ndarray  # [D, C]
     bias: np.ndarray  # [C]
     setting: dict[str, float]
+    converged: bool = True  # what takes a given number of steps always does
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Classes [N] of features [N, D]."""
@@ -74,7 +75,7 @@ def fit(features: np.ndarray, labels: np.ndarray, solver: str = SOLVER) -> Linea
     x = standardised(features[fitted], mean, scale)
     best, best_weights, best_score, best_number = grid[0], None, -1.0, 0
     with backend.computing_threads():  # thin matrices: a BLAS with several threads is slower
-        for number, (setting, weights) in enumerate(solve(x, labels[fitted], classes, grid)):
+        for number, (setting, weights, _) in enumerate(solve(x, labels[fitted], classes, grid)):
             predicted = LinearProbe(mean, scale, *weights, {}).predict(features[held_out])
             score = accuracy(predicted, labels[held_out])
             if score > best_score:
@@ -100,8 +101,8 @@ def _fit_one(
     mean, scale = moments(features)
     x = standardised(features, mean, scale)
     again = {"start": start, "tolerance": FINAL} if solver == SOLVER else {}
-    [(_, weights)] = SOLVERS[solver](x, labels, classes, [setting], **again)
-    return LinearProbe(mean, scale, *weights, dict(setting))
+    [(_, weights, converged)] = SOLVERS[solver](x, labels, classes, [setting], **again)
+    return LinearProbe(mean, scale, *weights, dict(setting), converged)
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +169,7 @@ def logistic_regression(
         begun = (factor.T @ weights).ravel()
         found = minimize(objective, begun, method="L-BFGS-B", jac=True, options=options)
         weights = inverse.T @ found.x.astype(np.float32).reshape(D + 1, classes)
-        yield setting, (weights[:-1], weights[-1])
+        yield setting, (weights[:-1], weights[-1]), found.nit < MOST_STEPS
 
 
 def _hessian(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -248,7 +249,7 @@ def sgd(x: np.ndarray, labels: np.ndarray, classes: int, grid: list[Setting]) ->
         mx.eval(weight, velocity)
     weights = np.array(weight)  # [D + 1, G, C]
     for g, setting in enumerate(grid):
-        yield setting, (weights[:-1, g], weights[-1, g])
+        yield setting, (weights[:-1, g], weights[-1, g]), True
 
 
 SOLVERS: dict[str, Callable[..., Solved]] = {

@@ -25,7 +25,8 @@ class Protocol:
     """What is run, and how; the defaults are the field's.
 
     probe: "logistic_regression" or "sgd". draws: of few labels; 0 leaves them out. token_gb: what
-    the tokens of one encoder may take on disk for the attentive probe; 0 leaves it out.
+    tokens may take on disk for the attentive probe, of training and of test images and of each of
+    two networks; 0 leaves it out.
     """
 
     k: int = K
@@ -83,6 +84,7 @@ def level_scores(
     )
     probe = linear_probe.fit(x, train.labels, protocol.probe)
     scores["linear_probe"] = accuracy(probe.predict(queries), test.labels)
+    scores["probe_setting"], scores["probe_converged"] = probe.setting, probe.converged
     scores["confidence_95"] = {
         kind: interval(scores[kind], len(test)) for kind in ("knn", "linear_probe")
     }
@@ -104,7 +106,7 @@ def token_scores(train: Features, test: Features, name: str) -> Scores:
 
 def few_labels(
     train: Features, test: Features, name: str, share: float, draws: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Linear-probe accuracy with a share of the labels, the same share of every class (at least 1).
 
     Mean and standard deviation over draws of the labelled images.
@@ -119,4 +121,5 @@ def few_labels(
         )
         probe = linear_probe.fit_few(train.by_name[name][rows], train.labels[rows], classes)
         reached.append(accuracy(probe.predict(test.by_name[name]), test.labels))
-    return {"mean": float(np.mean(reached)), "std": float(np.std(reached))}
+    spread = float(np.std(reached, ddof=1)) if draws > 1 else None
+    return {"mean": float(np.mean(reached)), "std": spread}

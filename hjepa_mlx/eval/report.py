@@ -22,6 +22,24 @@ MEASURES = {
     "knn": "k-NN, %",
     "effective_rank_percent": "effective rank, % of dim",
 }
+NOTHING = (
+    "No better than random initialisation by linear probe or k-NN: nothing that helps to tell "
+    "these classes apart was learned. `hjepa-mlx viz` draws the curves."
+)
+VERDICTS = {  # linear probe and k-NN beside random initialisation: above 1, not told apart 0
+    (0, 0): NOTHING,
+    (0, -1): NOTHING,
+    (-1, 0): NOTHING,
+    (-1, -1): NOTHING,
+    (0, 1): "Better than random initialisation by k-NN, not clearly so by linear probe: images of "
+    "a class have moved together, but what a linear map can use has not grown. Train longer.",
+    (-1, 1): "Better than random initialisation by k-NN, worse by linear probe: images of a class "
+    "have moved together, and something that a linear map could use was lost. Train longer.",
+    (1, 0): "Better than random initialisation by linear probe, not clearly so by k-NN: images of "
+    "a class have not moved together.",
+    (1, -1): "Better than random initialisation by linear probe, worse by k-NN: images of a class "
+    "have moved apart.",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +67,10 @@ class Report(Shown):
 
     def findings(self) -> list[str]:
         """What the figures say, in words."""
+        skipped = self.scores["protocol"].get("skipped_images")
+        unread = [f"{skipped} images could not be read."] if skipped else []
         if not self.scores.get("linear_probe"):
-            return ["No labels in this data set: k-NN and probes were left out."]
+            return ["No labels in this data set: k-NN and probes were left out.", *unread]
         level, best = _best(self.scores["linear_probe"])
         random = _best(self.scores["baselines"]["random_init"]["linear_probe"])[1]
         pixels = self.scores["baselines"]["pixels"]["linear_probe"]
@@ -60,27 +80,19 @@ class Report(Shown):
             f"{high:.1f}); {best - random:+.1f} points against random initialisation, "
             f"{best - pixels:+.1f} against raw pixels."
         ]
-        gain = _best(self.scores["knn"])[1]
-        gain -= _best(self.scores["baselines"]["random_init"]["knn"])[1]
-        if low <= random and gain <= 0:
-            found.append(
-                "No better than random initialisation by linear probe or k-NN: nothing that helps "
-                "to tell these classes apart was learned. `hjepa-mlx viz` draws the curves."
-            )
-        elif low <= random:
-            found.append(
-                "Not clearly better than random initialisation by linear probe, but by k-NN "
-                f"({gain:+.1f} points): images of a class have moved together, but what a linear "
-                "map can use has not grown. Train longer."
-            )
-        elif gain <= 0:
-            found.append(
-                f"No better than random initialisation by k-NN ({gain:+.1f} points), though by "
-                "linear probe: images of a class have not moved together."
-            )
-        if self.scores["protocol"].get("skipped_images"):
-            found.append(f"{self.scores['protocol']['skipped_images']} images could not be read.")
-        return found
+        words = VERDICTS.get((self._beside_random("linear_probe"), self._beside_random("knn")))
+        found += [words] if words else []
+        stopped = [_words(k) for k, v in self.scores.get("probe_converged", {}).items() if not v]
+        if stopped:
+            found.append(f"The linear probe of {', '.join(stopped)} stopped before it converged.")
+        return found + unread
+
+    def _beside_random(self, kind: str) -> int:
+        """1 when the best level is above random initialisation, −1 below, 0 not told apart."""
+        level, _ = _best(self.scores[kind])
+        random = _best(self.scores["baselines"]["random_init"][kind])[1]
+        low, high = self.scores["confidence_95"][kind][level]
+        return int(low > random) - int(high < random)
 
     def _accuracies(self) -> Table:
         protocol = self.scores["protocol"]
@@ -106,9 +118,17 @@ class Report(Shown):
                     cells.append(_number(scores.get("attentive_probe", {}).get(level)))
                 for key in few:
                     reached = scores.get(key, {}).get(level)
-                    words = f"{reached['mean']:.1f} ± {reached['std']:.1f}" if reached else "–"
-                    cells.append(words)
+                    spread = f" ± {reached['std']:.1f}" if reached and reached["std"] else ""
+                    cells.append(f"{reached['mean']:.1f}{spread}" if reached else "–")
                 table.add_row("  " + _words(level), *cells)
+        table.caption = (
+            "±: half a 95 % interval" + "; of few labels, deviation of the draws" * bool(few)
+        )
+        if protocol.get("attentive_bank_images", 0) in range(1, protocol["bank_images"]):
+            table.caption += (
+                f". Attentive: {protocol['attentive_bank_images']:,} training and "
+                f"{protocol['attentive_query_images']:,} test images"
+            )
         pixels = self.scores["baselines"]["pixels"]
         table.add_row("raw pixels", f"{pixels['linear_probe']:.1f}", f"{pixels['knn']:.1f}")
         return table

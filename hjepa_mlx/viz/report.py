@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from hjepa_mlx import notebook
+from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.errors import HJEPAError
@@ -62,15 +63,17 @@ def make(
 
 
 def draw_all(run: Run, data: Data) -> dict[str, Picture]:
-    """Every picture of a run, by name; without metrics there are no curves."""
+    """Every picture of a run, by name; without metrics no curves, nor masks of a sampler's own."""
     model = load(run.path)
     train_source, test_source = open_source(data, "train"), open_source(data, "test")
     check_evaluable(train_source, test_source)
     bank = pictures(train_source, model.config, BANK)
     test = pictures(test_source, model.config, max(MASKED, SHOWN, QUERIES))
     queries = test._replace(images=test.images[:QUERIES], labels=test.labels[:QUERIES])
-    drawn = {
-        "masks": masks.draw(model.config, test.images[:MASKED]),
+    drawn = {}
+    if run.latest and not read_state(run.latest)["own_parts"]["sampler"]:
+        drawn["masks"] = masks.draw(model.config, test.images[:MASKED])
+    drawn |= {
         "pca": features.draw_pca(model, test.images[:SHOWN]),
         "similarity": features.draw_similarity(model, test.images[:SHOWN]),
         "neighbours": neighbours.draw(model, queries, bank),
@@ -85,7 +88,8 @@ def evaluation(run: Run) -> Tables:
     if not path.is_file():
         return []
     try:
-        return [("Evaluation", Report(run.scores).__rich__())]
+        scores = run.scores
+        return [(f"Evaluation at step {scores['trained']['step']:,}", Report(scores).__rich__())]
     except (HJEPAError, KeyError, TypeError, AttributeError):
         words = f"{path} is damaged or of another version: `hjepa-mlx eval` writes it anew."
         return [("Evaluation", words)]
