@@ -147,8 +147,8 @@ def create(config: Config) -> Run:
         run.store(config)
     except OSError as error:
         raise HJEPAError(
-            f"The run folder {error.filename} cannot be made ({error.strerror}); choose another "
-            "--run-dir."
+            f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}); "
+            "choose another --run-dir."
         ) from error
     return run
 

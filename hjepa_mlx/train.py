@@ -146,6 +146,7 @@ class Training:
             self.run = runs.create(self.config)
         with locked(self.run.path / ".lock", str(self.run.path)):
             self._restore()
+            self.run.store(self.config)
             self._fit()
         return self.run
 
@@ -169,7 +170,6 @@ class Training:
         self.done, self.position = state["step"], Position(*state["position"])
         self.window = state["window"]
         self.run.forget_after(self.done)
-        self.run.store(self.config)
         say(self.console, f"Resuming {self.run.path} at step {self.done} of {self.total}.")
 
     def _fit(self) -> None:

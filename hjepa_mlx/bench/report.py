@@ -131,14 +131,12 @@ class BenchReport(Shown):
         table.caption = (
             f"In {self.facts['step']['precision']}, with collapse signals and k-NN. "
             f"Last column: epochs that fit a night of {NIGHT_HOURS} hours. Where a step of the "
-            "recipe's batch would take too long, a smaller one was measured."
+            "recipe's batch would take too long, a smaller one was measured. *: on made-up images."
         )
         own = [self.facts["own_estimate"]] if "own_estimate" in self.facts else []
         for row in [*own, *self.facts["estimates"]]:
-            made_up = not row.get("data_is_here", True)
-            table.caption += f" {row['recipe']}*: made-up images." * made_up
             table.add_row(
-                row["recipe"] + "*" * made_up,
+                row["recipe"] + ("" if row.get("data_is_here", True) else "*"),
                 _rate(row["images_per_second"]),
                 _hours(row["hours_per_epoch"]),
                 _hours(row["hours_100_epochs"]),

@@ -26,11 +26,7 @@ NOTHING = (
     "No better than random initialisation by linear probe or k-NN: nothing that helps to tell "
     "these classes apart was learned. `hjepa-mlx viz` draws the curves."
 )
-VERDICTS = {  # linear probe and k-NN beside random initialisation: above 1, not told apart 0
-    (0, 0): NOTHING,
-    (0, -1): NOTHING,
-    (-1, 0): NOTHING,
-    (-1, -1): NOTHING,
+VERDICTS = {  # linear probe and k-NN, beside random initialisation: 1 above, 0 not told apart
     (0, 1): "Better than random initialisation by k-NN, not clearly so by linear probe: images of "
     "a class have moved together, but what a linear map can use has not grown. Train longer.",
     (-1, 1): "Better than random initialisation by k-NN, worse by linear probe: images of a class "
@@ -80,8 +76,9 @@ class Report(Shown):
             f"{high:.1f}); {best - random:+.1f} points against random initialisation, "
             f"{best - pixels:+.1f} against raw pixels."
         ]
-        words = VERDICTS.get((self._beside_random("linear_probe"), self._beside_random("knn")))
-        found += [words] if words else []
+        beside = self._beside_random("linear_probe"), self._beside_random("knn")
+        if min(beside) < 1:
+            found.append(VERDICTS.get(beside, NOTHING))
         stopped = [_words(k) for k, v in self.scores.get("probe_converged", {}).items() if not v]
         if stopped:
             found.append(f"The linear probe of {', '.join(stopped)} stopped before it converged.")
