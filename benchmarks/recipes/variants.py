@@ -176,6 +176,9 @@ VARIANTS = {
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
     "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),
     "small_grid_14_context_22": Variant((*SMALL, *GRID_14, "masks.context_tokens=22")),
+    "small_grid_14_1_level": Variant(
+        (*SMALL, *GRID_14, "masks.context_tokens=22", "model.levels=1")
+    ),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
     "small_context_10": Variant((*SMALL, "masks.context_tokens=10")),
     "small_areas_10_15": Variant((*SMALL, "masks.target_area=[0.1,0.15]")),
