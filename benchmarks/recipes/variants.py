@@ -179,6 +179,7 @@ VARIANTS = {
     "small_grid_14_1_level": Variant(
         (*SMALL, *GRID_14, "masks.context_tokens=22", "model.levels=1")
     ),
+    "small_grid_14_read_3": Variant((*SMALL, *GRID_14, "masks.context_tokens=22", *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
     "small_context_10": Variant((*SMALL, "masks.context_tokens=10")),
     "small_areas_10_15": Variant((*SMALL, "masks.target_area=[0.1,0.15]")),
