@@ -89,18 +89,20 @@ def compare(runs: Sequence[str | Path | Run]) -> Comparison:
     if twice := [path for path in paths if places.count(path.resolve()) > 1]:
         raise UsageError(f"The same run is given twice: {', '.join(map(str, twice))}.")
     opened = [Run(path) for path in paths]
-    configuration, training = _configuration(opened), [_training(run) for run in opened]
+    states = [read_state(run.latest) if run.latest else None for run in opened]
+    training = [_training(run, state) for run, state in zip(opened, states, strict=True)]
+    configuration = _configuration(opened)
     evaluations = [run.scores for run in opened]
     scores, intervals = _gather(evaluations), _gather(evaluations, "confidence_95")
     incomparable = _incomparable(opened, [evaluation for evaluation in evaluations if evaluation])
     notes = [] if configuration else ["The configurations are the same."]
     notes += [f"Scores are not comparable: {incomparable}."] if incomparable else []
-    for run, evaluation in zip(opened, evaluations, strict=True):
+    for run, state, evaluation in zip(opened, states, evaluations, strict=True):
         command = f"hjepa-mlx eval {quote(str(run.path))}"
         step = evaluation.get("trained", {}).get("step")
         if not evaluation:
             notes.append(f"Not evaluated: {command}")
-        elif step is not None and run.latest and read_state(run.latest)["step"] != step:
+        elif step is not None and state and state["step"] != step:
             notes.append(f"{run.path} was evaluated at step {step:,}, not since: {command}")
     banks = {e["protocol"].get("attentive_bank_images") for e in evaluations if "protocol" in e}
     unmarked = {"feature_rank"} | ({"attentive_probe"} if len(banks) > 1 else set())
@@ -136,10 +138,10 @@ def _configuration(runs: list[Run]) -> dict[str, list[Any]]:
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _training(run: Run) -> dict[str, Any]:
-    """How far a run came, by its log and its newest checkpoint, and how it went."""
+def _training(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
+    """How far a run came, by its log and its newest checkpoint's state, and how it went."""
     config, logged = run.config, run.metrics
-    reached = [*logged[-1:], *([read_state(run.latest)] if run.latest else [])]
+    reached = [*logged[-1:], *([state] if state else [])]
     last = max(reached, key=lambda row: row["step"], default={"step": 0, "epoch": 0.0})
     speeds = [row["images_per_second"] for row in logged if "images_per_second" in row]
     return {

@@ -137,7 +137,6 @@ class Training:
         self._timed = 0  # steps since the clock was set
         self._told_of_share = False
         self._clock, self._saved = time.monotonic(), time.monotonic()
-        self._began, self._first = time.monotonic(), 0
 
     def fit(self) -> Run:
         """Make the run's folder, or go on from its newest checkpoint, and train to the end."""
@@ -146,7 +145,8 @@ class Training:
             self.run = runs.create(self.config)
         with locked(self.run.path / ".lock", str(self.run.path)):
             self._restore()
-            self.run.store(self.config)
+            if self.run.config != self.config:  # in what a resumed run may change
+                self.run.store(self.config)
             self._fit()
         return self.run
 

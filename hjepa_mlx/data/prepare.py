@@ -27,7 +27,7 @@ import PIL
 from hjepa_mlx import backend
 from hjepa_mlx.data import shards
 from hjepa_mlx.data.images import UNREADABLE, shrunk
-from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.source import Source, check_same_classes
 from hjepa_mlx.data.storage import Files
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_write, locked, sha256, write_json
@@ -54,19 +54,14 @@ def prepare(
     """
     for source in sources.values():
         _check_original(source)
-    known, asked = (sources[split].classes for split in ("train", "test"))
-    if known != asked:  # labels of both splits are numbers of one list
-        raise UsageError(
-            f"{name}: training and test images have different classes ({len(known)} and "
-            f"{len(asked)})."
-        )
+    check_same_classes(sources["train"], sources["test"])  # the manifest has one list for both
     plan = {
         "format": shards.FORMAT,
         "name": name,
         "short_side": side,
         "jpeg_quality": quality,
         "pillow": PIL.__version__,
-        "classes": list(known),
+        "classes": list(sources["train"].classes),
         "sources": {split: _fingerprint(source) for split, source in sources.items()},
     }
     if shards.complete(folder):

@@ -9,6 +9,7 @@ import numpy as np
 
 from hjepa_mlx.data.images import as_ppm, decodable
 from hjepa_mlx.data.storage import Images
+from hjepa_mlx.errors import UsageError
 from hjepa_mlx.rng import generator
 
 # what is pretrained on; the labelled images that evaluation learns from; those it is judged on
@@ -89,3 +90,12 @@ def make_source(
     """All images of a storage."""
     labels = np.zeros(0, np.int64) if labels is None else labels.astype(np.int64)
     return Source(name, images, np.arange(len(images)), labels, classes)
+
+
+def check_same_classes(train: Source, test: Source) -> None:
+    """Refuse splits whose labels do not mean the same."""
+    if train.classes != test.classes:
+        raise UsageError(
+            f"{train.name}: training and test images have different classes "
+            f"({len(train.classes)} and {len(test.classes)})."
+        )

@@ -13,7 +13,7 @@ import numpy as np
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config, config_names, load_config
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.source import Source, check_same_classes
 from hjepa_mlx.data.sources import SOURCES, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import protocols
@@ -234,8 +234,4 @@ def check_evaluable(train: Source, test: Source, k: int = K) -> None:
     if train.classes and len(train) < least:
         what = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
         raise UsageError(f"{what} needs at least {least} training images; there are {len(train)}.")
-    if train.classes != test.classes:
-        raise UsageError(
-            f"{train.name}: training and test images have different classes "
-            f"({len(train.classes)} and {len(test.classes)})."
-        )
+    check_same_classes(train, test)
