@@ -165,6 +165,11 @@ class Config(Shown, Section):
         return self.data.image_size // self.model.patch_size
 
     @property
+    def level_sides(self) -> list[int]:
+        """Cells along each side of the image, by level; those at its end may be smaller."""
+        return [-(-self.grid // int(pool)) for pool in self.model.level_pool]
+
+    @property
     def predicted(self) -> list[int]:
         """The levels that are predicted: those whose loss has a weight."""
         return [level for level, weight in enumerate(self.loss.level_weights) if weight]

@@ -169,8 +169,7 @@ def _print_plan(config: Config) -> None:
 
 def _hierarchy(config: Config) -> str:
     """What the grid means for the levels: how many cells of which size each has in an image."""
-    pools = list(map(int, config.model.level_pool))
-    sides = [-(-config.grid // pool) for pool in pools]
+    pools, sides = map(int, config.model.level_pool), config.level_sides
     words = [
         f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
         + ("" if level in config.predicted else " (not predicted)")

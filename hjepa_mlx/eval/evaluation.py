@@ -98,8 +98,7 @@ def _token_strides(
     """Of how many images one has its tokens kept, in training and test; None: no tokens at all."""
     if not train.classes or not protocol.token_gb:
         return None
-    pools = map(int, config.model.level_pool)
-    cells = sum((-(-config.grid // pool)) ** 2 for pool in pools)
+    cells = sum(side**2 for side in config.level_sides)
     learnt, judged = (
         protocol.token_stride(len(source), cells, int(config.model.dim)) for source in (train, test)
     )
