@@ -32,7 +32,7 @@ def _put_openblas_first() -> ctypes.CDLL | None:
 
     mlx-data's prefetch threads set OpenBLAS to one thread around every sample, for the whole
     process, where they find it: matmuls would be slower and their last bits depend on timing. They
-    look for it once, at their first use, so that is done before it is there to be found.
+    are told once where it is, with the first of them, so a stream without any is made before.
     """
     if sys.platform != "linux":
         return None
@@ -45,7 +45,7 @@ def _put_openblas_first() -> ctypes.CDLL | None:
         return None
     import mlx.data
 
-    list(mlx.data.buffer_from_vector([{"first": 0}]).ordered_prefetch(1, 1))
+    mlx.data.buffer_from_vector([{"first": 0}]).ordered_prefetch(1, 0)
     with _openblas_kernels():
         for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
             try:

@@ -3,6 +3,9 @@
 import gc
 import io
 import os
+import subprocess
+import sys
+import threading
 import zlib
 from contextlib import closing
 from itertools import islice
@@ -24,7 +27,7 @@ from hjepa_mlx.data.pipeline import (
     random_box,
     training_batches,
 )
-from hjepa_mlx.data.source import make_source
+from hjepa_mlx.data.source import Source, make_source
 from hjepa_mlx.data.storage import Files, Pixels
 from hjepa_mlx.errors import HJEPAError
 
@@ -318,7 +321,50 @@ def test_a_pipeline_that_is_done_or_left_lets_go_of_its_threads(mixed, numbered,
         list(evaluation_images(source, tiny_config(), Skipped()))
         next(evaluation_images(source, tiny_config(), Skipped()))
     gc.collect()
+    for thread in list(pipeline._ending):
+        thread.join()
     assert not list(pipeline._live)
+
+
+class NeverEnds:
+    """A stream whose threads miss that they should end, as happens in mlx-data 0.1.0."""
+
+    def __del__(self) -> None:
+        threading.Event().wait()
+
+
+def test_a_stream_that_never_ends_holds_up_nothing(tiny_config):
+    source = in_memory(np.zeros((20, 32, 32, 3), np.uint8))
+    reader = pipeline._Reader(source, np.arange(20), tiny_config(), None, Skipped())
+    reader.begin(range(20))
+    reader.streams.append(NeverEnds())
+    reader.end(1)
+    assert len(reader.streams) == 1
+    reader.end()
+    assert not reader.streams
+
+
+def test_python_is_left_despite_a_stream_that_never_ends():
+    code = (
+        "import sys, threading\n"
+        "from collections import deque\n"
+        "from types import SimpleNamespace\n"
+        "from hjepa_mlx.data import pipeline\n"
+        "class NeverEnds:\n"
+        "    def __del__(self): threading.Event().wait()\n"
+        "pipeline.END_WAIT = 0.1\n"
+        "pipeline._Reader.end(SimpleNamespace(streams=deque([NeverEnds()])))\n"
+        "sys.exit(3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3
+
+
+def test_no_image_is_read_more_often_than_needed(mixed, tiny_config, monkeypatch):
+    reads, read = [], Source.read
+    monkeypatch.setattr(Source, "read", lambda self, i: reads.append(i) or read(self, i))
+    few = mixed.take(np.arange(4))
+    assert len(list(evaluation_images(few, tiny_config(data={"batch_size": 32}), Skipped()))) == 4
+    assert sorted(reads) == [0, 1, 2, 3]
 
 
 def test_half_of_the_images_are_mirrored_and_none_without_flip(tiny_config):

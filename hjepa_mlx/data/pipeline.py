@@ -7,6 +7,7 @@ whatever the number of workers, and a run can be resumed in the middle of a pass
 from __future__ import annotations
 
 import atexit
+import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -28,6 +29,7 @@ RAW_BLOCK = 512  # likewise where the block's pixels are read at once
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
 CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
+END_WAIT = 5.0  # seconds that leaving Python waits for mlx-data's threads
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -185,7 +187,7 @@ def _of_block(reader: _Reader, block: range) -> Iterator[tuple[int, np.ndarray]]
             raise reader.lost
         if sample["readable"]:
             yield place, sample["image"]
-    reader.streams.popleft()
+    reader.end(1)
 
 
 class _Reader:
@@ -223,12 +225,24 @@ class _Reader:
         else:  # a thread would wait for Python's lock longer than this takes
             buffer = dx.buffer_from_vector([self._crop(self._read(s)) for s in samples])
         resized = buffer.image_resize("image", self.size, self.size)
-        self.streams.append(resized.ordered_prefetch(self.ahead, self.threads))
+        # with more ahead than there are samples, mlx-data would make them again and again
+        ahead = min(self.ahead, len(places))
+        self.streams.append(resized.ordered_prefetch(ahead, self.threads))
         _live.add(self)
 
-    def end(self) -> None:
-        """Let go of the streams: they hold this object, and it holds them."""
-        self.streams.clear()
+    def end(self, count: int | None = None) -> None:
+        """Let go of the first `count` streams, or of all: they hold this object, and it them.
+
+        A thread does it that nobody waits for: once in some ten thousand streams, mlx-data 0.1.0
+        waits for ever for a thread of its own, which has missed that it should end.
+        """
+        streams = self.streams
+        ended = [streams.popleft() for _ in range(len(streams) if count is None else count)]
+        if not ended:
+            return
+        thread = threading.Thread(target=ended.clear, name="end-streams", daemon=True)
+        _ending.add(thread)
+        thread.start()
 
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
         place = int(sample["place"])
@@ -254,10 +268,13 @@ class _Reader:
 
 
 _live: weakref.WeakSet[_Reader] = weakref.WeakSet()
+_ending: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @atexit.register
 def _end_threads() -> None:
     """mlx-data's threads must end before Python does, or the process is aborted."""
     for reader in list(_live):
-        reader.end()
+        reader.streams.clear()  # some Pythons start no thread any more
+    for thread in list(_ending):
+        thread.join(END_WAIT)
