@@ -158,7 +158,8 @@ CHOSEN = (
 )
 SMALL = (*CHOSEN, *NANO)  # what was chosen, of the smaller network
 LEVELS_4 = ("model.levels=4", "model.level_pool=[1,1,2,4]")  # 8x8 patches would not fit a block
-GRID_14 = ("data.image_size=28", "model.patch_size=2")
+GRID_14 = ("data.image_size=28", "model.patch_size=2", "masks.context_tokens=22")
+GRID_14_56 = (*GRID_14, "data.image_size=56", "model.patch_size=4")  # for the photographs
 # Only the last block predicted, three read: the training of one level
 READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0,1]")
 
@@ -175,11 +176,11 @@ VARIANTS = {
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
     "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),
-    "small_grid_14_context_22": Variant((*SMALL, *GRID_14, "masks.context_tokens=22")),
-    "small_grid_14_1_level": Variant(
-        (*SMALL, *GRID_14, "masks.context_tokens=22", "model.levels=1")
-    ),
-    "small_grid_14_read_3": Variant((*SMALL, *GRID_14, "masks.context_tokens=22", *READ_3)),
+    "small_grid_14_context_22": Variant((*SMALL, *GRID_14)),
+    "small_grid_14_1_level": Variant((*SMALL, *GRID_14, "model.levels=1")),
+    "small_grid_14_read_3": Variant((*SMALL, *GRID_14, *READ_3)),
+    "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
+    "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
     "small_context_10": Variant((*SMALL, "masks.context_tokens=10")),
     "small_areas_10_15": Variant((*SMALL, "masks.target_area=[0.1,0.15]")),
