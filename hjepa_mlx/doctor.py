@@ -11,7 +11,7 @@ from typing import Any
 from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
 
-FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded needs about 15
+FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded, its shards and a run's checkpoints
 MEMORY_GB = 15.0
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -153,8 +154,9 @@ class BenchReport(Shown):
             yield Text(f"  {row['recipe']}: {_hours(row['hours_100_epochs'])}")
             for change in row["changes"]:
                 fits = change["hours_100_epochs"] <= row["promised_hours"][1]
+                settings = " ".join(f"--set {quote(setting)}" for setting in change["settings"])
                 yield Text(
-                    f"    --set {' --set '.join(change['settings'])}: "
+                    f"    {settings}: "
                     f"{_hours(change['hours_100_epochs'])}{', would fit' if fits else ''}"
                 )
 
