@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,12 @@ def _passing(checkpoint: Path) -> bool:
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    for left_over in folder.glob(".step-*.part"):  # of a save that was killed
-        shutil.rmtree(left_over)
+    """Delete what is not kept; what resists (a network's or foreign disk's file) the next time."""
     passing = [path for path in complete(folder) if _passing(path)]
     for path in passing[:-keep_last]:
-        shutil.rmtree(path)
+        with suppress(OSError):
+            (path / "state.json").unlink()  # so that a half of it is no checkpoint
+    partly = (path for path in folder.glob("step-*") if not (path / "state.json").is_file())
+    for path in [*folder.glob(".step-*.part"), *partly]:  # the first: of a save that was killed
+        shutil.rmtree(path, ignore_errors=True)
     sync_folder(folder)

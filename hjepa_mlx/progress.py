@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,30 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 10  # between two plain lines
+
+
+class _Lasting:
+    """A text stream that falls silent when its pipe or terminal is gone, instead of raising."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def lasting_console() -> Console:
+    """A console on stderr for a run that outlives its terminal, or what its output is piped to."""
+    return Console(file=cast(IO[str], _Lasting(sys.stderr)))
 
 
 @contextmanager

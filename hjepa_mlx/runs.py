@@ -183,7 +183,7 @@ def reopen(config: Config) -> Run:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UsageError(
             f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "
-            "Resume it with its own (CONFIG may be the run's config.yaml), or start a new run."
+            f"Resume it with its own, {run.path / 'config.yaml'}, or start a new run."
         )
     return run
 

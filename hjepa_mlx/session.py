@@ -1,4 +1,4 @@
-"""A long run and its machine: Ctrl-C that saves, a Mac that stays awake."""
+"""A long run and its machine: Ctrl-C or a closed terminal that saves, a Mac that stays awake."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, shutdown, terminal closed
 
 
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM) is noted; the second leaves at once."""
+    """The first of `SIGNALS` is noted; a Ctrl-C after it leaves at once."""
 
     def __init__(self) -> None:
         self.wanted = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.wanted:
+        if self.wanted and number == signal.SIGINT:  # a terminal that closes hangs up twice
             if os.isatty(2):
-                os.write(2, b"\x1b[?25h")  # the cursor, which progress bars hide
+                _write(b"\x1b[?25h")  # the cursor, which progress bars hide
             os._exit(130)
-        self.wanted = True
-        os.write(2, b"\nSaving; press Ctrl-C again to leave at once.\n")  # print may be under way
+        if not self.wanted:
+            self.wanted = True
+            _write(b"\nSaving; press Ctrl-C again to leave at once.\n")
+
+
+def _write(text: bytes) -> None:
+    """Write to stderr, where a print may be under way, if it is still there."""
+    with suppress(OSError):
+        os.write(2, text)
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Catch Ctrl-C and SIGTERM while inside; yields what tells whether one came."""
+    """Catch `SIGNALS` while inside; yields what tells whether one came."""
     interrupt = Interrupt()
+    caught = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores one
     try:
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, interrupt) for s in caught}
     except ValueError:  # not the main thread: the caller's own handling stays
         before = {}
     try:

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -29,7 +29,7 @@ from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import locked
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.progress import Reporter, say
+from hjepa_mlx.progress import Reporter, lasting_console, say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
 from hjepa_mlx.signals import Signals, reading, warnings
@@ -56,9 +56,10 @@ def train(
     sampler: masks of your own, from the batch's number and how many to draw (see `MaskSampler`).
     model: the network to start from, built from this config (another run's weights, a subclass).
     Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
-    checkpoint saved; HJEPAError or UsageError with one readable line for all else.
+    checkpoint saved, as after SIGTERM and a closed terminal; HJEPAError or UsageError with one
+    readable line for what else is foreseen.
     """
-    return Training(config, resume, console or Console(stderr=True), error, sampler, model).fit()
+    return Training(config, resume, console or lasting_console(), error, sampler, model).fit()
 
 
 def steps_per_epoch(config: Config, images: int) -> int:
@@ -247,8 +248,7 @@ class Training:
 
     def _resume_command(self) -> str:
         assert self.run is not None
-        config_file, folder = self.run.path / "config.yaml", self.run.path
-        return f"hjepa-mlx train {quote(str(config_file))} --resume --run-dir {quote(str(folder))}"
+        return f"hjepa-mlx train {quote(str(self.run.path / 'config.yaml'))} --resume"
 
     def _update(self, batches: Iterator, sampler: Sampler, values: Schedule) -> Metrics:
         pairs, position = [], self.position
@@ -278,12 +278,14 @@ class Training:
             row["images_per_second"] = round(images / (time.monotonic() - self._clock), 1)
             row["peak_memory_gb"] = round(mx.get_peak_memory() / backend.GB, 3)
         if watched:
-            signals = self.signals()
+            with self._untimed():
+                signals = self.signals()
             row |= signals
             for warning in warnings(first, signals):
                 reporter.say(f"step {self.done}: {warning}", style="yellow")
         if judged:
-            row |= self._quick_knn(reporter)
+            with self._untimed():
+                row |= self._quick_knn(reporter)
         if len(row) > 2:
             assert self.run is not None
             self.run.log(row)
@@ -375,9 +377,17 @@ class Training:
             "milestone": self._milestone() or self.done == self.total,
         }
         keep = self.config.run.keep_last
-        path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
+        with self._untimed():
+            path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
         self._saved = time.monotonic()
         return path
+
+    @contextmanager
+    def _untimed(self) -> Iterator[None]:
+        """What is done inside does not count in the images per second."""
+        began = time.monotonic()
+        yield
+        self._clock += time.monotonic() - began
 
 
 def _keep_choices(config: Config, before: Config) -> None:

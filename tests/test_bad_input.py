@@ -440,19 +440,30 @@ def test_a_disk_that_fills_up_loses_no_earlier_results(prepared, small_disk):
     assert hjepa(prepared, command).returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_saved_and_the_command_it_names_goes_on(place, number):
-    command = "train tiny.yaml --run-dir new --set optim.epochs=5"
-    with subprocess.Popen(
-        HJEPA + shlex.split(command), cwd=place, stderr=subprocess.PIPE, text=True
-    ) as process:
+def interrupted(place, number, deaf=False):
+    """Train until some steps are done, then send a signal: exit status and stderr.
+
+    deaf: whoever reads stderr goes away first, as `tee` does at Ctrl-C.
+    """
+    command = HJEPA + shlex.split("train tiny.yaml --run-dir new --set optim.epochs=5")
+    with subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True) as process:
         metrics = place / "new/metrics.jsonl"
         while not (metrics.is_file() and metrics.read_text().count("\n") > 2):
             assert process.poll() is None
             time.sleep(0.02)
+        if deaf:
+            process.stderr.close()
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+        if number == signal.SIGHUP:  # shell and kernel both hang up
+            process.send_signal(number)
+        said = "" if deaf else process.stderr.read()
+        return process.wait(timeout=60), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_is_saved_and_the_command_it_names_goes_on(place, number):
+    status, stderr = interrupted(place, number)
+    assert status == 130
     assert "Traceback" not in stderr
     last = stderr.splitlines()[-1]
     assert last.startswith("hjepa-mlx: Stopped at step ")
@@ -461,5 +472,28 @@ def test_an_interrupted_run_is_saved_and_the_command_it_names_goes_on(place, num
     ended = hjepa(place, last.split(": hjepa-mlx ")[1])
     assert ended.returncode == 0, ended.stderr
     assert f"at step {step} of 20" in ended.stderr
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(21))
+    lines = (place / "new/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(21))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_run_is_saved_though_nobody_reads_what_it_says(place, number):
+    assert interrupted(place, number, deaf=True)[0] == 130
+    assert list(place.glob("new/checkpoints/step-*/state.json"))
+
+
+def test_a_run_that_ignores_hanging_up_goes_on(place):
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"  # as nohup does
+    code = f"{ignore}; from hjepa_mlx.session import interruptible\n"
+    code += "import os\nwith interruptible() as i: os.kill(os.getpid(), 1); print(i.wanted)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "False\n"
+
+
+def test_a_run_resumed_by_its_own_config_is_not_a_newer_one_of_that_name(place):
+    (place / "runs").mkdir()
+    for day in (1, 2):
+        shutil.copytree(place / "run", place / f"runs/tiny-2026010{day}-000000")
+    ended = hjepa(place, "train runs/tiny-20260101-000000/config.yaml --resume")
+    assert ended.returncode == 0, ended.stderr
+    assert "Resuming runs/tiny-20260101-000000 at step 8 of 8" in ended.stderr

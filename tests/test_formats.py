@@ -269,6 +269,7 @@ def test_without_weights_each_image_comes_once(both):
 def test_a_pass_has_as_many_images_as_its_parts_together(both, limit):
     joined = source(both[0], "imagenet100+stl10", "pretrain", weights=[1.0, 1.0], limit=limit)
     assert sum(joined.shares) == len(joined) == len(joined.pass_order(0, 0)[0])
+    assert sorted(joined.take(np.arange(5)).pass_order(0, 0)[0]) == [0, 1, 2, 3, 4]
 
 
 def test_a_data_set_named_twice_is_refused(both):

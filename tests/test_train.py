@@ -1,6 +1,9 @@
 """Whole runs through the Python API on the demo images."""
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,12 +12,12 @@ import pytest
 from rich.console import Console
 
 import hjepa_mlx as hj
-from hjepa_mlx import runs
+from hjepa_mlx import checkpoint, runs
 from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
-from hjepa_mlx.files import locked
+from hjepa_mlx.files import locked, write_json
 from hjepa_mlx.losses import mse
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.runs import Run
@@ -267,3 +270,30 @@ def test_a_run_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> No
         mx.random.seed(number)
         losses.append(hj.train(config, model=model).metrics[-1]["loss"])
     assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step-0000000{step}").mkdir()
+        state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT}
+        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(state))
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: os.open("/nowhere", 0))
+    checkpoint._prune(tmp_path, keep_last=1)
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000003"]
+    monkeypatch.undo()
+    checkpoint._prune(tmp_path, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_json(tmp_path / "file.json", [1])
+    assert (tmp_path / "file.json").read_text() == "[\n 1\n]\n"

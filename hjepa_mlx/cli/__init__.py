@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +74,8 @@ def train(
         str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
+        bool,
+        typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: RUN/config.yaml."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
@@ -87,8 +90,11 @@ def train(
     loaded = load_config(config, overrides)
     if data_dir is not None:
         loaded.data.dir = data_dir
+    own = Path(config)
     if run_dir is not None:
         loaded.run.dir = run_dir
+    elif resume and own.name == "config.yaml" and (own.parent / "metrics.jsonl").is_file():
+        loaded.run.dir = str(own.parent)
     if dry_run:
         _print_plan(loaded)
         return
@@ -98,8 +104,8 @@ def train(
     try:
         run = start(loaded, resume)
     except Interrupted as stopped:
-        print(f"hjepa-mlx: {stopped}", file=sys.stderr)
-        sys.stderr.flush()
+        with suppress(OSError):  # the terminal may be gone
+            print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
         os._exit(130)  # data threads may still hold images
     if loaded.run.final_eval:
         study.report(run.path)

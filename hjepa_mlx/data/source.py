@@ -60,7 +60,7 @@ class Source:
     def take(self, indices: np.ndarray) -> Source:
         """The source with only these images."""
         labels = self.labels[indices] if self.classes else self.labels
-        return replace(self, rows=self.rows[indices], labels=labels)
+        return replace(self, rows=self.rows[indices], labels=labels, parts=(), shares=())
 
     def pass_order(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Which image stands at each place of pass `number`; and rows of random numbers for them.

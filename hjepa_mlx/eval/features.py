@@ -123,7 +123,7 @@ def extract(
     images = _batches(evaluation_images(source, config, skipped, cropped), indices)
     with bar("Encoding", N, "images", shown) as advance:
         for outputs in _computed(make_encoders, images, parallel):
-            kept = kept or [_room(named, N, stride) for named in outputs]
+            kept = kept or _room_for(outputs, N, stride)
             for arrays, named in zip(kept, outputs, strict=True):
                 count = _keep(arrays, named, done, stride)
             done += count
@@ -177,23 +177,41 @@ def _computed(
             yield pending.popleft().result()
 
 
-def _room(outputs: dict[str, np.ndarray], count: int, stride: int) -> dict[str, np.ndarray]:
-    """Arrays for the outputs of `count` images, shaped after those of a first batch."""
-    rows = {name: -(-count // stride) if name.startswith(TOKENS) else count for name in outputs}
-    return {name: room((rows[name], *x.shape[1:]), x.dtype) for name, x in outputs.items()}
+def _room_for(
+    outputs: list[dict[str, np.ndarray]], count: int, stride: int
+) -> list[dict[str, np.ndarray]]:
+    """Arrays for every encoder's outputs of `count` images, shaped after those of a first batch."""
+    wanted = []
+    for named in outputs:
+        for name, x in named.items():
+            rows = -(-count // stride) if name.startswith(TOKENS) else count
+            wanted.append(((rows, *x.shape[1:]), x.dtype))
+    arrays = iter(room(*wanted))
+    return [{name: next(arrays) for name in named} for named in outputs]
 
 
-def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array to be filled; a large one lies in a file, so that memory can be taken from it."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if size <= IN_MEMORY:
-        return np.empty(shape, dtype)
+def room(*wanted: tuple[tuple[int, ...], Any]) -> list[np.ndarray]:
+    """Arrays of these shapes and dtypes, to be filled.
+
+    Large ones lie in files, so that the system can take their memory back.
+    """
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in wanted]
+    needed = sum(size for size in sizes if size > IN_MEMORY)
     free = shutil.disk_usage(tempfile.gettempdir()).free
-    if free < size:
+    if free < needed:
         raise HJEPAError(
-            f"Features need {size / 1e9:.1f} GB in {tempfile.gettempdir()}, where {free / 1e9:.1f} "
-            "GB are free. Free some, set TMPDIR to a larger disk, or use fewer tokens (--token-gb)."
+            f"Features need {needed / 1e9:.1f} GB in {tempfile.gettempdir()}, where "
+            f"{free / 1e9:.1f} GB are free. Free some, set TMPDIR to a larger disk, or use fewer "
+            "tokens (--token-gb)."
         )
+    return [
+        _mapped(shape, dtype, size) if size > IN_MEMORY else np.empty(shape, dtype)
+        for (shape, dtype), size in zip(wanted, sizes, strict=True)
+    ]
+
+
+def _mapped(shape: tuple[int, ...], dtype: Any, size: int) -> np.ndarray:
+    """An array of `size` bytes in a temporary file without a name."""
     with tempfile.TemporaryFile() as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when mapped
             os.posix_fallocate(file.fileno(), 0, size)
@@ -237,7 +255,7 @@ def concatenated(levels: list[np.ndarray]) -> np.ndarray:
     The cosine similarity of two images is then the mean of their similarities at each level.
     """
     N = len(levels[0])
-    joined = room((N, sum(x.shape[1] for x in levels)), np.float32)
+    (joined,) = room(((N, sum(x.shape[1] for x in levels)), np.float32))
     for rows in blocks(N, 1 << 16):
         parts = [
             x[rows] / np.maximum(np.linalg.norm(x[rows], axis=1, keepdims=True), 1e-12)

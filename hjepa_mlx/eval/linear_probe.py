@@ -71,8 +71,10 @@ def fit(features: np.ndarray, labels: np.ndarray, solver: str = SOLVER) -> Linea
     classes = int(labels.max()) + 1
     solve, grid = SOLVERS[solver], GRIDS[solver]
     fitted, held_out = validation(len(labels))
-    mean, scale = moments(features[fitted])
-    x = standardised(features[fitted], mean, scale)
+    chosen_from = features[fitted]
+    mean, scale = moments(chosen_from)
+    x = standardised(chosen_from, mean, scale)
+    del chosen_from  # of ImageNet's pixels, 14 GB
     best, best_weights, best_score, best_number = grid[0], None, -1.0, 0
     with backend.computing_threads():  # thin matrices: a BLAS with several threads is slower
         for number, (setting, weights, _) in enumerate(solve(x, labels[fitted], classes, grid)):
@@ -82,6 +84,7 @@ def fit(features: np.ndarray, labels: np.ndarray, solver: str = SOLVER) -> Linea
                 best, best_weights, best_score, best_number = setting, weights, score, number
             elif solver == SOLVER and number - best_number == PATIENCE:  # sgd's grid has no order
                 break
+        del x
         return _fit_one(features, labels, classes, solver, best, best_weights)
 
 
@@ -120,7 +123,8 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(features − mean) / scale, [N, D] float32."""
-    return (np.asarray(features, np.float32) - mean) / scale
+    x = np.subtract(features, mean, dtype=np.float32)
+    return np.divide(x, scale, out=x)
 
 
 def logistic_regression(
