@@ -90,6 +90,11 @@ class Model(Section):
     predictor_context: Literal["tokens", "mean", "both"] = "tokens"
     checkpoint_blocks: bool = False
 
+    @property
+    def predictor_heads(self) -> int:
+        """Attention heads of the predictor, of 64 dimensions each."""
+        return max(1, self.predictor_dim // 64)
+
 
 class Masks(Section):
     """How target and context blocks are drawn; areas are fractions of the grid.
@@ -392,10 +397,10 @@ def _check_sizes(config: Config) -> None:
     for key, value in (("dim", model.dim), ("predictor_dim", model.predictor_dim)):
         if int(value) % 4:
             raise UsageError(f"model.{key}={value} must be a multiple of 4 (2-D positions).")
-    if model.predictor_dim % max(1, model.predictor_dim // 64):
+    if model.predictor_dim % model.predictor_heads:
         raise UsageError(
             f"model.predictor_dim={model.predictor_dim} does not divide into heads of 64; "
-            f"use {64 * (model.predictor_dim // 64)} or {64 * (model.predictor_dim // 64 + 1)}."
+            f"use {64 * model.predictor_heads} or {64 * (model.predictor_heads + 1)}."
         )
     if model.predictor_context == "both" and config.masks.targets < 2:
         raise UsageError("model.predictor_context=both needs masks.targets of at least 2 to share.")

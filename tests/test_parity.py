@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from hjepa_mlx.config import Model
+from hjepa_mlx.config import Model, load_config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import VisionTransformer, patchify, sincos_positions
@@ -69,7 +69,7 @@ def kernel_as_rows(kernel):
 
 
 def features_of_ours(weights, images):
-    vit = VisionTransformer(16, 14, dim=384, depth=12, heads=6)
+    vit = VisionTransformer(load_config("imagenet100"))  # ViT-S/16 at 224
     vit.load_weights([(name, mx.array(weight)) for name, weight in weights.items()])
     patches = patchify(mx.array(images), 16, MODEL.image_mean, MODEL.image_std)
     return np.array(vit(patches)[0])

@@ -72,7 +72,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     }
     trained = weights["context_encoder"] + weights["predictor"]
     dim, depth, heads = int(model.dim), int(model.depth), int(model.heads)
-    narrow, narrow_heads = model.predictor_dim, max(1, model.predictor_dim // 64)
+    narrow, narrow_heads = model.predictor_dim, model.predictor_heads
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, levels]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)

@@ -42,21 +42,12 @@ class HJEPA(nn.Module):
         self.config = config
         self.origin: Origin | None = None  # untrained
         self.level_blocks = tuple(int(block) for block in model.level_blocks)
-        shape = (model.patch_size, config.grid, int(model.dim), int(model.depth), int(model.heads))
         mx.random.seed(config.seed)
-        self.context_encoder = VisionTransformer(*shape, checkpoint=model.checkpoint_blocks)
-        self.target_encoder = VisionTransformer(*shape)
+        self.context_encoder = VisionTransformer(config)
+        self.target_encoder = VisionTransformer(config)
         self.target_encoder.update(self.context_encoder.parameters())
         self.target_encoder.freeze()
-        self.predictor = Predictor(
-            config.grid,
-            len(config.predicted),
-            int(model.dim),
-            model.predictor_dim,
-            model.predictor_depth,
-            model.predictor_context,
-            checkpoint=model.checkpoint_blocks,
-        )
+        self.predictor = Predictor(config)
         self._level_pool = [
             mx.array(pooling(config.grid, config.grid, int(size))[0]) for size in model.level_pool
         ]

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from hjepa_mlx.config import Config
 from hjepa_mlx.models.vit import blocks, grid_positions, trunc_normal
 
 TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
@@ -14,35 +15,28 @@ TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
 class Predictor(nn.Module):
     """A narrow ViT over the projected context and one mask token per cell to predict.
 
-    told: "tokens" of the context at their positions; "mean", only their mean, as one token without
-    a position; or "both", the first half of each level's cells from the tokens and the rest from
-    the mean. What is predicted from the mean must be in the mean, which is what evaluation uses;
-    what is predicted from the tokens may stay spread over them.
+    `model.predictor_context` says what it sees of the context: "tokens", at their positions;
+    "mean", only their mean, as one token without a position; or "both", the tokens for the first
+    half of each level's cells and the mean for the rest. What is predicted from the mean must be in
+    the mean, which is what evaluation uses; what is predicted from the tokens may stay spread over
+    them.
     """
 
-    def __init__(
-        self,
-        grid: int,
-        levels: int,
-        encoder_dim: int,
-        dim: int,
-        depth: int,
-        told: str = "tokens",
-        checkpoint: bool = False,
-    ) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self._run = nn.utils.checkpoint if checkpoint else lambda block: block
-        heads = max(1, dim // 64)
-        self.embed = nn.Linear(encoder_dim, dim)
-        self.mask_token = trunc_normal((dim,))
-        self.level_embed = trunc_normal((levels, dim))
-        self.blocks = blocks(dim, depth, heads)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.heads = [nn.Linear(dim, encoder_dim) for _ in range(levels)]
+        model, levels = config.model, len(config.predicted)
+        self.grid, self.dim = config.grid, model.predictor_dim
+        self._told = TOLD[model.predictor_context]
+        self._run = nn.utils.checkpoint if model.checkpoint_blocks else lambda block: block
+        self.embed = nn.Linear(int(model.dim), self.dim)
+        self.mask_token = trunc_normal((self.dim,))
+        self.level_embed = trunc_normal((levels, self.dim))
+        self.blocks = blocks(self.dim, model.predictor_depth, model.predictor_heads)
+        self.norm = nn.LayerNorm(self.dim, eps=1e-6)
+        self.heads = [nn.Linear(self.dim, int(model.dim)) for _ in range(levels)]
         for linear in (self.embed, *self.heads):
             linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
-        self.grid, self.dim, self._told = grid, dim, TOLD[told]
 
     def __call__(
         self, context: mx.array, indices: mx.array, centres: mx.array, cells: list[int], grid: int

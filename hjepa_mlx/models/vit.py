@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from hjepa_mlx.config import Config
 from hjepa_mlx.models.attention import attention
 from hjepa_mlx.models.gelu import gelu
 
@@ -149,15 +150,14 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT over any subset of an image's patches."""
 
-    def __init__(
-        self, patch_size: int, grid: int, dim: int, depth: int, heads: int, checkpoint: bool = False
-    ) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self._run = nn.utils.checkpoint if checkpoint else lambda block: block
-        self.patch_embed = PatchEmbed(patch_size, dim)
-        self.blocks = blocks(dim, depth, heads)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.grid, self.dim = grid, dim
+        model = config.model
+        self.grid, self.dim = config.grid, int(model.dim)
+        self._run = nn.utils.checkpoint if model.checkpoint_blocks else lambda block: block
+        self.patch_embed = PatchEmbed(model.patch_size, self.dim)
+        self.blocks = blocks(self.dim, int(model.depth), int(model.heads))
+        self.norm = nn.LayerNorm(self.dim, eps=1e-6)
 
     def __call__(
         self, patches: mx.array, indices: mx.array | None = None, after: Sequence[int] | None = None
