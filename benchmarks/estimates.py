@@ -8,7 +8,6 @@ here). `hjepa-mlx bench` measures one so, and of the others the slower of the tw
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, estimate
 from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.run import Bench
+from hjepa_mlx.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "estimates.json"
 
@@ -40,7 +40,7 @@ def main() -> None:
         table.add_row(row.recipe, minutes, hours, promised, row.verdict)
     Console().print(table)
     facts = {"machine": machine.describe(), "estimates": [asdict(row) for row in rows]}
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(RESULTS, facts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import subprocess
 import sys
 from typing import Any
@@ -21,10 +20,10 @@ from typing import Any
 import numpy as np
 
 import hjepa_mlx as hj
-from hjepa_mlx.bench.costs import costs
-from hjepa_mlx.bench.machine import describe
+from hjepa_mlx.bench.machine import describe, resident_mb
 from hjepa_mlx.bench.throughput import Rig, time_steps
 from hjepa_mlx.cli.common import write_json
+from hjepa_mlx.costs import costs
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
@@ -121,7 +120,7 @@ def grow(config: hj.Config, steps: int, every: int = 50) -> Row:
             warm = rig.step.traces
         if (number + 1) % every == 0:
             active = mx.get_active_memory() / 1e6
-            rows.append({"step": number + 1, "resident_mb": _resident(), "active_mb": active})
+            rows.append({"step": number + 1, "resident_mb": resident_mb(), "active_mb": active})
     first, last = rows[min(1, len(rows) - 1)], rows[-1]
     return {
         "rows": rows,
@@ -129,11 +128,6 @@ def grow(config: hj.Config, steps: int, every: int = 50) -> Row:
         "active_growth_percent": 100 * (last["active_mb"] / first["active_mb"] - 1),
         "traces_after_warmup": rig.step.traces - warm,
     }
-
-
-def _resident() -> float:
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True)
-    return int(shown.stdout) * 1024 / 1e6
 
 
 def _config(size: str, batch: int, checkpoint: bool) -> hj.Config:

@@ -14,13 +14,13 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -146,19 +146,16 @@ def torch_loader(folder: Path, workers: int) -> Iterator[int]:
 
 def memory(folder: Path, images: int, workers: int) -> dict[str, float]:
     """Resident memory, MB, of the pipeline early on and after `images` images."""
+    from hjepa_mlx.bench.machine import resident_mb
+
     seen, early = 0, 0.0
     for count in our_pipeline("hjepa-mlx: prepared shards", folder, folder, workers):
         seen += count
         if not early and seen >= images // 10:
-            early = _resident()
+            early = resident_mb()
         if seen >= images:
             break
-    return {"images": seen, "early_mb": early, "late_mb": _resident()}
-
-
-def _resident() -> float:
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True)
-    return int(shown.stdout) * 1024 / 1e6
+    return {"images": seen, "early_mb": early, "late_mb": resident_mb()}
 
 
 def prepare_shards(folder: Path, photos: Path) -> dict[str, float]:
@@ -192,11 +189,13 @@ def _unpack(folder: Path) -> None:
             tar.extractall(folder / "loose", filter="data")
 
 
-def machine() -> dict[str, str]:
+def machine() -> dict[str, Any]:
     """What these figures were measured on."""
-    names = ("hjepa-mlx", "mlx", "mlx-data", "pillow", "torch", "torchvision")
-    found = {name: importlib.metadata.version(name) for name in names if _installed(name)}
-    return {"system": platform.platform(), "python": platform.python_version(), **found}
+    from hjepa_mlx.bench.machine import describe
+
+    names = ("pillow", "torch", "torchvision")
+    versions = {name: importlib.metadata.version(name) for name in names if _installed(name)}
+    return {**describe(), **versions}
 
 
 def _installed(name: str) -> bool:
@@ -229,7 +228,9 @@ def main() -> None:
         figures = compare(Path(name), arguments)
     print(json.dumps(figures, indent=1))
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(figures, indent=1) + "\n")
+        from hjepa_mlx.files import write_json
+
+        write_json(Path(arguments.out), figures)
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> dict:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 import hjepa_mlx as hj
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.machine import describe
 from hjepa_mlx.bench.throughput import Rig
 from hjepa_mlx.cli.common import write_json
+from hjepa_mlx.costs import costs
 
 BASE = [
     "data.batch_size=8",

@@ -10,9 +10,9 @@ import argparse
 import json
 
 import hjepa_mlx as hj
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.machine import matmul_gflops
 from hjepa_mlx.bench.throughput import time_parts, time_steps
+from hjepa_mlx.costs import costs
 
 VARIANTS: dict[str, list[str]] = {
     "as the recipe says": [],

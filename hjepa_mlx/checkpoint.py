@@ -98,9 +98,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_model(checkpoint: Path, model: HJEPA) -> None:
-    """Put the checkpoint's weights into `model`, after comparing checksum, names and shapes."""
-    arrays = _load(checkpoint, "model.safetensors")
+def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
+    """Put the checkpoint's weights into `model`, after comparing checksum, names and shapes.
+
+    Returns the checkpoint's state.
+    """
+    state = read_state(checkpoint)
+    arrays = _load(checkpoint, "model.safetensors", state)
     expected = {name: w.shape for name, w in dict(tree_flatten(model.parameters())).items()}
     found = {name: w.shape for name, w in arrays.items()}
     if expected != found:
@@ -113,13 +117,14 @@ def load_model(checkpoint: Path, model: HJEPA) -> None:
         )
     model.load_weights(list(arrays.items()))
     mx.eval(model.parameters())
+    return state
 
 
 def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     """Put a checkpoint back into model, optimizer, random numbers and loss scale; its state."""
-    state = read_state(checkpoint)
-    load_model(checkpoint, step.model)
-    optimizer = tree_unflatten(list(_load(checkpoint, "optimizer.safetensors").items()))
+    state = load_model(checkpoint, step.model)
+    optimizer = _load(checkpoint, "optimizer.safetensors", state)
+    optimizer = tree_unflatten(list(optimizer.items()))
     step.optimizer.state.update(optimizer)
     mx.eval(step.optimizer.state)
     high, low = state["random_state"]
@@ -128,11 +133,11 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     return state
 
 
-def _load(checkpoint: Path, file_name: str) -> dict[str, mx.array]:
+def _load(checkpoint: Path, file_name: str, state: dict[str, Any]) -> dict[str, mx.array]:
     path = checkpoint / file_name
     if not path.is_file():
         raise _damaged(checkpoint, f"{file_name} is missing")
-    if sha256(path) != read_state(checkpoint)["sha256"].get(file_name):
+    if sha256(path) != state["sha256"].get(file_name):
         raise _damaged(checkpoint, f"{file_name} does not match its checksum")
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)

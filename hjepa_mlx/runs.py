@@ -216,7 +216,6 @@ def load(path: str | Path) -> HJEPA:
     if folder is None:
         raise UsageError(f"The run {path} has no checkpoint yet.")
     model = HJEPA(config)
-    checkpoint.load_model(folder, model)
-    state = checkpoint.read_state(folder)
+    state = checkpoint.load_model(folder, model)
     model.origin = Origin(str(folder.parent.parent), state["step"], state["epoch"])
     return model

@@ -17,9 +17,9 @@ from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.config import Config, resolve
+from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError

@@ -15,11 +15,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from hjepa_mlx.bench import chips, machine, probe, run, throughput
-from hjepa_mlx.bench.costs import average_gflop, costs
 from hjepa_mlx.bench.estimates import Change, Estimate, changes, project, verdict_on
 from hjepa_mlx.bench.report import BenchReport, read, side_by_side
 from hjepa_mlx.bench.throughput import Speed
 from hjepa_mlx.config import load_config
+from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.pipeline import Batch, Position
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler

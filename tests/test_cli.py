@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import hjepa_mlx
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import Config, parse, resolve
+from hjepa_mlx.costs import costs
 from hjepa_mlx.models.hjepa import HJEPA
 
 SMALL = [

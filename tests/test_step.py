@@ -6,7 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from hjepa_mlx import step as step_module
-from hjepa_mlx.bench.costs import costs
+from hjepa_mlx.costs import costs
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import FIRST_SCALE, Schedule, Step

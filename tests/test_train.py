@@ -13,8 +13,8 @@ from rich.console import Console
 
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint, runs
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import parse, resolve
+from hjepa_mlx.costs import costs
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import locked, write_json

@@ -38,9 +38,9 @@ Commands = list[tuple[float, list[str]]]  # share of the epochs, and what measur
 def measure(recipe: str, size: int, batch: int, steps: int) -> Figures:
     """The step of `recipe` at one image size, after a step with every block shape."""
     import hjepa_mlx as hj
-    from hjepa_mlx.bench.costs import costs
     from hjepa_mlx.bench.machine import matmul_gflops
     from hjepa_mlx.bench.throughput import time_steps
+    from hjepa_mlx.costs import costs
 
     config = hj.load_config(recipe, [f"data.batch_size={batch}"]).at_size(size)
     speed = time_steps(config, seconds=math.inf, most=steps)

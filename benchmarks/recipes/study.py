@@ -27,13 +27,13 @@ from rich.table import Table
 from variants import DATA_SETS, FOLDERS, VARIANTS
 
 import hjepa_mlx as hj
-from hjepa_mlx.bench.costs import costs
+from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.eval.features import Features, extract, model_features
 from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.eval.rank import rankme
-from hjepa_mlx.files import atomic_write
+from hjepa_mlx.files import write_json
 from hjepa_mlx.rng import generator
 from hjepa_mlx.signals import warnings
 
@@ -92,8 +92,7 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         "scores": scores(model),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as out:
-        out.write(json.dumps(result, indent=1).encode())
+    write_json(file, result)
 
 
 def trained(variant: str, config: hj.Config) -> hj.HJEPA:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -41,6 +42,12 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "power": power(),
     }
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM, MB (10^6 bytes)."""
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True)
+    return int(shown.stdout) * 1024 / 1e6
 
 
 def matmul_gflops(dtype: str = "float32", side: int = MATMUL_SIDE, seconds: float = 3.0) -> float:

@@ -14,7 +14,6 @@ import numpy as np
 from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.chips import Chip
-from hjepa_mlx.bench.costs import average_gflop, costs
 from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
 from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.synthetic import synthetic
@@ -26,6 +25,7 @@ from hjepa_mlx.bench.throughput import (
     time_steps,
 )
 from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.sources import layout, open_source

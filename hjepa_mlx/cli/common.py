@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from hjepa_mlx import files
 from hjepa_mlx.errors import HJEPAError, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,8 +77,7 @@ def check_writable(json_file: str | None) -> None:
 
 def write_json(content: Any, json_file: str | None) -> None:
     """Where `--json` asked for: printed, or in a file."""
-    text = json.dumps(content, indent=1)
     if json_file == "-":
-        print(text)
+        print(json.dumps(content, indent=1))
     elif json_file is not None:
-        Path(json_file).write_text(text + "\n")
+        files.write_json(Path(json_file), content)

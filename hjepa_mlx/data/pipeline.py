@@ -7,6 +7,7 @@ whatever the number of workers, and a run can be resumed in the middle of a pass
 from __future__ import annotations
 
 import atexit
+import itertools
 import threading
 import weakref
 from collections import deque
@@ -97,7 +98,7 @@ def training_batches(
     """
     B, S = config.data.batch_size, config.data.image_size
     skipped = Skipped() if skipped is None else skipped
-    for number in _from(start.number):
+    for number in itertools.count(start.number):
         order, rows = source.pass_order(config.seed, number)
         offset = start.offset if number == start.number else 0
         crops = _crop_numbers(config, number, len(order))[rows[offset:]]
@@ -133,19 +134,13 @@ def evaluation_images(
     """
     order = np.arange(len(source))
     crops = _crop_numbers(config, 0, len(source)) if cropped else None
-    return iter(_samples(source, order, config, crops, skipped))
+    return _samples(source, order, config, crops, skipped)
 
 
 def _crop_numbers(config: Config, number: int, count: int) -> np.ndarray:
     """Random numbers [count, CROP_NUMBERS] for the crops of pass `number`."""
     draws = generator(config.seed, "crop", number)
     return draws.random((count, CROP_NUMBERS), dtype=np.float32)
-
-
-def _from(number: int) -> Iterator[int]:
-    while True:
-        yield number
-        number += 1
 
 
 def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from hjepa_mlx.bench.costs import costs
 from hjepa_mlx.config import Config
+from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.eval.features import Encoder, Features, extract, model_features
