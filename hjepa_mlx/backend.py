@@ -31,8 +31,8 @@ def _put_openblas_first() -> ctypes.CDLL | None:
     """Load OpenBLAS into the global symbol scope, so that MLX's BLAS calls reach it.
 
     mlx-data's prefetch threads set OpenBLAS to one thread around every sample, for the whole
-    process, where they find it: matmuls would be slower and their last bits depend on timing. They
-    are told once where it is, with the first of them, so a stream without any is made before.
+    process, if they find it: matmuls would be slower and their last bits depend on timing. It is
+    looked for once, when the first stream is made, so one is made here before there is any to find.
     """
     if sys.platform != "linux":
         return None
@@ -59,8 +59,8 @@ def _put_openblas_first() -> ctypes.CDLL | None:
 def _openblas_kernels() -> Iterator[None]:
     """Have an OpenBLAS that is loaded inside use AVX-512 where an Intel processor has it.
 
-    To one that is older than the processor the model's number says nothing, and it takes its
-    kernels for a Pentium 4 of 2004: 0.3.21 on an Emerald Rapids multiplies 5 to 8 times slower.
+    One that is older than the processor does not know its model and takes kernels for a Pentium 4
+    of 2004: 0.3.21 on an Emerald Rapids multiplies 5 to 8 times slower.
     """
     name, cpu = "OPENBLAS_CORETYPE", Path("/proc/cpuinfo")
     described = set(cpu.read_text().split()) if cpu.is_file() else set()

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder `step-XXXXXXXX` that appears under its name only when complete; the file
-`latest` beside it names the newest. `state.json` holds the SHA-256 of the two weight files.
+`latest` beside it names the newest, for people and other tools. `state.json` holds the SHA-256 of
+the two weight files.
 """
 
 from __future__ import annotations

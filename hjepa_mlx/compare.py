@@ -47,7 +47,7 @@ Rows = list[tuple[str, list[str]]]  # label, and one cell a run
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """What `compare` found, as plain values; lists have one item a run, in the order of `runs`.
+    """What `compare` found, as plain values; lists have one item per run, in the order of `runs`.
 
     `best` has for each accuracy the places of the runs that are best in it: several if they cannot
     be told apart, none if scores are not comparable or fewer than two runs have it. (A higher rank

@@ -50,9 +50,10 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What is trained on.
+    """What is trained on, as square images of `image_size` pixels.
 
     progressive: [image size, share of the epochs] of what is trained first, at lower resolution.
+    crop_scale: of the random resized crop, fractions of an image's area. limit: images.
     """
 
     name: str = "folder"
@@ -70,7 +71,8 @@ class Data(Section):
 class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
 
-    predictor_context: what the predictor is told of the context: its tokens, only their mean, or
+    level_blocks: after which block, from 1, each level lies. level_pool: patches along a cell's
+    side. predictor_context: what the predictor sees of the context: its tokens, only their mean, or
     the tokens for the first half of each level's cells and the mean for the rest.
     image_mean, image_std: of red, green and blue, for normalising images; by default ImageNet's.
     """
@@ -97,8 +99,9 @@ class Model(Section):
 
 
 class Masks(Section):
-    """How target and context blocks are drawn; areas are fractions of the grid.
+    """How target and context blocks are drawn.
 
+    Areas are fractions of the grid, aspects height / width, `targets` is blocks per mask.
     per_image: masks drawn for one pass of the target encoder (data2vec 2.0, arXiv 2212.07525).
     """
 
@@ -123,7 +126,12 @@ class Loss(Section):
 
 
 class Optim(Section):
-    """AdamW and the schedules; pairs are [start, end]."""
+    """AdamW and the schedules of its values over the steps (schedules.py, step.py).
+
+    lr: linear warm-up over `warmup_epochs` (may be fractional), then a cosine to `final_lr`;
+    weight_decay and the target's momentum: [start, end]. grad_clip: of the global norm, 0: off.
+    accumulate: batches per update.
+    """
 
     epochs: Count = 100
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
@@ -137,7 +145,11 @@ class Optim(Section):
 
 
 class Run(Section):
-    """Where a run is kept and how often it reports, checks and saves."""
+    """Where a run is kept and how often it reports, checks and saves.
+
+    log_every, signals_every: in steps. milestone_epochs, eval_every_epochs: 0: never. keep_last:
+    checkpoints, beside milestones and the last. eval_share: of the training time.
+    """
 
     dir: str | None = None
     log_every: Count = 10
@@ -332,8 +344,8 @@ def _given(error: ValidationError, location: list[str]) -> Any:
 def resolve(config: Config) -> Config:
     """Replace each `auto` that results depend on, and check fields against each other.
 
-    `precision`, `compile` and `data.workers` depend on the machine and are resolved there, the
-    first two by `train` (see `bench/probe.py`).
+    `precision`, `compile` and `data.workers` depend on the machine and may stay "auto": `train`
+    settles the first two (`bench/probe.py`), the pipeline the third.
     """
     config = config.model_copy(deep=True)
     if config.run.dir:
@@ -416,7 +428,9 @@ def _check_levels(config: Config) -> None:
         ("loss.level_weights", config.loss.level_weights),
     ):
         if len(values) != model.levels:
-            raise UsageError(f"{key}={values} needs one item a level; model.levels={model.levels}.")
+            raise UsageError(
+                f"{key}={values} needs one item per level; model.levels={model.levels}."
+            )
         if key.startswith("model") and list(values) != sorted(values):
             raise UsageError(f"{key}={values} must not decrease: level 0 is the finest.")
     pairs = list(zip(model.level_blocks, model.level_pool, strict=True))

@@ -191,7 +191,7 @@ def _check_out(path: Path, pooled: bool) -> None:
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
     if path.suffix == ".parquet" and not pooled:
-        raise UsageError("Parquet holds one vector an image; for every cell take .npz.")
+        raise UsageError("Parquet holds one vector per image; for every cell take .npz.")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
     if path.is_dir():

@@ -48,7 +48,10 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[BinaryIO]:
-    """Open `path` to append, refusing when another process has it so: "`what` is …"."""
+    """Open `path` for appending under an exclusive lock; HJEPAError if another process holds it.
+
+    what: what is locked, in the error's words.
+    """
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """Masks: a seed and a step give integer indices of context and target tokens, in fixed counts.
 
-Multi-block masking of I-JEPA (arXiv 2301.08243, section 3): M target blocks an image and one large
+Multi-block masking of I-JEPA (arXiv 2301.08243, section 3): M target blocks per image and one large
 context block from which the targets are cut out. Three things differ on purpose. Blocks may lie
 anywhere, the last row and column included. The context is a random subset of exactly
 `context_tokens` of what is left, not the first ones in raster order. And block shapes come from a
@@ -31,7 +31,7 @@ class Masks(NamedTuple):
 
     `centres` holds, for each predicted level in turn, the M·n_l cells to predict, as indices into
     the half-cell position table of side 2·grid − 1 (cell centres fall on patches or between them).
-    `pool` averages the patches of a block into its n_l cells: row-stochastic, one matrix a level.
+    `pool` averages the patches of a block into its n_l cells: row-stochastic, one matrix per level.
     """
 
     context: np.ndarray  # [B, K] int32, sorted, unique
@@ -102,7 +102,7 @@ def _outside(value: float, bounds: list[float]) -> float:
 
 
 class MaskSampler:
-    """Draws the masks of a batch from (seed, step).
+    """Draws the masks of a batch from (seed, step, how many).
 
     Raises UsageError, with the numbers, when the grid is too small for what the config asks.
     """
@@ -134,16 +134,16 @@ class MaskSampler:
         for shape in self.shapes:
             self._check_context(shape)
 
-    def __call__(self, step: int, batch_size: int) -> Masks:
-        """The masks of step `step`: one block shape for the batch, positions per image."""
+    def __call__(self, step: int, count: int) -> Masks:
+        """`count` masks for step `step`: one block shape for all, positions of each its own."""
         rng = generator(self.seed, "masks", step)
-        return self.draw(rng, self.shapes[rng.integers(len(self.shapes))], batch_size)
+        return self.draw(rng, self.shapes[rng.integers(len(self.shapes))], count)
 
-    def draw(self, rng: np.random.Generator, shape: BlockShape, batch_size: int) -> Masks:
-        """`batch_size` masks whose target blocks all have the given shape."""
-        corners = np.empty((batch_size, self.targets, 2), np.int32)
-        free = np.empty((batch_size, self.grid**2), bool)
-        pending = np.arange(batch_size)
+    def draw(self, rng: np.random.Generator, shape: BlockShape, count: int) -> Masks:
+        """`count` masks whose target blocks all have the given shape."""
+        corners = np.empty((count, self.targets, 2), np.int32)
+        free = np.empty((count, self.grid**2), bool)
+        pending = np.arange(count)
         while pending.size:  # images left with too little context are drawn again
             corners[pending], free[pending] = self._positions(rng, shape, pending.size)
             pending = pending[free[pending].sum(1) < self.context_tokens]
@@ -152,7 +152,7 @@ class MaskSampler:
         first = corners @ np.array([self.grid, 1], np.int32)  # [B, M] index of the block's corner
         targets = first[:, :, None] + offsets
         half = 2 * corners @ np.array([2 * self.grid - 1, 1], np.int32)
-        centres = [(half[:, :, None] + level).reshape(batch_size, -1) for level in centre_offsets]
+        centres = [(half[:, :, None] + level).reshape(count, -1) for level in centre_offsets]
         return Masks(context, targets, np.concatenate(centres, 1), pool)
 
     def cells(self, shape: BlockShape) -> list[int]:

@@ -27,7 +27,7 @@ IN_WORDS = {  # by the directions of loss and effective rank
     "up.",
     (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
     (-1, 0): "The loss falls at a steady rank.",
-    (0, 0): "Loss and rank stand still: what this length can teach is learned.",
+    (0, 0): "Loss and rank have levelled off: more of the same would change little.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
 # Below these shares of their initial values a warning is due
@@ -109,7 +109,7 @@ def reading(rows: list[dict[str, Any]]) -> list[str]:
     if above:
         found.append(
             f"Level {', '.join(above)}: the loss is no lower than knowing a cell's position alone "
-            "would make it, so little about the images was learned there yet."
+            "would give, so little about the images has been learned there yet."
         )
     return found
 

@@ -118,7 +118,7 @@ class Step:
         return {**metrics, **self.apply_gradients(gradients, lr, weight_decay, momentum)}
 
     def compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, dict]:
-        """Metrics and gradients of images [B, S, S, 3] and masks (as arrays) of B·V looks."""
+        """Metrics and gradients of images [B, S, S, 3] and B·V masks (as arrays)."""
         self.traces += 1
         context, targets, centres, pool = masks
         patches = self.model.patches(images).astype(self.dtype)

@@ -73,7 +73,7 @@ REFUSED = {
         "train tiny.yaml --set model.predictor_context=both --set masks.targets=1",
         "masks.targets of at least 2",
     ),
-    "level weights": ("train tiny.yaml --set loss.level_weights=[1,1]", "one item a level"),
+    "level weights": ("train tiny.yaml --set loss.level_weights=[1,1]", "one item per level"),
     "no level predicted": ("train tiny.yaml --set loss.level_weights=[0,0,0]", "must be predicted"),
     "more levels than blocks": ("train tiny.yaml --set model.levels=4", "depth is 3"),
     "level pooled twice": ("train tiny.yaml --set model.level_pool=[1,8,16]", "level 1 again"),

@@ -157,7 +157,7 @@ def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) 
         ([0.3, 0.9], [2, 20], "healthy"),
         ([0.9, 0.3], [20, 2], "collapse"),
         ([0.3, 0.9], [20, 2], "unstable"),
-        ([0.5, 0.5], [9, 9], "stand still"),
+        ([0.5, 0.5], [9, 9], "levelled off"),
     ],
 )
 def test_loss_and_rank_are_read_together(loss: list, rank: list, words: str) -> None:

@@ -47,8 +47,8 @@ class Collator(MaskSampler):
         self.area, self.aspect = config.masks.target_area, config.masks.target_aspect
         self.context_tokens = LEAST_CONTEXT
 
-    def __call__(self, step: int, batch_size: int) -> Masks:
-        """The masks of step `step`."""
+    def __call__(self, step: int, count: int) -> Masks:
+        """`count` masks for step `step`."""
         rng = generator(self.seed, "collator", step)
         share = rng.random()
         area, aspect = (low + share * (high - low) for low, high in (self.area, self.aspect))
@@ -56,7 +56,7 @@ class Collator(MaskSampler):
         shape = BlockShape(round(sqrt(patches * aspect)), round(sqrt(patches / aspect)))
         if shape not in self._tables:
             self._tables[shape] = self._table(shape, {0: 1})
-        return self.draw(rng, shape, batch_size)
+        return self.draw(rng, shape, count)
 
     def _positions(
         self, rng: np.random.Generator, shape: BlockShape, n: int

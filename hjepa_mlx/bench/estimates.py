@@ -15,7 +15,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 NIGHT_HOURS = 10
 EPOCHS = 100
 SHARES = (0.45, 0.60, 0.75)  # of the matmul peak, for projections
-LOW = 0.57  # of the image size, for the epochs of a resolution schedule that would fit
+LOW = 0.57  # of the image size: the first stage of a suggested data.progressive
 Rate = Callable[[Config], float]  # images per second of a whole run
 
 

@@ -52,7 +52,8 @@ class BenchReport(Shown):
             f"The data pipeline alone gives {_rate(data['images_per_second'])} images/s "
             f"({data['source']}), the step {_rate(step['images_per_second'])}, both together "
             f"{_rate(both['images_per_second'])} ({100 * both['share_of_step']:.0f} % of the "
-            f"step in turn with it): the {'data' if data_is_less else 'step'} is the limit.",
+            f"step's speed, measured alternately): the {'data' if data_is_less else 'step'} is the "
+            "limit.",
             f"First step (tracing and compiling) {step['first_step_seconds']:.1f} s; traces after "
             f"warm-up: {step['traces_after_warmup']}.",
             f"Of these batches {best['batch']} is the fastest. The largest that should fit this "

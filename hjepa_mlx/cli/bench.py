@@ -22,7 +22,10 @@ def bench(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
     sustained: Annotated[
-        float, typer.Option(metavar="MINUTES", help="Also run steps for so long: does it slow?")
+        float,
+        typer.Option(
+            metavar="MINUTES", help="Also run steps for so long, to see whether they slow down."
+        ),
     ] = 0.0,
     project_to: Annotated[
         str, typer.Option(metavar="CHIP", help="Also project to a chip that is not here.")

@@ -33,8 +33,8 @@ def evaluate(
     token_gb: Annotated[
         float,
         typer.Option(
-            help="Disk for the attentive probe's tokens: GB for training and for test images, of "
-            "each of two networks; 0: leave it out."
+            help="Disk for the attentive probe's tokens, GB per split and network (up to 4 times "
+            "this in all); 0: leave the probe out."
         ),
     ] = 4.0,
 ) -> None:
@@ -109,7 +109,7 @@ def embed(
         bool, typer.Option("--tokens", help="Keep every cell of each level, not their mean.")
     ] = False,
 ) -> None:
-    """Turn a folder of images into one vector an image and level.
+    """Turn a folder of images into one vector per image and level.
 
     Example: `hjepa-mlx embed runs/demo-20260101-120000 pictures --out features.npz`
     """

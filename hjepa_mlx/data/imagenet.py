@@ -1,7 +1,7 @@
 """ImageNet-100 and ImageNet-1K, in every layout they are found in.
 
 Prepared shards, Hugging Face's parquet files, ImageNet's own tars (nested ones too), Kaggle's
-folders, and train/ and val/ with a folder a class. An ImageNet-100 is also cut out of an
+folders, and train/ and val/ with a folder per class. An ImageNet-100 is also cut out of an
 ImageNet-1K that lies beside it.
 """
 

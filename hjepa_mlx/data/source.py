@@ -63,7 +63,7 @@ class Source:
         return replace(self, rows=self.rows[indices], labels=labels, parts=(), shares=())
 
     def pass_order(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which image stands at each place of pass `number`; and rows of random numbers for them.
+        """Two [N] arrays: the image at each place of pass `number`, and its row of random numbers.
 
         Every image stands there once; with `shares`, as often as its data set's share asks for.
         """

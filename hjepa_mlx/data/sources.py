@@ -61,7 +61,7 @@ def check_name(data: Data) -> list[str]:
         raise UsageError(f"data.name={data.name} has a data set twice; use data.weights.")
     if data.weights != "auto" and len(data.weights) != len(names):
         raise UsageError(
-            f"data.weights={data.weights} needs one weight a data set; data.name={data.name} has "
+            f"data.weights={data.weights} needs one weight per data set; data.name={data.name} has "
             f"{len(names)}."
         )
     return names

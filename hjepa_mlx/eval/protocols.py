@@ -24,9 +24,9 @@ Scores = dict[str, Any]
 class Protocol:
     """What is run, and how; the defaults are the field's.
 
-    probe: "logistic_regression" or "sgd". draws: of few labels; 0 leaves them out. token_gb: what
-    tokens may take on disk for the attentive probe, of training and of test images and of each of
-    two networks; 0 leaves it out.
+    probe: "logistic_regression" or "sgd". draws: of few labels; 0 leaves them out. token_gb: disk
+    for the attentive probe's tokens, GB per split and network (up to 4 times this in all); 0 leaves
+    it out.
     """
 
     k: int = K

@@ -34,7 +34,7 @@ class QuickKNN:
         self.spent = self.longest = 0.0  # seconds
 
     def affordable(self, elapsed: float, images: int) -> bool:
-        """Whether one more fits the share, `elapsed` seconds and `images` trained images on.
+        """Whether one more keeps within the share, `elapsed` seconds and `images` into the run.
 
         Before the first one, an image is taken to cost the target encoder's share of a step's FLOP.
         """

@@ -33,7 +33,8 @@ class Origin:
 class HJEPA(nn.Module):
     """The three networks of a run, built from its config; both encoders start equal.
 
-    The random numbers come from `config.seed`, so the same config gives the same weights.
+    The weights come from `config.seed`, so the same config gives the same; MLX's global random
+    numbers start anew from it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -63,7 +64,7 @@ class HJEPA(nn.Module):
         """What is to be predicted: features of the target encoder, pooled inside target blocks.
 
         patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: [n_l, h·w] of each level that is
-        predicted. One pass serves V masks an image. Returns [B·V, M·n_l, D] float32 of each, every
+        predicted. One pass serves V masks per image. Returns [B·V, M·n_l, D] float32 of each, every
         cell normalised (LayerNorm without affine).
         """
         rows, M, A = indices.shape

@@ -59,7 +59,7 @@ def patchify(images: mx.array, patch_size: int, mean: list[float], std: list[flo
 
 
 def take_tokens(x: mx.array, indices: mx.array) -> mx.array:
-    """Gather tokens: x [B, N, D], indices [B·V, K] give [B·V, K, D]: V looks at each image."""
+    """Gather tokens: x [B, N, D], indices [B·V, K] give [B·V, K, D], V masks per image."""
     taken = mx.take_along_axis(x, indices.reshape(len(x), -1, 1), axis=1)
     return taken.reshape(*indices.shape, -1)
 

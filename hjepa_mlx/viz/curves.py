@@ -71,7 +71,7 @@ def draw(rows: Rows) -> Picture:
 
 
 def draw_panel(ax: Axes, panel: Panel, rows: Rows) -> None:
-    """The curves of one panel, a line a level."""
+    """The curves of one panel, a line per level."""
     by_level = "{}" in panel.key
     for level, key in enumerate(_keys(panel)):
         colour = COLOURS[level] if by_level else "0.3"

@@ -19,7 +19,7 @@ LEGEND = 5  # columns
 
 
 def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
-    """The masks of training step `step` on images [B, S, S, 3] uint8: one row each.
+    """Masks as drawn at step `step` for a batch of these images [B, S, S, 3] uint8: one row each.
 
     Context tokens are shown as they are, all else faded; target blocks are outlined, each in its
     colour, and divided into the cells whose features are predicted.
