@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
+from hjepa_mlx.files import free_space
 
 FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded, its shards and a run's checkpoints
 MEMORY_GB = 15.0
@@ -21,7 +21,7 @@ def examine() -> dict[str, Any]:
         **machine.describe(),
         "matmul_gflops": round(machine.matmul_gflops()),
         "compile": backend.can_compile(),
-        "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / backend.GB, 1),
+        "free_disk_gb": round(free_space(Path.cwd()) / backend.GB, 1),
         "data_folder": os.environ.get("HJEPA_DATA", "./data"),
     }
     return {**facts, "advice": _advice(facts)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +25,7 @@ from hjepa_mlx.data.folder import tree
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write
+from hjepa_mlx.files import atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 
@@ -214,11 +213,6 @@ def _check_room(size: int, paths: list[str], out: str | Path | None) -> None:
         return
     names = json.dumps(json.dumps(paths))
     size += 4 * len(paths) * max(map(len, paths)) if Path(out).suffix == ".npz" else len(names)
-    free = shutil.disk_usage(Path(out).parent).free
-    if free < size:
-        raise HJEPAError(
-            f"{what} {size / backend.GB:.2f} GB in {Path(out).parent}, where "
-            f"{free / backend.GB:.2f} GB are free. Free some, or choose another --out."
-        )
+    check_space(what, size, Path(out).parent, "Free some, or choose another --out.")
     if Path(out).suffix == ".safetensors" and len(names) > LONGEST_HEADER:
         raise UsageError(f"{len(paths):,} names are too many for .safetensors; take .npz.")

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,23 @@ def _to_disk(handle: int) -> None:
         except OSError:
             pass  # network and foreign file systems do not know it
     os.fsync(handle)
+
+
+def free_space(place: Path) -> int:
+    """Bytes free on the disk where `place` is, or would be made."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_space(needs: str, size: float, place: Path, advice: str) -> None:
+    """Refuse `size` bytes that the disk of `place` cannot hold: "`needs` … GB in …. `advice`"."""
+    free = free_space(place)
+    if free < size:
+        raise HJEPAError(
+            f"{needs} {size / 1e9:.2f} GB in {place}, where {free / 1e9:.2f} GB are free. {advice}"
+        )
 
 
 def sha256(path: Path) -> str:

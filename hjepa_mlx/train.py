@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -26,7 +25,7 @@ from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.quick import QuickKNN
-from hjepa_mlx.files import locked
+from hjepa_mlx.files import check_space, locked
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import Reporter, lasting_console, say
@@ -427,13 +426,6 @@ def _check_disk(config: Config, model: HJEPA) -> None:
     every = config.run.milestone_epochs
     milestones = 1 + (config.optim.epochs // every if every else 0)
     needed = (weights + moments) * (config.run.keep_last + milestones + 1)
-    place = Path(config.run.dir or "runs").absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise HJEPAError(
-            f"The run's checkpoints need {needed / 1e9:.2f} GB in {place}, where "
-            f"{free / 1e9:.2f} GB are free. Free some, choose another --run-dir, or lower "
-            "run.keep_last."
-        )
+    place = Path(config.run.dir or "runs")
+    advice = "Free some, choose another --run-dir, or lower run.keep_last."
+    check_space("The run's checkpoints need", needed, place, advice)

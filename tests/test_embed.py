@@ -163,7 +163,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
     for asked, words in (
         ({"out": tmp_path / "f.csv"}, r"must end in \.npz, \.safetensors or \.parquet"),
         ({"out": tmp_path / "no/f.npz"}, "no does not exist"),
-        ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector an image"),
+        ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
         ({"encoder": "teacher"}, "there are target and context"),
         ({"folder": tmp_path / "none"}, "none does not exist"),
         ({"folder": empty}, "There are no images"),

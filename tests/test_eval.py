@@ -777,8 +777,8 @@ def test_a_disk_too_full_for_the_features_is_named(
     with pytest.raises(HJEPAError) as refused:
         room(((500_000, 500), np.float32), ((1_000_000, 500), np.float16))  # either would fit
     said = str(refused.value)
-    assert "2.0 GB" in said
-    assert "1.5 GB are free" in said
+    assert "2.00 GB" in said
+    assert "1.50 GB are free" in said
     assert str(tmp_path) in said
     assert "--token-gb" in said
     assert "\n" not in said

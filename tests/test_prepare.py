@@ -279,7 +279,7 @@ def test_raw_pixels_and_a_small_disk_are_refused(root, tmp_path, monkeypatch):
         prepare("cifar10", sources(tmp_path, "cifar10"), tmp_path / "out")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(HJEPAError, match=r"300 images of 256 pixels need about 0\.0 GB in"):
+    with pytest.raises(HJEPAError, match=r"300 images of 256 pixels need about 0\.01 GB in"):
         prepare("imagenet100", sources(root), tmp_path / "out")
     monkeypatch.undo()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"Finder was here")

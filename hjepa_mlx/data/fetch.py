@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from shlex import quote
 
@@ -12,7 +11,7 @@ from hjepa_mlx.data.archives import unpack
 from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, look_up
 from hjepa_mlx.data.download import digest, download
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import sha256, write_json
+from hjepa_mlx.files import check_space, sha256, write_json
 from hjepa_mlx.progress import bar
 
 CHECKSUMS = "checksums.json"  # SHA-256 of what was downloaded or unpacked, for `verify`
@@ -53,7 +52,7 @@ def fetch(name: str, root: Path) -> Path:
         _from_hub(row, folder)
     else:
         archives = sum(remote.size for remote in row.files)
-        check_space(row.title, archives + sum((row.unpacks or {}).values()), folder)
+        _check_disk(row.title, archives + sum((row.unpacks or {}).values()), folder)
         _from_web(row, folder)
     return folder
 
@@ -76,15 +75,11 @@ def checksums(folder: Path) -> dict[str, str]:
         ) from None
 
 
-def check_space(what: str, needed: int, folder: Path) -> None:
+def _check_disk(what: str, needed: int, folder: Path) -> None:
     """Refuse what the disk cannot hold; files that have arrived already count."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if free < needed - there:
-        raise HJEPAError(
-            f"{what} needs {(needed - there) / 1e9:.1f} GB more in {folder}, where "
-            f"{free / 1e9:.1f} GB are free. Free some, or choose another folder."
-        )
+    needs = f"What is not yet here of {what} needs"
+    check_space(needs, needed - there, folder, "Free some, or choose another folder.")
 
 
 def _from_web(row: Dataset, folder: Path) -> None:
@@ -169,7 +164,7 @@ def _snapshot(repository: str, folder: Path) -> dict[str, str]:
     if not published:
         raise HJEPAError(f"The repository {repository} has no parquet files any more.")
     sizes = sum(file.size or 0 for file in info.siblings or [] if file.rfilename in published)
-    check_space(repository, sizes, folder)
+    _check_disk(repository, sizes, folder)
     hub.snapshot_download(
         repository,
         repo_type="dataset",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hjepa_mlx import backend
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
 from hjepa_mlx.data.sources import data_root, layout
+from hjepa_mlx.files import free_space
 
 RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
 
@@ -20,12 +20,9 @@ RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it me
 def overview(data: Data) -> dict[str, Any]:
     """Every data set's row, whether it is in `data.dir`, and the disk's free space in GB."""
     root = data_root(data)
-    place = root
-    while not place.exists():
-        place = place.parent if place != place.parent else Path.cwd()
     hours = hours_here(RESULTS)
     rows = [_row(row, data, hours.get(row.name)) for row in CATALOG.values()]
-    return {"folder": str(root), "free_gb": shutil.disk_usage(place).free / 1e9, "datasets": rows}
+    return {"folder": str(root), "free_gb": free_space(root) / 1e9, "datasets": rows}
 
 
 def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.source import Source, check_same_classes
 from hjepa_mlx.data.storage import Files
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write, locked, sha256, write_json
+from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_json
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
@@ -211,9 +210,5 @@ def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
 def _check_space(folder: Path, images: int, side: int) -> None:
     there = sum(path.stat().st_size for path in folder.glob("*.tar"))
     needed = images * IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2 - there
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise HJEPAError(
-            f"{images:,} images of {side} pixels need about {needed / 1e9:.1f} GB in {folder}, "
-            f"where {free / 1e9:.1f} GB are free. Free some, or give another folder with --out."
-        )
+    needs = f"{images:,} images of {side} pixels need about"
+    check_space(needs, needed, folder, "Free some, or give another folder with --out.")

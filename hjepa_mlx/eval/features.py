@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.blocks import blocks
+from hjepa_mlx.files import check_space
 from hjepa_mlx.models.hjepa import HJEPA, replica
 from hjepa_mlx.progress import bar
 
@@ -197,13 +198,8 @@ def room(*wanted: tuple[tuple[int, ...], Any]) -> list[np.ndarray]:
     """
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in wanted]
     needed = sum(size for size in sizes if size > IN_MEMORY)
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if free < needed:
-        raise HJEPAError(
-            f"Features need {needed / 1e9:.1f} GB in {tempfile.gettempdir()}, where "
-            f"{free / 1e9:.1f} GB are free. Free some, set TMPDIR to a larger disk, or use fewer "
-            "tokens (--token-gb)."
-        )
+    advice = "Free some, set TMPDIR to a larger disk, or use fewer tokens (--token-gb)."
+    check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
     return [
         _mapped(shape, dtype, size) if size > IN_MEMORY else np.empty(shape, dtype)
         for (shape, dtype), size in zip(wanted, sizes, strict=True)
