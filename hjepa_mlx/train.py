@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -33,6 +32,7 @@ from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
 from hjepa_mlx.signals import Signals, reading, warnings
 from hjepa_mlx.step import Error, Metrics, Schedule, Step, schedule
+from hjepa_mlx.window import Window
 
 Sampler = Callable[[int, int], Masks]
 
@@ -133,10 +133,9 @@ class Training:
         self._work_at_ends = np.cumsum([0, *(np.diff([0, *self.ends]) * gflop)])
         self.done = 0  # steps
         self.position = Position()
-        self.window: list[dict[str, Any]] = []  # metrics of the steps since the last logged one
-        self._timed = 0  # steps since the clock was set
+        self.window = Window()
         self._told_of_share = False
-        self._clock, self._saved = time.monotonic(), time.monotonic()
+        self._saved = time.monotonic()
 
     def fit(self) -> Run:
         """Make the run's folder, or go on from its newest checkpoint, and train to the end."""
@@ -168,7 +167,7 @@ class Training:
                 f"{self.own_parts}: resume it by hj.train(…, resume=True) with the same ones."
             )
         self.done, self.position = state["step"], Position(*state["position"])
-        self.window = state["window"]
+        self.window.metrics = state["window"]
         self.run.forget_after(self.done)
         say(self.console, f"Resuming {self.run.path} at step {self.done} of {self.total}.")
 
@@ -184,7 +183,7 @@ class Training:
             self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
         first_signals = self.run.metrics[0]
         with interruptible() as interrupt, awake(), reporter:
-            self._clock = time.monotonic()
+            self.window.begin()
             try:
                 self._loop(reporter, interrupt, first_signals)
             except StorageError as lost:
@@ -208,7 +207,7 @@ class Training:
             batches = training_batches(self.train_source, config, self.position, self.skipped)
             with closing(batches):
                 for metrics, values in self._steps(batches, sampler, end):
-                    self.window.append(metrics)
+                    self.window.add(metrics)
                     self._report(reporter, values, first)
                     if interrupt.wanted:
                         self.save()
@@ -229,7 +228,6 @@ class Training:
             mx.eval(previous)  # at most one step is in flight
             previous = metrics
             self.done += 1
-            self._timed += 1
             yield metrics, values
 
     def _save_what_there_is(self) -> str:
@@ -272,50 +270,30 @@ class Training:
         if logged or watched or judged:
             self._read_window()
         if logged:
-            row |= self._mean_of_window() | values._asdict()
-            images = self.config.data.batch_size * self.config.optim.accumulate * self._timed
-            row["images_per_second"] = round(images / (time.monotonic() - self._clock), 1)
+            row |= self.window.take_mean() | values._asdict()
+            batch = self.config.data.batch_size * self.config.optim.accumulate
+            row["images_per_second"] = self.window.rate(batch)
             row["peak_memory_gb"] = round(mx.get_peak_memory() / backend.GB, 3)
         if watched:
-            with self._untimed():
+            with self.window.paused():
                 signals = self.signals()
             row |= signals
             for warning in warnings(first, signals):
                 reporter.say(f"step {self.done}: {warning}", style="yellow")
         if judged:
-            with self._untimed():
+            with self.window.paused():
                 row |= self._quick_knn(reporter)
         if len(row) > 2:
             assert self.run is not None
             self.run.log(row)
         if logged:
             reporter.update(row)
-            self._clock, self._timed = time.monotonic(), 0
+            self.window.begin()
         self._name_skipped(reporter)
 
-    def _mean_of_window(self) -> dict[str, Any]:
-        """The mean of each metric since the last logged step."""
-        floats, self.window = self.window, []
-        mean = {}
-        for key in floats[0]:  # a float16 step that overflowed has no gradient norm
-            finite = [m[key] for m in floats if math.isfinite(m[key])]
-            mean[key] = float(np.mean(finite)) if finite else None
-        return {"loss": mean.pop("loss"), **mean}
-
     def _read_window(self) -> None:
-        """Make numbers of the metrics since the last logged step; ends the run if not finite."""
-        self.window = [{k: float(v) for k, v in metrics.items()} for metrics in self.window]
-        for number, metrics in enumerate(self.window, self.done - len(self.window) + 1):
-            sound = math.isfinite(metrics["grad_norm"]) or metrics.get("overflow")
-            if math.isfinite(metrics["loss"]) and sound:
-                continue
-            assert self.run is not None
-            kept = self.run.latest
-            raise HJEPAError(
-                f"The loss is {metrics['loss']} at step {number}, the gradient's norm "
-                f"{metrics['grad_norm']}. The last good checkpoint is {kept or 'none yet'}. "
-                "Lower optim.lr, or use precision=float32."
-            )
+        assert self.run is not None
+        self.window.read(self.done, self.run.latest)
 
     def _quick_knn(self, reporter: Reporter) -> dict[str, float]:
         """k-NN of every level, if there is time for it."""
@@ -372,21 +350,14 @@ class Training:
             "images": len(self.train_source),
             "position": list(self.position),
             "own_parts": self.own_parts,
-            "window": self.window,
+            "window": self.window.metrics,
             "milestone": self._milestone() or self.done == self.total,
         }
         keep = self.config.run.keep_last
-        with self._untimed():
+        with self.window.paused():
             path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
         self._saved = time.monotonic()
         return path
-
-    @contextmanager
-    def _untimed(self) -> Iterator[None]:
-        """What is done inside does not count in the images per second."""
-        began = time.monotonic()
-        yield
-        self._clock += time.monotonic() - began
 
 
 def _keep_choices(config: Config, before: Config) -> None:

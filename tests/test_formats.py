@@ -286,7 +286,7 @@ def test_limit_cuts_each_part_in_proportion(both):
 
 def test_weights_must_fit_the_names(both):
     for name, weights in (("imagenet100+stl10", [1.0]), ("stl10", [1.0, 2.0])):
-        with pytest.raises(UsageError, match=r"needs one weight a data set"):
+        with pytest.raises(UsageError, match=r"needs one weight per data set"):
             source(both[0], name, "pretrain", weights=weights)
     with pytest.raises(UsageError, match="mean 'stl10'"):
         source(both[0], "imagenet100+stl1", "pretrain")

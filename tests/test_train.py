@@ -23,6 +23,7 @@ from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import position_only_loss, reading, warnings
 from hjepa_mlx.train import Training
+from hjepa_mlx.window import Window
 
 TINY = {
     "name": "tiny",
@@ -297,3 +298,21 @@ def test_a_file_system_that_syncs_no_folders_will_do(
     monkeypatch.setattr(os, "fsync", sync)
     write_json(tmp_path / "file.json", [1])
     assert (tmp_path / "file.json").read_text() == "[\n 1\n]\n"
+
+
+def test_images_per_second_leave_out_what_is_done_between_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("hjepa_mlx.window.time.monotonic", lambda: now)
+    window = Window()
+    for _ in range(5):
+        window.add({})
+        now += 2
+    with window.paused():
+        now += 60
+    assert window.rate(batch=16) == 8
+    window.begin()
+    window.add({})
+    now += 1
+    assert window.rate(batch=16) == 16

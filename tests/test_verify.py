@@ -256,7 +256,7 @@ def test_combine_refuses_what_cannot_be_combined(tmp_path):
     for names in (["stl10"], ["stl10", "stl10"], ["stl10", "folder"], ["stl10", "nope"]):
         with pytest.raises(UsageError):
             combine(names, path)
-    with pytest.raises(UsageError, match="one weight a data set"):
+    with pytest.raises(UsageError, match="one weight per data set"):
         combine(["stl10", "cifar10"], path, [1.0])
     for bad in (tmp_path / "x.txt", tmp_path / "missing" / "x.yaml"):
         with pytest.raises(UsageError, match=r"must be a \.yaml file in a folder that exists"):

@@ -1,0 +1,68 @@
+"""The steps since the last logged one: their metrics, and the time they took."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.step import Metrics
+
+
+class Window:
+    """What is logged as one row: the mean of each metric, and images per second."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, Any]] = []  # a checkpoint keeps these
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock; steps before this do not count in `rate`."""
+        self._began, self._steps = time.monotonic(), 0
+
+    def add(self, metrics: Metrics) -> None:
+        """Note a step, which may still be under way."""
+        self.metrics.append(metrics)
+        self._steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside does not count in `rate`."""
+        began = time.monotonic()
+        yield
+        self._began += time.monotonic() - began
+
+    def read(self, done: int, kept: Path | None) -> None:
+        """Make numbers of the metrics, the last of step `done`; waits for the steps.
+
+        Raises HJEPAError, naming the checkpoint that was `kept`, when one is not finite.
+        """
+        self.metrics = [{k: float(v) for k, v in metrics.items()} for metrics in self.metrics]
+        for number, metrics in enumerate(self.metrics, done - len(self.metrics) + 1):
+            sound = math.isfinite(metrics["grad_norm"]) or metrics.get("overflow")
+            if math.isfinite(metrics["loss"]) and sound:
+                continue
+            raise HJEPAError(
+                f"The loss is {metrics['loss']} at step {number}, the gradient's norm "
+                f"{metrics['grad_norm']}. The last good checkpoint is {kept or 'none yet'}. "
+                "Lower optim.lr, or use precision=float32."
+            )
+
+    def rate(self, batch: int) -> float:
+        """Images per second, `batch` a step; of the steps that were read."""
+        return round(batch * self._steps / (time.monotonic() - self._began), 1)
+
+    def take_mean(self) -> dict[str, Any]:
+        """The mean of each metric; None where no step had a finite one. Empties the window."""
+        floats, self.metrics = self.metrics, []
+        mean = {}
+        for key in floats[0]:  # a float16 step that overflowed has no gradient norm
+            finite = [m[key] for m in floats if math.isfinite(m[key])]
+            mean[key] = float(np.mean(finite)) if finite else None
+        return {"loss": mean.pop("loss"), **mean}
