@@ -34,7 +34,6 @@ from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.eval.rank import rankme
 from hjepa_mlx.files import write_json
-from hjepa_mlx.rng import generator
 from hjepa_mlx.signals import warnings
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
@@ -152,9 +151,8 @@ def orientation(model: hj.HJEPA, encoder: str) -> list[float]:
     """
     config, parts = model.config, []
     for split in ("train", "test"):
-        source = hj.open_source(config.data, split)
-        rows = generator(0, "orientation").permutation(len(source))[:LOCAL_IMAGES]
-        samples = evaluation_images(source.take(np.sort(rows)), config, Skipped())
+        source = hj.open_source(config.data, split).some(LOCAL_IMAGES, "orientation")
+        samples = evaluation_images(source, config, Skipped())
         images = np.stack([image for _, image in samples])
         directions, edged = structure(images, config.model.patch_size)
         batches = np.array_split(images, -(-len(images) // 64))

@@ -62,6 +62,12 @@ class Source:
         labels = self.labels[indices] if self.classes else self.labels
         return replace(self, rows=self.rows[indices], labels=labels, parts=(), shares=())
 
+    def some(self, count: int | None, purpose: str) -> Source:
+        """`count` random images, always the same for one purpose; all where there are no more."""
+        if count is None or count >= len(self):
+            return self
+        return self.take(np.sort(generator(0, purpose).permutation(len(self))[:count]))
+
     def pass_order(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Two [N] arrays: the image at each place of pass `number`, and its row of random numbers.
 

@@ -17,7 +17,6 @@ from hjepa_mlx.data.folder import open_folder
 from hjepa_mlx.data.source import Source, Split
 from hjepa_mlx.data.storage import Joined
 from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
-from hjepa_mlx.rng import generator
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -31,11 +30,12 @@ def open_source(data: Data, split: Split) -> Source:
     names = check_name(data)
     if split != "pretrain" or len(names) == 1:
         source = _open_one(names[0], data, split)
-        return source if split == "test" else _limited(source, data.limit)
+        return source if split == "test" else source.some(data.limit, "limit")
     sources = [_open_one(name, data, split) for name in names]
     if data.limit is not None:
         total = sum(map(len, sources))
-        sources = [_limited(s, max(1, round(data.limit * len(s) / total))) for s in sources]
+        limits = [max(1, round(data.limit * len(source) / total)) for source in sources]
+        sources = [s.some(limit, "limit") for s, limit in zip(sources, limits, strict=True)]
     parts = tuple(len(source) for source in sources)
     offsets = np.cumsum([0, *(len(source.images) for source in sources)])
     rows = [source.rows + offset for source, offset in zip(sources, offsets, strict=False)]
@@ -107,13 +107,6 @@ def missing(row: Dataset, root: Path) -> str:
     if row.files or row.hub:
         return f"{what} Get it ({row.download_gb:g} GB) with: {command}"
     return f"{what} How to get it: {command}"
-
-
-def _limited(source: Source, limit: int | None) -> Source:
-    if limit is None or limit >= len(source):
-        return source
-    order = generator(0, "limit").permutation(len(source))
-    return source.take(np.sort(order[:limit]))
 
 
 def data_root(data: Data) -> Path:

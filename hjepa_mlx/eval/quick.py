@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Skipped
@@ -13,7 +11,6 @@ from hjepa_mlx.data.source import Source
 from hjepa_mlx.eval.features import Encoder, Features, extract, model_features
 from hjepa_mlx.eval.knn import knn_accuracy
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.rng import generator
 
 BANK, QUERIES = 5000, 1000  # images
 
@@ -28,7 +25,7 @@ class QuickKNN:
         self, model: HJEPA, train: Source, test: Source, config: Config, share: float
     ) -> None:
         self.model, self.config, self.share = model, config, share
-        self.sources = [_some(train, BANK), _some(test, QUERIES)]
+        self.sources = [train.some(BANK, "quick k-NN"), test.some(QUERIES, "quick k-NN")]
         trained = costs(config, model)
         self._relative_cost = trained.target.gflop / trained.gflop  # of an image, to training on it
         self.spent = self.longest = 0.0  # seconds
@@ -64,8 +61,3 @@ class QuickKNN:
         how = {"shown": False, "parallel": False}  # beside the training's bar and step
         (features,) = extract(encoders, source, self.config, Skipped(), **how)
         return features
-
-
-def _some(source: Source, count: int) -> Source:
-    rows = generator(0, "quick k-NN").permutation(len(source))[:count]
-    return source.take(np.sort(rows))
