@@ -40,7 +40,8 @@ def _write(text: bytes) -> None:
 def interruptible() -> Iterator[Interrupt]:
     """Catch `SIGNALS` while inside; yields what tells whether one came."""
     interrupt = Interrupt()
-    caught = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores one
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup has it ignored
+    caught = [s for s in SIGNALS if hangs_up or s != signal.SIGHUP]
     try:
         before = {s: signal.signal(s, interrupt) for s in caught}
     except ValueError:  # not the main thread: the caller's own handling stays

@@ -446,7 +446,13 @@ def interrupted(place, number, deaf=False):
     deaf: whoever reads stderr goes away first, as `tee` does at Ctrl-C.
     """
     command = HJEPA + shlex.split("train tiny.yaml --run-dir new --set optim.epochs=5")
-    with subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True) as process:
+
+    def hang_up_by_default() -> None:  # though these tests may run under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, cwd=place, stderr=subprocess.PIPE, text=True, preexec_fn=hang_up_by_default
+    ) as process:
         metrics = place / "new/metrics.jsonl"
         while not (metrics.is_file() and metrics.read_text().count("\n") > 2):
             assert process.poll() is None
