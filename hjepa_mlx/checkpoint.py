@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-A checkpoint is a folder `step-XXXXXXXX` that appears under its name only when complete; the file
+A checkpoint is a folder `step-00001234` that appears under its name only when complete; the file
 `latest` beside it names the newest, for people and other tools. `state.json` holds the SHA-256 of
 the two weight files.
 """
@@ -160,12 +160,11 @@ def _passing(checkpoint: Path) -> bool:
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    """Delete what is not kept; what resists (a network's or foreign disk's file) the next time."""
+    """Delete what is not kept; what resists, as on a network's disk, the next time."""
     passing = [path for path in complete(folder) if _passing(path)]
     for path in passing[:-keep_last]:
         with suppress(OSError):
-            (path / "state.json").unlink()  # so that a half of it is no checkpoint
-    partly = (path for path in folder.glob("step-*") if not (path / "state.json").is_file())
-    for path in [*folder.glob(".step-*.part"), *partly]:  # the first: of a save that was killed
-        shutil.rmtree(path, ignore_errors=True)
+            os.replace(path, folder / f".{path.name}.part")  # a half of it would be no checkpoint
+    for part in folder.glob(".step-*.part"):  # also of a save that was killed
+        shutil.rmtree(part, ignore_errors=True)
     sync_folder(folder)

@@ -30,7 +30,7 @@ PREDICTION = {"smooth_l1": smooth_l1, "mse": mse}
 
 
 def vicreg(x: mx.array) -> mx.array:
-    """Variance and covariance terms of VICReg (arXiv 2105.04906, equations 1 and 4).
+    """Variance and covariance terms, v and c, of VICReg (arXiv 2105.04906).
 
     x: [B, D], one vector per image. Returns mean hinge on the standard deviation (target 1) plus
     the squared off-diagonal covariances over D, with the paper's weights 25 and 1 divided by 25.

@@ -488,7 +488,7 @@ def test_an_interrupted_run_is_saved_though_nobody_reads_what_it_says(place, num
     assert list(place.glob("new/checkpoints/step-*/state.json"))
 
 
-def test_a_run_that_ignores_hanging_up_goes_on(place):
+def test_a_run_that_ignores_hanging_up_goes_on():
     ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"  # as nohup does
     code = f"{ignore}; from hjepa_mlx.session import interruptible\n"
     code += "import os\nwith interruptible() as i: os.kill(os.getpid(), 1); print(i.wanted)"

@@ -71,3 +71,12 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
     for command in ("train", "eval", "doctor", "bench", "viz", "compare", "embed"):
         assert f"hjepa-mlx {command}" in hjepa(command, "--help", folder=tmp_path)
+
+
+def test_json_is_written_through_a_link(tmp_path: Path) -> None:
+    """As /dev/stdout is one: it must not be replaced by a file."""
+    link, target = tmp_path / "link.json", tmp_path / "target.json"
+    link.symlink_to(target)
+    hjepa("datasets", "list", "--json", str(link), folder=tmp_path)
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["datasets"]

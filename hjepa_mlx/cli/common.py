@@ -14,7 +14,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from hjepa_mlx import files
 from hjepa_mlx.errors import HJEPAError, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,8 +75,9 @@ def check_writable(json_file: str | None) -> None:
 
 
 def write_json(content: Any, json_file: str | None) -> None:
-    """Where `--json` asked for: printed, or in a file."""
+    """Where `--json` asked for: printed, or in a file, which may be a pipe or a link."""
+    text = json.dumps(content, indent=1)
     if json_file == "-":
-        print(json.dumps(content, indent=1))
+        print(text)
     elif json_file is not None:
-        files.write_json(Path(json_file), content)
+        Path(json_file).write_text(text + "\n")
