@@ -445,7 +445,7 @@ def interrupted(place, number, deaf=False):
 
     deaf: whoever reads stderr goes away first, as `tee` does at Ctrl-C.
     """
-    command = HJEPA + shlex.split("train tiny.yaml --run-dir new --set optim.epochs=5")
+    command = HJEPA + shlex.split("train tiny.yaml --run-dir new --set optim.epochs=15")
 
     def hang_up_by_default() -> None:  # though these tests may run under nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -477,9 +477,9 @@ def test_an_interrupted_run_is_saved_and_the_command_it_names_goes_on(place, num
     assert (place / f"new/checkpoints/step-{int(step):08}/state.json").is_file()
     ended = hjepa(place, last.split(": hjepa-mlx ")[1])
     assert ended.returncode == 0, ended.stderr
-    assert f"at step {step} of 20" in ended.stderr
+    assert f"at step {step} of 60" in ended.stderr
     lines = (place / "new/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(21))
+    assert [json.loads(line)["step"] for line in lines] == list(range(61))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -276,19 +275,26 @@ def test_bench_says_what_it_found(facts, tmp_path):
 
 def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypatch, tiny_config):
     config = tiny_config(data={"batch_size": 4})
-    step = throughput.time_steps(config, 0.2)
-    rest = 3 * float(np.median(step.seconds))
+    now = 0
 
-    def slow(source, config):
-        images = np.zeros((4, 32, 32, 3), np.uint8)
+    class OneSecondStep(Step):
+        def __call__(self, *arguments):
+            nonlocal now
+            now += 1
+            return super().__call__(*arguments)
+
+    def three_second_batches(source, config):
+        nonlocal now
         while True:
-            time.sleep(rest)
-            yield Batch(images, Position())
+            now += 3
+            yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position())
 
-    monkeypatch.setattr(throughput, "training_batches", slow)
-    monkeypatch.setattr(throughput, "AHEAD", 0)
-    _, share = throughput.time_end_to_end(None, config, 0.5)
-    assert share < 0.6
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(throughput, "Step", OneSecondStep)
+    monkeypatch.setattr(throughput, "training_batches", three_second_batches)
+    speed, share = throughput.time_end_to_end(None, config, 10)
+    assert speed == 4 / (1 + 3)  # images a second: a batch of 4 for every read and step
+    assert share == 1 / (1 + 3)
 
 
 def test_half_precision_is_measured_by_large_matmuls_on_a_gpu(monkeypatch):
