@@ -1,9 +1,10 @@
 """Check the hours that were promised for 100 epochs of each data set, on this machine.
 
-python benchmarks/estimates.py                  # benchmarks/results/estimates.json
+python benchmarks/estimates.py
 
 Measures every recipe's compiled step and pipeline together (made-up images where a data set is not
-here). `hjepa-mlx bench` measures one so, and of the others the slower of the two.
+here), and keeps results/estimates.json. `hjepa-mlx bench` measures one so, and of the others the
+slower of the two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Time and memory of exact k-NN as the bank grows, on synthetic features.
 
-python benchmarks/knn.py                 # 100,000, 300,000 and 1,281,167 images of 384 dimensions
+python benchmarks/knn.py
 python benchmarks/knn.py --images 50000
+
+The first: 100,000, 300,000 and 1,281,167 images of 384 dimensions.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Memory of a training step against batch and model, with and without checkpointed blocks.
 
 python benchmarks/memory.py --out benchmarks/results/memory.json
-python benchmarks/memory.py --steps 500      # instead: does memory grow while `demo` trains?
+python benchmarks/memory.py --steps 500
 
-Peak memory of recipe imagenet100 (224 pixels) on random images, each case in a process of its own,
+With --steps: does memory grow while `demo` trains? Without:
+peak memory of recipe imagenet100 (224 pixels) on random images, each case in a process of its own,
 beside the estimate of `--dry-run`; straight lines through both, and which batch they promise a Mac.
 """
 

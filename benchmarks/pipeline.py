@@ -1,10 +1,11 @@
 """Time the data pipelines beside their peers, on the same files and cores.
 
 .venv-parity/bin/python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
-.venv/bin/python benchmarks/pipeline.py --images ~/data/imagenet100/train    # your own JPEGs
+.venv/bin/python benchmarks/pipeline.py --images ~/data/imagenet100/train
 
 Each contender runs in a process of its own, one after the other, in several rounds; medians.
-Without --images, pictures are made: coloured noise with a photograph's spectrum, 500 × 375.
+--images: your own JPEGs. Without, pictures are made: coloured noise with a photograph's spectrum,
+500 × 375.
 The PyTorch contenders are left out where torch and torchvision are not installed.
 """
 

@@ -1,10 +1,11 @@
 """How the time of a training step grows with tokens, width and batch, beside its GFLOP.
 
-python benchmarks/scaling.py --out benchmarks/results/scaling.json      # 4 minutes on two cores
+python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
 Times the compiled step on random images while one thing changes, in rounds so that drift meets all
 sizes alike, and fits a power law by least squares in log-log. An exponent below the GFLOP's means
-that larger is more efficient; above it, that something other than matmuls grows faster.
+that larger is more efficient; above it, that something other than matmuls grows faster. Takes
+4 minutes on two cores.
 """
 
 from __future__ import annotations

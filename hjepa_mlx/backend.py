@@ -118,7 +118,7 @@ def on_metal() -> bool:
 def chip() -> str:
     """The processor's name, e.g. 'Apple M1 Max'."""
     if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     import mlx.core as mx
 

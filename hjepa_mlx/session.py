@@ -55,7 +55,7 @@ def interruptible() -> Iterator[Interrupt]:
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Keep a Mac from sleeping while a run trains; the display may."""
+    """Keep a Mac from sleeping while something long runs; the display may."""
     if sys.platform != "darwin":
         yield
         return

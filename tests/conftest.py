@@ -1,11 +1,13 @@
 """What the tests share: a small real config, and MLX imported the way the package wants it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # M5 multiplies float32 less exactly, if it may
 import hjepa_mlx  # noqa: F401  OpenBLAS has to be loaded before any test imports MLX
 from hjepa_mlx.config import Config, parse, resolve
 
@@ -14,6 +16,7 @@ settings.load_profile("untimed")
 
 TINY: dict[str, Any] = {
     "name": "tiny",
+    "precision": "float32",
     "compile": False,
     "data": {"image_size": 32, "batch_size": 4},
     "model": {

@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from hjepa_mlx.bench import chips, machine, probe, run, throughput
-from hjepa_mlx.bench.estimates import Change, Estimate, changes, project, verdict_on
+from hjepa_mlx.bench.estimates import Change, Estimate, changes, estimate, project, verdict_on
 from hjepa_mlx.bench.report import BenchReport, read, side_by_side
 from hjepa_mlx.bench.throughput import Speed
 from hjepa_mlx.config import load_config
@@ -53,6 +53,7 @@ def matmul_flop(function, *inputs):
     ids=["one mask", "two masks", "from the mean", "from both"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
+    monkeypatch.setattr("hjepa_mlx.models.attention.backend.on_metal", lambda: False)  # fused there
     # functions with a vjp of their own cannot be exported; these have no matmul inside
     monkeypatch.setattr("hjepa_mlx.models.attention.softmax", partial(mx.softmax, axis=-1))
     monkeypatch.setattr("hjepa_mlx.models.vit.gelu", lambda: nn.gelu)
@@ -111,6 +112,8 @@ def test_several_masks_for_one_target_pass_are_the_mean_of_single_ones(tiny_conf
 
 RECIPE = """
 name: tiny
+precision: float32
+compile: true
 data: {name: demo, image_size: 32, progressive: [[24, 0.5]], batch_size: 16, limit: 160, workers: 1}
 model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4, levels: 2, predictor_dim: 64,
         predictor_depth: 1}
@@ -180,10 +183,8 @@ def fake_speed(rates):
 )
 def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, rates, chosen):
     monkeypatch.setattr(probe.backend, "on_metal", lambda: True)
-    matmuls = {"float32": 7000.0, "float16": 8000.0, "bfloat16": 7500.0}
-    monkeypatch.setattr(probe.machine, "matmul_gflops", lambda dtype, *_: matmuls[dtype])
     monkeypatch.setattr(probe, "time_steps", fake_speed(rates))
-    config = tiny_config(compile="auto")
+    config = tiny_config(precision="auto", compile="auto")
     said = probe.settle(config)
     assert (config.precision, config.compile) == chosen
     assert len(said) == 2
@@ -194,10 +195,10 @@ def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, ra
 def test_on_a_cpu_half_precision_is_not_even_tried(monkeypatch, tiny_config):
     monkeypatch.setattr(probe.backend, "on_metal", lambda: False)
     monkeypatch.setattr(probe, "time_steps", lambda *_: pytest.fail("steps were timed"))
-    config = tiny_config(compile="auto")
+    config = tiny_config(precision="auto", compile="auto")
     said = probe.settle(config)
     assert config.precision == "float32"
-    assert "matmul GFLOP/s" in said[0]
+    assert "a CPU has no arithmetic for less" in said[0]
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +323,15 @@ def test_another_machine_s_results_are_not_shown_as_this_one_s(facts, tmp_path):
     assert hours_here(tmp_path) == {}
 
 
+def test_an_estimate_counts_the_images_that_a_limit_leaves():
+    hours = [
+        estimate("imagenet100", load_config("imagenet100", limit), lambda config: 100.0)
+        for limit in (["data.limit=10000"], ["data.limit=999999999"], [])
+    ]
+    assert [found.images for found in hours] == [10_000, 126_689, 126_689]
+    assert hours[0].hours_per_epoch == pytest.approx(10_000 / 100 / 3600)
+
+
 def test_signals_and_knn_are_part_of_the_hours():
     with_knn = load_config("imagenet100")
     without = load_config("imagenet100", ["run.eval_every_epochs=0"])
@@ -396,7 +406,8 @@ def test_power_in_words():
 
 
 def test_resuming_keeps_what_auto_had_become(tiny_config):
-    config, before = tiny_config(compile="auto"), tiny_config(precision="float16", compile=False)
+    config = tiny_config(precision="auto", compile="auto")
+    before = tiny_config(precision="float16", compile=False)
     _keep_choices(config, before)
     assert (config.precision, config.compile) == ("float16", False)
     explicit = tiny_config(precision="float32", compile=True)

@@ -182,3 +182,9 @@ def resolved(node: ast.expr, known: dict[str, Any]) -> Any:
 
 def test_the_readme_and_the_guide_show_python() -> None:
     assert {"README.md", "docs/guide.md"} <= set(DOCUMENTED)
+
+
+def test_commands_can_be_pasted_into_zsh() -> None:
+    for path in (ROOT / "README.md", *ROOT.glob("*/*.md")):
+        for block in re.findall(r"^```(?:sh)?\n(.*?)^```", path.read_text(), re.M | re.S):
+            assert " #" not in block, f"{path}: zsh takes a comment for arguments: {block}"

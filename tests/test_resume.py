@@ -18,6 +18,8 @@ from hjepa_mlx.runs import Run
 
 RECIPE = """
 name: tiny
+precision: float32
+compile: true
 data: {name: demo, image_size: 32, batch_size: 16, limit: 160, flip: true, workers: 2}
 model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4, predictor_dim: 64,
         predictor_depth: 1}

@@ -5,6 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import layouts
 import pytest
@@ -251,6 +254,19 @@ def test_combine_writes_a_recipe_that_can_be_trained(tmp_path, weights, share):
     assert source.shares == ((75, 225) if weights else ())
 
 
+def test_the_tools_do_what_the_commands_do(tmp_path):
+    tools, path = Path(__file__).parent.parent / "tools", tmp_path / "both.yaml"
+    arguments = ["--datasets", "imagenet100", "stl10", "--weights", "1", "3", "--output-config"]
+    command = [sys.executable, str(tools / "create_combined_dataset.py"), *arguments, str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    data = load_config(path).data
+    assert (data.name, data.weights) == ("imagenet100+stl10", [1, 3])
+    command = [sys.executable, str(tools / "download_data.py"), "--dataset", "imagenet101"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "imagenet100" in ended.stderr
+
+
 def test_combine_refuses_what_cannot_be_combined(tmp_path):
     path = tmp_path / "x.yaml"
     for names in (["stl10"], ["stl10", "stl10"], ["stl10", "folder"], ["stl10", "nope"]):
@@ -285,9 +301,9 @@ def test_a_folder_of_ones_own_pictures_is_no_imagenet(tmp_path):
 def test_shards_that_were_removed_leave_the_original_to_be_read(hundred):
     layouts.folders(hundred / "imagenet100", layouts.photos(CMC))
     data = Data(name="imagenet100", dir=str(hundred))
-    assert "/shards/" in open_source(data, "train").label_of(0)
+    assert "/shards/" in open_source(data, "train").name_of(0)
     shutil.rmtree(hundred / "imagenet100/shards")
-    assert "/train/n" in open_source(data, "train").label_of(0)
+    assert "/train/n" in open_source(data, "train").name_of(0)
 
 
 @pytest.mark.parametrize(

@@ -28,19 +28,23 @@ fi
 
 case "$(uname -sm)" in
     "Linux x86_64" | "Darwin arm64") ;;
+    "Darwin x86_64") echo "This shell runs under Rosetta, or on an Intel Mac; hjepa-mlx needs Apple silicon's own: arch -arm64 zsh" >&2; exit 1 ;;
     *) echo "hjepa-mlx runs on Apple silicon and on Linux x86-64; this is $(uname -sm)." >&2; exit 1 ;;
 esac
 
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=""
+    # an Intel Python runs on Apple silicon too, but there is no MLX for it
+    right='import platform, sys; version = (3, 10) <= sys.version_info < (3, 14)
+sys.exit(not version or platform.system() == "Darwin" and platform.machine() != "arm64")'
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3.10 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        if "$candidate" -c "$right" 2>/dev/null; then
             python=$candidate
             break
         fi
     done
     if [ -z "$python" ]; then
-        echo "hjepa-mlx needs Python 3.10 to 3.13 (mlx-data has no wheels for newer ones)." >&2
+        echo "hjepa-mlx needs Python 3.10 to 3.13 (mlx-data has no wheels for newer ones), on a Mac for arm64." >&2
         echo "Install one (macOS: brew install python@3.13), or name it: PYTHON=/path make demo" >&2
         exit 1
     fi
@@ -62,3 +66,6 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$wish"
     touch "$stamp"
 fi
+
+# In folders that macOS indexes or syncs it hides what is in .venv, and Python skips hidden .pth files
+[ "$(uname)" != Darwin ] || chflags -R nohidden "$venv"

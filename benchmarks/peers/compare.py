@@ -1,10 +1,11 @@
 """This project's training step beside a plain PyTorch one, on the same cores and batch.
 
-.venv-parity/bin/python benchmarks/peers/compare.py      # after `make parity`; results/peers.json
+.venv-parity/bin/python benchmarks/peers/compare.py
 
-Each contender runs in a process of its own, one after the other, in several rounds, on random
-images without a data pipeline; medians. The peer is `ijepa_torch.py`. A recipe that trains at
-several image sizes is timed at each; its speed is the run's: 1 / Σ (share of the epochs / speed).
+After `make parity`; keeps results/peers.json. Each contender runs in a process of its own, one
+after the other, in several rounds, on random images without a data pipeline; medians. The peer is
+`ijepa_torch.py`. A recipe that trains at several image sizes is timed at each; its speed is the
+run's: 1 / Σ (share of the epochs / speed).
 """
 
 from __future__ import annotations

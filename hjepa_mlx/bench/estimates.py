@@ -50,12 +50,13 @@ RECIPES = [*(name.replace("+", "_") for name in CATALOG), "imagenet100_fast"]
 def estimate(name: str, config: Config, rate_of: Rate) -> Estimate:
     """The estimate of a recipe, whose images per second `rate_of` measures."""
     row, rate = CATALOG[config.data.name], rate_of(config)
-    hours = EPOCHS * row.images / rate / 3600
+    images = min(row.images, config.data.limit or row.images)
+    hours = EPOCHS * images / rate / 3600
     promised = row.promise.hours if row.promise else None
     return Estimate(
         dataset=row.name,
         recipe=name,
-        images=row.images,
+        images=images,
         gflop_per_image=average_gflop(config, HJEPA(config)),
         images_per_second=rate,
         hours_per_epoch=hours / EPOCHS,

@@ -32,20 +32,10 @@ def settle(config: Config) -> list[str]:
     return found
 
 
-def _worth_trying() -> tuple[list[str], str]:
-    """Half-precision dtypes whose matmul is faster here than float32's; and how fast, in words."""
-    side = machine.matmul_side("float16")
-    speed = {dtype: machine.matmul_gflops(dtype, side, 0.5) for dtype in machine.DTYPES}
-    words = ", ".join(f"{dtype} {value:,.0f}" for dtype, value in speed.items())
-    full = speed.pop("float32")
-    return [dtype for dtype, value in speed.items() if value > full], f"matmul GFLOP/s: {words}"
-
-
 def _precision(config: Config) -> tuple[Any, str]:
-    dtypes, words = _worth_trying()
-    if not dtypes:
-        return "float32", words
-    rates = {dtype: _rate(config, precision=dtype) for dtype in ("float32", *dtypes)}
+    if not backend.on_metal():
+        return "float32", "a CPU has no arithmetic for less"
+    rates = {dtype: _rate(config, precision=dtype) for dtype in machine.DTYPES}
     fastest = max(rates, key=rates.__getitem__)
     words = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items()) + " images/s"
     return (fastest if rates[fastest] > CLEARLY * rates["float32"] else "float32"), words

@@ -8,9 +8,11 @@ import typer
 
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.session import awake
 
 
 @readable
+@awake()
 def bench(
     config: Annotated[
         str, typer.Argument(help="Name of a recipe, or path of a YAML file.")
@@ -65,7 +67,8 @@ def bench(
         loaded.data.dir = data_dir
     stderr = Console(stderr=True)
     facts = measure(loaded, chip, sustained, lambda line: say(stderr, line))
+    kept = keep(facts)  # first: whoever reads what is printed may be gone
     write_json(facts, json_file)
     if json_file != "-":
         Console().print(BenchReport(facts))
-    say(stderr, f"Kept in {keep(facts)}.")
+    say(stderr, f"Kept in {kept}.")

@@ -11,6 +11,7 @@ import typer
 
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.session import awake
 
 datasets = typer.Typer(
     help="List, download, prepare, verify and combine data sets.", no_args_is_help=True
@@ -40,6 +41,7 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
 
 @datasets.command()
 @readable
+@awake()
 def download(name: Name, data_dir: DataDir = None) -> None:
     """Download a data set, or go on where it stopped; check it; make it ready to train on.
 
@@ -62,6 +64,7 @@ def download(name: Name, data_dir: DataDir = None) -> None:
 
 @datasets.command()
 @readable
+@awake()
 def prepare(
     name: Annotated[str, typer.Argument(help="imagenet100, imagenet1k, or folder.")],
     data_dir: DataDir = None,
@@ -109,6 +112,7 @@ def prepare(
 
 @datasets.command()
 @readable
+@awake()
 def verify(
     name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
     data_dir: DataDir = None,

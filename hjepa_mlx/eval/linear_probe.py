@@ -204,14 +204,18 @@ def _cross_entropy(xp: Any, x: Any, y: Any, weight: Any, bias: Any) -> tuple[Any
 
 
 def _on_gpu(x: np.ndarray, labels: np.ndarray) -> Callable[..., list[Any]]:
-    """`_cross_entropy` by MLX, in blocks whose logits fit in memory."""
+    """`_cross_entropy` by MLX, in blocks whose logits fit in memory.
+
+    So do the images: one buffer may be smaller than all features of a large data set.
+    """
     slopes = mx.compile(partial(_cross_entropy, mx))
-    images, y = mx.array(x), mx.array(labels)
+    rows = blocks(len(x), max(1, LOGITS // (int(labels.max()) + 1)))
+    parts_of_all = [(mx.array(x[part]), mx.array(labels[part])) for part in rows]
 
     def summed(weight: np.ndarray, bias: np.ndarray) -> list[Any]:
         parts = []
-        for rows in blocks(len(x), max(1, LOGITS // len(bias))):
-            parts.append(slopes(images[rows], y[rows], mx.array(weight), mx.array(bias)))
+        for images, y in parts_of_all:
+            parts.append(slopes(images, y, mx.array(weight), mx.array(bias)))
             mx.eval(parts[-1])
         return [sum(np.array(p) for p in part) for part in zip(*parts, strict=True)]
 

@@ -67,8 +67,10 @@ class Predictor(nn.Module):
     def _predict(self, x: mx.array, places: mx.array, cells: list[int]) -> list[mx.array]:
         """Predictions [B, cells[l], D] at places [B, Σ cells, dim] from x [B, n, dim]."""
         told = x.shape[1]
-        levels = np.repeat(np.arange(len(cells)), cells)
-        queries = self.mask_token + self.level_embed[mx.array(levels)]  # [Σ cells, dim]
+        # no gather: on a GPU its gradient is a sum in any order, and no two runs are the same
+        of_level = zip(self.level_embed, cells, strict=True)
+        queries = mx.concatenate([mx.broadcast_to(row, (n, self.dim)) for row, n in of_level])
+        queries = self.mask_token + queries  # [Σ cells, dim]
         queries = queries + places.astype(x.dtype)  # [B, Σ cells, dim]
         x = mx.concatenate([x, queries], axis=1)
         for block in self.blocks:
