@@ -1,7 +1,7 @@
 """The one schema: strict YAML recipes, dotted overrides, and errors that name the nearest key.
 
-A recipe states only what differs from the defaults below. `load_config` returns it resolved; that
-form is printed by `--dry-run` and saved with each run.
+A recipe states its main choices and whatever else differs from the defaults below. `load_config`
+returns it resolved; that form is printed by `--dry-run` and saved with each run.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Model(Section):
 
     @property
     def predictor_heads(self) -> int:
-        """Attention heads of the predictor, of 64 dimensions each."""
+        """Attention heads of the predictor: as many as have at least 64 dimensions, or one."""
         return max(1, self.predictor_dim // 64)
 
 
@@ -409,10 +409,10 @@ def _check_sizes(config: Config) -> None:
     for key, value in (("dim", model.dim), ("predictor_dim", model.predictor_dim)):
         if int(value) % 4:
             raise UsageError(f"model.{key}={value} must be a multiple of 4 (2-D positions).")
-    if model.predictor_dim % model.predictor_heads:
+    if model.predictor_dim % (heads := model.predictor_heads):
         raise UsageError(
-            f"model.predictor_dim={model.predictor_dim} does not divide into heads of 64; "
-            f"use {64 * model.predictor_heads} or {64 * (model.predictor_heads + 1)}."
+            f"model.predictor_dim={model.predictor_dim} does not divide into {heads} heads; "
+            f"use {64 * heads} or {64 * (heads + 1)}."
         )
     if model.predictor_context == "both" and config.masks.targets < 2:
         raise UsageError("model.predictor_context=both needs masks.targets of at least 2 to share.")

@@ -67,7 +67,7 @@ def embed(
     if out is not None:
         _check_out(Path(out), pooled)
     source, size = _open(Path(folder)), model.config.data.image_size
-    paths = [_relative(source.label_of(index), folder) for index in range(len(source))]
+    paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
 
     def features(images: mx.array) -> list[mx.array]:  # L × [B, D] or [B, n_l, D]
         levels = model.encode(images, encoder)
@@ -85,7 +85,12 @@ def embed(
         {name: array[: len(rows)] for name, array in arrays.items()},
         [paths[row] for row in rows],
         {_relative(path, folder): why for path, why in skipped.reasons.items()},
-        {"encoder": encoder, "image_size": str(size), "folder": _text(str(folder))},
+        {
+            **({"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}),
+            "encoder": encoder,
+            "image_size": str(size),
+            "folder": _text(str(folder)),
+        },
     )
 
 

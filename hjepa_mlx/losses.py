@@ -32,7 +32,7 @@ PREDICTION = {"smooth_l1": smooth_l1, "mse": mse}
 def vicreg(x: mx.array) -> mx.array:
     """Variance and covariance terms, v and c, of VICReg (arXiv 2105.04906).
 
-    x: [B, D], one vector per image. Returns mean hinge on the standard deviation (target 1) plus
+    x: [B, D], one vector per mask. Returns mean hinge on the standard deviation (target 1) plus
     the squared off-diagonal covariances over D, with the paper's weights 25 and 1 divided by 25.
     """
     B, D = x.shape
@@ -47,7 +47,7 @@ def vicreg(x: mx.array) -> mx.array:
 def sigreg(x: mx.array) -> mx.array:
     """Sketched isotropic Gaussian regularisation of LeJEPA (arXiv 2511.08544, section 4).
 
-    x: [B, D], one vector per image. Mean over random directions a of the Epps-Pulley statistic
+    x: [B, D], one vector per mask. Mean over random directions a of the Epps-Pulley statistic
     B·∫|φ(t) − exp(−t²/2)|² exp(−t²/2) dt over |t| ≤ 3, by the trapezoid rule, where φ is the
     empirical characteristic function of the projections a·x; zero for a standard normal. Draws
     from `mx.random`.

@@ -143,18 +143,15 @@ class Reporter:
         done = self._work(step)
         rest = (self._work(self.total) - done) / (done - self._first)
         left = rest * (now - self._began)
-        self.say(
+        say(
+            self.console,
             f"epoch {epoch}/{self.epochs} step {step}/{self.total} loss {row['loss']:.4f} "
-            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}"
+            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}",
         )
-
-    def say(self, text: str, style: str | None = None) -> None:
-        """Print a line above the live one."""
-        say(self.console, text, style)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: file names are not markup, and log files have no width."""
+    """Print a line as it is: file names are no markup, log files have no width."""
     text = text.encode("utf-8", "backslashreplace").decode()
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 

@@ -201,10 +201,12 @@ def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any
     return found
 
 
-def load(path: str | Path) -> HJEPA:
+def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
     """The model of a run (its newest checkpoint) or of one checkpoint folder.
 
-    Raises UsageError when there is none and HJEPAError when it is damaged.
+    model: where to put the weights, for a run of a network of your own: that network, built from
+    `Run(path).config`. Raises UsageError when there is no checkpoint and HJEPAError when it is
+    damaged.
     """
     path = Path(path)
     folder: Path | None = path
@@ -215,7 +217,12 @@ def load(path: str | Path) -> HJEPA:
         config = Run(path.parent.parent).config
     if folder is None:
         raise UsageError(f"The run {path} has no checkpoint yet.")
-    model = HJEPA(config)
+    own = checkpoint.read_state(folder)["own_parts"]["model"]
+    if own and model is None:
+        raise UsageError(
+            f"{path} was trained with a network of your own, {own}: hj.load(path, {own}(config))."
+        )
+    model = HJEPA(config) if model is None else model
     state = checkpoint.load_model(folder, model)
     model.origin = Origin(str(folder.parent.parent), state["step"], state["epoch"])
     return model

@@ -1,6 +1,6 @@
 """Schedules: pure functions of the step, which runs from 0 to total − 1.
 
-The first and the last step get exactly the configured end points.
+The last step gets exactly the configured end; so does the first the start, if nothing warms up.
 """
 
 from __future__ import annotations

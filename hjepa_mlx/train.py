@@ -26,7 +26,7 @@ from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import check_space, locked
 from hjepa_mlx.masks import Masks, MaskSampler
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.progress import Reporter, lasting_console, say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
@@ -108,13 +108,13 @@ class Training:
         check_evaluable(self.labelled, self.test_source)
         self.skipped = Skipped()
         self._named: set[str] = set()
-        self.run = runs.reopen(config) if resume else None
-        if self.run:
-            _keep_choices(config, self.run.config)
+        self.resumed = runs.reopen(config) if resume else None
+        if self.resumed:
+            _keep_choices(config, self.resumed.config)
         else:
             runs.check_new(config)
         if backend.on_metal() and "auto" in (config.precision, config.compile):
-            say(console, "Trying precisions and compilation for a few seconds …")
+            self._say("Trying precisions and compilation for a few seconds …")
         self._settled = settle(config)
         backend.set_memory_limits()
         self.model = HJEPA(config) if model is None else model
@@ -123,8 +123,7 @@ class Training:
         self.signals = Signals(self.model, self.test_source, config, self.skipped, self.step.error)
         self.knn: QuickKNN | None = None
         if self.labelled.classes and config.run.eval_every_epochs:
-            share = config.run.eval_share
-            self.knn = QuickKNN(self.model, self.labelled, self.test_source, config, share)
+            self.knn = QuickKNN(self.model, self.labelled, self.test_source, config)
         shares = np.cumsum([share for _, share in config.stages])
         self.ends = [round(self.total * share) for share in shares]  # of the stages, in steps
         gflop = [1.0]  # of a step of each stage; one stage needs no comparison
@@ -139,9 +138,9 @@ class Training:
 
     def fit(self) -> Run:
         """Make the run's folder, or go on from its newest checkpoint, and train to the end."""
-        if self.run is None:
+        if not self.resumed:
             _check_disk(self.config, self.model)
-            self.run = runs.create(self.config)
+        self.run = self.resumed or runs.create(self.config)
         with locked(self.run.path / ".lock", str(self.run.path)):
             self._restore()
             if self.run.config != self.config:  # in what a resumed run may change
@@ -150,7 +149,6 @@ class Training:
         return self.run
 
     def _restore(self) -> None:
-        assert self.run is not None
         newest = self.run.latest
         if newest is None:
             self.run.forget_after(-1)
@@ -169,16 +167,22 @@ class Training:
         self.done, self.position = state["step"], Position(*state["position"])
         self.window.metrics = state["window"]
         self.run.forget_after(self.done)
-        say(self.console, f"Resuming {self.run.path} at step {self.done} of {self.total}.")
+        self._say(f"Resuming {self.run.path} at step {self.done} of {self.total}.")
 
     def _fit(self) -> None:
-        assert self.run is not None
         self._began, self._first = time.monotonic(), self.done
         epochs = self.config.optim.epochs
         reporter = Reporter(self.console, epochs, self.total, self.done, self._work)
-        reporter.say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
+        self._say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
         for line in self._settled:
-            reporter.say(line)
+            self._say(line)
+        needed, there = costs(self.config, self.model).memory_gb, backend.step_memory_gb()
+        if needed > there:
+            self._say(
+                f"A step needs about {needed:.1f} GB (estimated) and may take {there:.1f}: it may "
+                "be slow, or fail. Lower data.batch_size, or set model.checkpoint_blocks=true.",
+                style="yellow",
+            )
         if not self.run.metrics:
             self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
         first_signals = self.run.metrics[0]
@@ -189,9 +193,9 @@ class Training:
             except StorageError as lost:
                 raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
-                self._name_skipped(reporter)
+                self._name_skipped()
         for line in reading(self.run.last_stage):
-            say(self.console, line)
+            self._say(line)
 
     def _work(self, step: int) -> float:
         """What the first `step` steps cost, beside one another: small images are done sooner."""
@@ -203,7 +207,7 @@ class Training:
                 continue
             if len(self.stages) > 1:
                 size = config.data.image_size
-                reporter.say(f"Up to step {end}: images of {size}x{size}.")
+                self._say(f"Up to step {end}: images of {size}x{size}.")
             batches = training_batches(self.train_source, config, self.position, self.skipped)
             with closing(batches):
                 for metrics, values in self._steps(batches, sampler, end):
@@ -244,7 +248,8 @@ class Training:
         )
 
     def _resume_command(self) -> str:
-        assert self.run is not None
+        if any(self.own_parts.values()):
+            return "hj.train(…, resume=True), with your own parts again."
         return f"hjepa-mlx train {quote(str(self.run.path / 'config.yaml'))} --resume"
 
     def _update(self, batches: Iterator, sampler: Sampler, values: Schedule) -> Metrics:
@@ -279,23 +284,24 @@ class Training:
                 signals = self.signals()
             row |= signals
             for warning in warnings(first, signals):
-                reporter.say(f"step {self.done}: {warning}", style="yellow")
+                self._say(f"step {self.done}: {warning}", style="yellow")
         if judged:
             with self.window.paused():
-                row |= self._quick_knn(reporter)
+                row |= self._quick_knn()
         if len(row) > 2:
-            assert self.run is not None
             self.run.log(row)
         if logged:
             reporter.update(row)
             self.window.begin()
-        self._name_skipped(reporter)
+        self._name_skipped()
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        say(self.console, text, style)
 
     def _read_window(self) -> None:
-        assert self.run is not None
         self.window.read(self.done, self.run.latest)
 
-    def _quick_knn(self, reporter: Reporter) -> dict[str, float]:
+    def _quick_knn(self) -> dict[str, float]:
         """k-NN of every level, if there is time for it."""
         assert self.knn is not None
         c = self.config
@@ -304,18 +310,17 @@ class Training:
         if self.knn.affordable(elapsed, images):
             return self.knn()
         if not self._told_of_share:
-            reporter.say(
+            self._say(
                 f"k-NN every {c.run.eval_every_epochs} epochs would take more than "
                 f"{c.run.eval_share:.0%} of the time, so it is done less often (run.eval_share)."
             )
             self._told_of_share = True
         return {}
 
-    def _name_skipped(self, reporter: Reporter) -> None:
+    def _name_skipped(self) -> None:
         """Name images that could not be read, in the log and in skipped.txt, once each."""
         if len(self.skipped) == len(self._named):
             return
-        assert self.run is not None
         path = self.run.path / "skipped.txt"
         known = path.read_text(encoding="utf-8") if path.is_file() else ""
         new = [(n, why) for n, why in list(self.skipped.reasons.items()) if n not in self._named]
@@ -326,7 +331,7 @@ class Training:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{name!r}\t{reason}\n" for name, reason in new)
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
-        reporter.say(
+        self._say(
             f"Skipped {new[0][0]} ({new[0][1]}){more}; {len(self.skipped)} unreadable so far, "
             "all in skipped.txt."
         )
@@ -343,10 +348,10 @@ class Training:
 
     def save(self) -> Path:
         """Write a checkpoint, if all losses since the last logged step are finite."""
-        assert self.run is not None
         self._read_window()
+        epoch = self.done / self.per_epoch
         state = {
-            "epoch": self.done / self.per_epoch,
+            "epoch": epoch,
             "images": len(self.train_source),
             "position": list(self.position),
             "own_parts": self.own_parts,
@@ -356,6 +361,7 @@ class Training:
         keep = self.config.run.keep_last
         with self.window.paused():
             path = checkpoint.save(self.run.checkpoints, self.step, self.done, state, keep)
+        self.model.origin = Origin(str(self.run.path), self.done, epoch)
         self._saved = time.monotonic()
         return path
 

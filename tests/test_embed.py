@@ -207,4 +207,4 @@ def test_the_command_says_what_it_made_and_of_what(
         about = json.loads(str(file["about"]))
         expected = embed(hj.load(run), pictures[0]).levels["level_1"]
         np.testing.assert_array_equal(file["level_1"], expected)
-    assert (about["run"], about["checkpoint"]) == (str(run), "step-00000002")
+    assert (about["run"], about["step"]) == (str(run), "2")

@@ -478,6 +478,13 @@ def test_a_class_that_one_position_decides_is_found_by_attention_and_not_by_the_
     assert_array_equal(predicted[:20], alone)
 
 
+def test_collapsed_tokens_have_an_attentive_probe_too() -> None:
+    labels = np.arange(40) % 2
+    for same in (0.0, 0.3):
+        tokens = np.full((40, 4, 16), same)
+        assert len(set(attentive_probe.fit(tokens, labels).predict(tokens))) == 1
+
+
 @pytest.mark.parametrize("rates", [(3e-3, 1e-9), (1e-9, 3e-3)])
 def test_the_learning_rate_that_does_best_is_kept(
     rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch

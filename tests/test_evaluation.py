@@ -105,7 +105,7 @@ def test_features_are_the_means_of_what_the_model_encodes_with_labels_and_indice
     (found,) = extract(encoders(model), source, model.config, skipped, stride)
     assert list(skipped.reasons) == [str(broken)]
     paths = sorted(path for path in folder.rglob("*.png") if path != broken)
-    assert [source.label_of(int(i)) for i in found.indices] == list(map(str, paths))
+    assert [source.name_of(int(i)) for i in found.indices] == list(map(str, paths))
     assert [sorted(COLOURS)[label] for label in found.labels] == [p.parent.name for p in paths]
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     assert len(found) == len(images) == 149  # batches of 64: not a multiple of the stride
@@ -390,7 +390,7 @@ def test_no_test_image_is_trained_on_or_learnt_from(layout: str, tmp_path: Path)
     seen = {}
     for split in get_args(Split):
         source = hj.open_source(Data(name=name, dir=str(tmp_path)), split)
-        names = [source.label_of(i) for i in range(len(source))]
+        names = [source.name_of(i) for i in range(len(source))]
         contents = [hashlib.sha256(source.read(i).tobytes()).digest() for i in range(len(source))]
         assert len(set(names)) == len(names) > 0
         seen[split] = {*names, *contents}
@@ -657,6 +657,18 @@ def test_the_command_evaluates_elsewhere_without_touching_the_runs_own_scores(
     assert ended.exit_code == 0, ended.stderr
     assert json.loads(ended.stdout)["protocol"]["data"] == "folder"
     assert not (tmp_path / "run" / "eval.json").exists()
+
+
+def test_scores_are_kept_though_nobody_reads_them(
+    build: Callable[..., hj.HJEPA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*arguments: Any, **options: Any) -> None:
+        raise BrokenPipeError
+
+    run = saved(build(name="demo", limit=50), tmp_path / "run")
+    monkeypatch.setattr("rich.console.Console.print", gone)
+    assert invoke(run, *FAST).exit_code
+    assert "knn" in json.loads((tmp_path / "run" / "eval.json").read_text())
 
 
 def test_the_command_says_that_there_are_no_labels(

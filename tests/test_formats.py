@@ -22,6 +22,7 @@ from hjepa_mlx.config import Data
 from hjepa_mlx.data import shards
 from hjepa_mlx.data.pipeline import Position, Skipped, evaluation_images, training_batches
 from hjepa_mlx.data.prepare import prepare
+from hjepa_mlx.data.sources import layout as layout_of
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
@@ -114,7 +115,7 @@ def test_imagenet100_has_cmcs_order_in_every_layout(hundred):
         for index in (0, 7, len(found) - 1):
             raw = found.images.read(int(found.rows[index]))
             assert np.array_equal(decoded(raw), decoded(found.read(index).tobytes()))
-            assert found.label_of(index)
+            assert found.name_of(index)
 
 
 @pytest.mark.parametrize("layout", [layouts.folders, layouts.tars, layouts.kaggle_contest])
@@ -234,6 +235,13 @@ def test_raw_and_encoded_images_come_through_one_pipeline(both, tiny_config):
     square = Image.open(io.BytesIO(jpeg)).crop((10, 0, 70, 60))
     expected = np.asarray(square.resize((96, 96), Image.Resampling.BILINEAR)).astype(int)
     assert min(np.abs(images[i] - expected).mean() for i in range(200)) < 1.5
+
+
+def test_several_are_found_here_whatever_their_weights(both):
+    for weights in ("auto", [2.0, 1.0]):
+        data = Data(name="imagenet100+stl10", dir=str(both[0]), weights=weights)
+        assert layout_of(data.name, data) == "folders + raw pixels"
+    assert layout_of("imagenet100+cifar10", data) is None
 
 
 def test_evaluation_of_several_is_on_the_first(both):
@@ -359,10 +367,10 @@ def test_a_folder_that_goes_away_is_named_but_one_missing_file_is_skipped(tmp_pa
     skipped = Skipped()
     with closing(training_batches(found, tiny_config(), Position(), skipped)) as batches:
         next(batches)
-        os.unlink(found.label_of(3))
+        os.unlink(found.name_of(3))
         drain(batches, 100)
         assert [os.path.basename(n) for n in skipped.reasons] == [
-            os.path.basename(found.label_of(3))
+            os.path.basename(found.name_of(3))
         ]
         spoil(tmp_path / "imagenet100", "gone")
         with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):

@@ -262,7 +262,7 @@ def test_unreadable_images_are_left_out_and_named(mixed, tiny_config):
         indices = [index for index, _ in evaluation_images(mixed, tiny_config(), skipped)]
         names = [os.path.basename(name) for name in skipped.reasons]
         assert sorted(names) == ["05-text.jpg", "11-damaged.jpg"]
-        left = {os.path.basename(mixed.label_of(i)) for i in set(range(23)) - set(indices)}
+        left = {os.path.basename(mixed.name_of(i)) for i in set(range(23)) - set(indices)}
         assert left == set(names)
         assert indices == sorted(indices)
 

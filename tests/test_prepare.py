@@ -143,7 +143,7 @@ def test_reading_back_gives_the_same_pictures_in_the_published_order(root, tmp_p
         for number, index in enumerate(kept[:40]):
             raw = old.images.read(int(old.rows[index]))
             assert new.images.read(int(new.rows[number])) == shrunk(raw, 32, 90)
-        assert new.label_of(0).endswith(".jpg")
+        assert new.name_of(0).endswith(".jpg")
     with tarfile.open(folder / "train-00000.tar") as tar:
         assert all(member.isfile() and member.name.endswith(".jpg") for member in tar)
         assert tar.getnames()[0].split("/")[0] in CMC
@@ -159,7 +159,7 @@ def test_every_layout_can_be_prepared(tmp_path, layout):
     out = tmp_path / "imagenet100" / "shards"
     prepare("imagenet100", sources(tmp_path), out, side=32)
     found = sources(tmp_path)["train"]
-    assert str(out) in found.label_of(0)
+    assert str(out) in found.name_of(0)
     assert sorted(found.images.read(int(row)) for row in found.rows) == wanted
 
 
@@ -336,7 +336,7 @@ def test_kaggles_hundred_are_prepared_in_the_order_of_their_own_list(tmp_path):
     out = tmp_path / "imagenet100" / "shards"
     prepare("imagenet100", sources(tmp_path), out, side=32)
     found = sources(tmp_path)["train"]
-    assert str(out) in found.label_of(0)
+    assert str(out) in found.name_of(0)
     assert found.classes == KAGGLE
     pairs = {(KAGGLE.index(name), shrunk(data, 32, 90)) for name, _, data in made["train"]}
     read = [found.images.read(int(row)) for row in found.rows]
@@ -352,7 +352,7 @@ def test_the_hundred_of_an_imagenet1k_are_prepared_on_their_own(tmp_path):
         "test": 100,
     }
     found = sources(tmp_path)["test"]
-    assert str(out) in found.label_of(0)
+    assert str(out) in found.name_of(0)
     assert found.classes == CMC
     assert len(sources(tmp_path, "imagenet1k")["test"]) == 103
 

@@ -145,7 +145,7 @@ def folder(root: Path, split="train", **keys):
 
 
 def paths_of(source) -> list[Path]:
-    return [Path(source.label_of(index)) for index in range(len(source))]
+    return [Path(source.name_of(index)) for index in range(len(source))]
 
 
 def names(source) -> list[str]:

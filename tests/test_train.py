@@ -177,10 +177,11 @@ def test_loss_and_rank_are_read_together(loss: list, rank: list, words: str) -> 
 
 def test_the_knn_of_training_keeps_to_its_share_of_the_time() -> None:
     config = resolve(parse(TINY | {"data": TINY["data"] | {"name": "demo", "limit": 40}}))
+    config.run.eval_share = 0.02
     bank, queries = open_source(config.data, "train"), open_source(config.data, "test")
     queries = queries.take(np.arange(10))
     model = hj.HJEPA(config)
-    knn = QuickKNN(model, bank, queries, config, 0.02)
+    knn = QuickKNN(model, bank, queries, config)
     # 50 images cost what the target encoder costs for 50, until it is known what they take
     of_a_step = costs(config, model)
     enough = 50 / 0.02 * of_a_step.target.gflop / of_a_step.gflop
@@ -233,6 +234,26 @@ def test_a_run_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
     larger = hj.HJEPA(resolve(parse(TINY | {"data": TINY["data"] | {"image_size": 64}})))
     with pytest.raises(hj.HJEPAError, match="image_size differs"):
         hj.train(config, model=larger)
+
+
+class Brighter(hj.HJEPA):
+    def encode(self, images, encoder="target"):
+        return [1 + level for level in super().encode(images, encoder)]
+
+
+def test_a_network_of_one_s_own_is_read_again_by_naming_it(tmp_path: Path) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    config.optim.epochs, config.data.limit, config.optim.warmup_epochs = 1, 64, 0
+    trained = Brighter(config)
+    assert trained.origin is None
+    run = hj.train(config, model=trained)
+    assert trained.origin is not None
+    assert trained.origin.step == run.metrics[-1]["step"]
+    with pytest.raises(hj.HJEPAError, match=r"network of your own, Brighter: hj\.load\("):
+        hj.load(run.path)
+    again = hj.load(run.path, Brighter(run.config))
+    images = mx.zeros((1, 32, 32, 3), mx.uint8)
+    assert mx.array_equal(again.encode(images)[0], trained.encode(images)[0])
 
 
 def test_a_config_edited_in_python_is_checked_before_training(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     if not done.metrics or done.metrics[-1]["epoch"] < config.optim.epochs or not done.latest:
         sampler = masks(config) if masks else None
         hj.train(config, resume=folder.exists(), model=network(config), sampler=sampler)
-    return hj.load(folder)
+    return hj.load(folder, network(config))
 
 
 def encoded(model: hj.HJEPA) -> dict[str, tuple[Features, Features]]:

@@ -120,7 +120,7 @@ def _commit() -> str:
         return ""
     commit = _output("git", "-C", str(here), "rev-parse", "--short", "HEAD").strip()
     changed = _output("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no")
-    return commit + "+" * bool(changed.strip())
+    return f"{commit}+" if changed.strip() else commit
 
 
 def _output(*command: str) -> str:

@@ -159,9 +159,11 @@ def _print_plan(config: Config) -> None:
         f"{average_gflop(config, networks):.2f} on average over the run",
         *(
             f"{size:<12} pixels for {share:.0%} of the epochs"
-            for size, share in config.stages * bool(config.data.progressive)
+            for size, share in config.stages
+            if config.data.progressive
         ),
-        f"memory       about {cost.memory_gb:.1f} GB (estimated) of {backend.memory_gb():.0f} GB",
+        f"memory       about {cost.memory_gb:.1f} GB (estimated) of "
+        f"{backend.step_memory_gb():.1f} GB that a step may take",
     ]
     try:
         source = open_source(config.data, "pretrain")

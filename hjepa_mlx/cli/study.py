@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
 
@@ -47,6 +48,7 @@ def evaluate(
     report(Path(run), data, data_dir, json_file, protocol)
 
 
+@awake()
 def report(
     path: Path,
     data: str | None = None,
@@ -63,11 +65,11 @@ def report(
 
     settings = Protocol(**(protocol or {}))
     found = evaluate(load(path), data, data_dir, settings)
+    if data is None and data_dir is None and (path / "config.yaml").is_file():
+        found.save(path / "eval.json")  # first: whoever reads what is printed may be gone
     write_json(found.scores, json_file)
     if json_file != "-":
         Console().print(found)
-    if data is None and data_dir is None and (path / "config.yaml").is_file():
-        found.save(path / "eval.json")
 
 
 @readable
@@ -98,6 +100,7 @@ def viz(
 
 
 @readable
+@awake()
 def embed(
     run: RunOrCheckpoint,
     folder: Annotated[str, typer.Argument(help="Images: all in this folder and its subfolders.")],
@@ -113,20 +116,15 @@ def embed(
 
     Example: `hjepa-mlx embed runs/demo-20260101-120000 pictures --out features.npz`
     """
-    from dataclasses import replace
-
     from rich.console import Console
 
     from hjepa_mlx.embed import embed as run_over
     from hjepa_mlx.embed import save
     from hjepa_mlx.progress import say
-    from hjepa_mlx.runs import Run, load
+    from hjepa_mlx.runs import load
 
-    checkpoint = Run(run).latest or Path(run)  # if that is none, `load` says so
-    model = load(checkpoint)
-    embeddings = run_over(model, folder, encoder, not tokens, out)
-    source = {"run": str(checkpoint.parent.parent), "checkpoint": checkpoint.name}
-    save(replace(embeddings, about={**source, **embeddings.about}), out)
+    embeddings = run_over(load(run), folder, encoder, not tokens, out)
+    save(embeddings, out)
     unreadable = list(embeddings.skipped.items())
     for path, why in unreadable[:NAMED]:
         say(Console(stderr=True), f"Skipped {path}: {why}")

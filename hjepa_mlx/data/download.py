@@ -147,7 +147,7 @@ def _check(remote: Remote, file: BinaryIO, part: Path) -> None:
     """Compare the MD5; what is not the published file is removed."""
     file.flush()
     file.seek(0)
-    md5 = digest(file)
+    md5 = md5_of(file)
     if md5 == remote.md5:
         return
     size = file.seek(0, os.SEEK_END)
@@ -158,10 +158,10 @@ def _check(remote: Remote, file: BinaryIO, part: Path) -> None:
     )
 
 
-def digest(file: BinaryIO, kind: str = "md5") -> str:
-    """Hexadecimal digest of the rest of a file, with a bar."""
+def md5_of(file: BinaryIO) -> str:
+    """Hexadecimal MD5 of the rest of a file, with a bar."""
     total = os.fstat(file.fileno()).st_size - file.tell()
-    hashed = hashlib.new(kind, usedforsecurity=False)
+    hashed = hashlib.md5(usedforsecurity=False)
     with bar("Checking", total) as advance:
         while chunk := file.read(CHUNK):
             hashed.update(chunk)

@@ -9,7 +9,7 @@ from shlex import quote
 from hjepa_mlx.data import imagenet, shards
 from hjepa_mlx.data.archives import unpack
 from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, look_up
-from hjepa_mlx.data.download import digest, download
+from hjepa_mlx.data.download import download, md5_of
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import check_space, sha256, write_json
 from hjepa_mlx.progress import bar
@@ -107,7 +107,7 @@ def _from_web(row: Dataset, folder: Path) -> None:
 
 def _check_placed(path: Path, published: str) -> None:
     with open(path, "rb") as file:
-        md5 = digest(file)
+        md5 = md5_of(file)
     if md5 != published:
         raise HJEPAError(
             f"{path} has the MD5 {md5}, not the published {published}. Move it away and run the "

@@ -175,7 +175,7 @@ def _of_block(reader: _Reader, block: range) -> Iterator[tuple[int, np.ndarray]]
         try:
             sample = next(reader.streams[0])
         except RuntimeError as error:  # the decoder's; the stream goes on with the next image
-            name = reader.source.label_of(int(reader.order[place]))
+            name = reader.source.name_of(int(reader.order[place]))
             reader.skipped.reasons[name] = str(error)
             continue
         if reader.lost is not None:
@@ -247,7 +247,7 @@ class _Reader:
         except StorageError as error:
             self.lost = error
         except UNREADABLE as error:
-            self.skipped.reasons[self.source.label_of(index)] = str(error) or type(error).__name__
+            self.skipped.reasons[self.source.name_of(index)] = str(error) or type(error).__name__
         return {"place": place, "image": self._nothing, "readable": 0}
 
     def _crop(self, sample: dict[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class _Writer:
                     raw = source.images.read(int(source.rows[index]))
                     data = shrunk(bytes(raw), self.side, self.quality)
                 except UNREADABLE as error:
-                    skipped.append(f"{source.label_of(index)}: {error}")
+                    skipped.append(f"{source.name_of(index)}: {error}")
                     continue
                 label = int(source.labels[index]) if source.classes else -1
                 group = source.classes[label] if source.classes else "images"

@@ -53,7 +53,7 @@ class Source:
             image = np.repeat(image, 3, 2)
         return as_ppm(image) if self.encoded else np.ascontiguousarray(image)
 
-    def label_of(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         """What to call image `index` in messages."""
         return self.images.name(int(self.rows[index]))
 

@@ -83,7 +83,7 @@ def _open_one(name: str, data: Data, split: Split) -> Source:
 
 
 def layout(name: str, data: Data) -> str | None:
-    """In which layout a data set of the catalog is on this machine, in words; a quick look."""
+    """In which layout a data set of the catalog is on this machine, in words."""
     root = data_root(data)
     parts = [part for part in name.split("+") if part.startswith("imagenet")]
     found = [imagenet.layout(part, [root / part, root]) for part in parts]
@@ -92,7 +92,8 @@ def layout(name: str, data: Data) -> str | None:
     words = [where[0] for where in found if where]
     try:
         for part in set(name.split("+")) - set(parts):
-            open_source(data.model_copy(update={"name": part}), "pretrain")
+            one = data.model_copy(update={"name": part, "weights": "auto", "limit": None})
+            open_source(one, "pretrain")
             words.append("raw pixels")
     except HJEPAError:
         return None

@@ -79,8 +79,7 @@ def _verify_one(name: str, data: Data) -> list[Check]:
         checks += _classes(name, sources)
     read = {split: _read_all(source) for split, source in sources.items()}
     for split, result in read.items():
-        named = "; ".join(result.unreadable[:NAMED])
-        found = f"{len(result.unreadable)} of {len(sources[split])}" + (f": {named}" * bool(named))
+        found = f"{len(result.unreadable)} of {len(sources[split])}{_named(result.unreadable)}"
         checks.append(Check(f"{name} {split}: unreadable", not result.unreadable, found))
     checks.append(_duplicates(name, sources, read))
     return checks
@@ -172,7 +171,7 @@ def _read(source: Source, index: int) -> tuple[bytes, str]:
         if isinstance(image, bytes):
             check_decodes(image)
     except (HJEPAError, *UNREADABLE) as error:
-        return b"", f"{source.label_of(index)} ({error})"
+        return b"", f"{source.name_of(index)} ({error})"
     return hashlib.blake2b(raw, digest_size=16).digest(), ""
 
 
@@ -186,10 +185,14 @@ def _duplicates(name: str, sources: dict[Split, Source], read: dict[Split, _Spli
         if digest
     }
     pairs = [
-        f"{sources['test'].label_of(index)} is {sources[split].label_of(number)}"
+        f"{sources['test'].name_of(index)} is {sources[split].name_of(number)}"
         for index, digest in enumerate(read["test"].hashes if "test" in read else [])
         if digest in trained
         for split, number in [trained[digest]]
     ]
-    found = f"{len(pairs)}" + (f": {'; '.join(pairs[:NAMED])}" * bool(pairs))
+    found = f"{len(pairs)}{_named(pairs)}"
     return Check(f"{name}: evaluation images that are also trained on", not pairs, found)
+
+
+def _named(items: list[str]) -> str:
+    return f": {'; '.join(items[:NAMED])}" if items else ""

@@ -100,7 +100,7 @@ def _whitening(tokens: np.ndarray, rows: np.ndarray) -> tuple[mx.array, mx.array
     x = some.reshape(-1, some.shape[-1])
     mean = x.mean(0)
     covariance = (x - mean).T @ (x - mean) / len(x)
-    ridge = RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    ridge = (RIDGE * covariance.trace() / len(covariance) or 1.0) * np.eye(len(covariance))
     factor = np.linalg.cholesky((covariance + ridge).astype(np.float64))
     return mx.array(mean), mx.array(np.linalg.inv(factor).astype(np.float32))
 
@@ -125,7 +125,7 @@ def _train(
     ones AdamW gets 5 to 10 points less far in the same steps.
     """
     heads = [_new_head(tokens.shape[2], int(labels.max()) + 1) for _ in LEARNING_RATES]
-    optimizers = [optim.AdamW(0.0, weight_decay=WEIGHT_DECAY) for _ in heads]
+    optimizers = [optim.AdamW(0.0, weight_decay=WEIGHT_DECAY, bias_correction=True) for _ in heads]
     for optimizer, head in zip(optimizers, heads, strict=True):
         optimizer.init(head)
     per_epoch = max(1, len(rows) // BATCH)

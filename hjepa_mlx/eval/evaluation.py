@@ -114,7 +114,7 @@ def _token_strides(
 def _encoders(model: HJEPA) -> Callable[..., list[Encoder]]:
     """Makes the encoders named in ENCODERS; those that get an attentive probe give tokens."""
     high, low = mx.random.state[0].tolist()  # type: ignore[index]
-    random = HJEPA(model.config)
+    random = type(model)(model.config)
     mx.random.seed((high << 32) | low)  # the caller's random numbers go on as if nothing had been
     # Threads cannot evaluate each other's arrays; those of a model just built are not yet.
     mx.eval(model.parameters(), random.parameters())

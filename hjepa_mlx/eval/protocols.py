@@ -88,7 +88,7 @@ def level_scores(
     scores["confidence_95"] = {
         kind: interval(scores[kind], len(test)) for kind in ("knn", "linear_probe")
     }
-    for share in FEW_LABELS * bool(few and protocol.draws):
+    for share in FEW_LABELS if few and protocol.draws else ():
         key = f"few_labels_{100 * share:.0f}_percent"
         scores[key] = few_labels(train, test, name, share, protocol.draws)
     return scores

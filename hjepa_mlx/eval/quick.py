@@ -18,16 +18,15 @@ BANK, QUERIES = 5000, 1000  # images
 class QuickKNN:
     """k-NN of every level of the target encoder, on a fixed subset of the two splits.
 
-    share: of the training time that all its calls together may take; 1 is as much as they want.
+    All its calls together may take `run.eval_share` of the training time; at 1, as much as they
+    want.
     """
 
-    def __init__(
-        self, model: HJEPA, train: Source, test: Source, config: Config, share: float
-    ) -> None:
-        self.model, self.config, self.share = model, config, share
+    def __init__(self, model: HJEPA, train: Source, test: Source, config: Config) -> None:
+        self.model, self.config, self.share = model, config, config.run.eval_share
         self.sources = [train.some(BANK, "quick k-NN"), test.some(QUERIES, "quick k-NN")]
-        trained = costs(config, model)
-        self._relative_cost = trained.target.gflop / trained.gflop  # of an image, to training on it
+        first = costs(config.at_size(config.stages[0][0]), model)  # training begins at this size
+        self._relative_cost = costs(config, model).target.gflop / first.gflop  # of an image
         self.spent = self.longest = 0.0  # seconds
 
     def affordable(self, elapsed: float, images: int) -> bool:

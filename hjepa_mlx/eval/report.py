@@ -118,9 +118,9 @@ class Report(Shown):
                     spread = f" ± {reached['std']:.1f}" if reached and reached["std"] else ""
                     cells.append(f"{reached['mean']:.1f}{spread}" if reached else "–")
                 table.add_row("  " + _words(level), *cells)
-        table.caption = (
-            "±: half a 95 % interval" + "; of few labels, deviation of the draws" * bool(few)
-        )
+        table.caption = "±: half a 95 % interval"
+        if few:
+            table.caption += "; of few labels, deviation of the draws"
         if protocol.get("attentive_bank_images", 0) in range(1, protocol["bank_images"]):
             table.caption += (
                 f". Attentive: {protocol['attentive_bank_images']:,} training and "
