@@ -23,7 +23,7 @@ import numpy as np
 import hjepa_mlx as hj
 from hjepa_mlx.bench.machine import describe, resident_mb
 from hjepa_mlx.bench.throughput import Rig, time_steps
-from hjepa_mlx.cli.common import write_json
+from hjepa_mlx.cli.common import output_json
 from hjepa_mlx.costs import costs
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
@@ -157,7 +157,7 @@ def main() -> None:
     else:
         found = [series(m, on, asked.batches) for m in asked.models for on in (False, True)]
         result |= {"series": found, "checkpointed_time_ratio": time_ratios(found)}
-    write_json(result, asked.out or "-")
+    output_json(result, asked.out or "-")
 
 
 if __name__ == "__main__":

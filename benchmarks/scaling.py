@@ -19,7 +19,7 @@ import numpy as np
 import hjepa_mlx as hj
 from hjepa_mlx.bench.machine import describe
 from hjepa_mlx.bench.throughput import Rig
-from hjepa_mlx.cli.common import write_json
+from hjepa_mlx.cli.common import output_json
 from hjepa_mlx.costs import costs
 
 BASE = [
@@ -104,7 +104,7 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
-    write_json(result, asked.out or "-")
+    output_json(result, asked.out or "-")
 
 
 if __name__ == "__main__":

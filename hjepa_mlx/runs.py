@@ -167,7 +167,10 @@ def _free_name(name: str) -> Path:
 
 
 def reopen(config: Config) -> Run:
-    """The run to resume: `run.dir`, or the newest runs/<config>-* folder."""
+    """The run to resume: `run.dir`, or the newest runs/<config>-* folder.
+
+    What is `auto` in `config` is what it had become.
+    """
     if config.run.dir:
         run = Run(config.run.dir)
     else:
@@ -177,6 +180,7 @@ def reopen(config: Config) -> Run:
                 f"There is no run of '{config.name}' in runs/ to resume; give its --run-dir."
             )
         run = Run(found[-1].parent)
+    keep_choices(config, run.config)
     differing = _differences(run.config.model_dump(), config.model_dump())
     if differing:
         key, (then, now) = next(iter(differing.items()))
@@ -188,6 +192,14 @@ def reopen(config: Config) -> Run:
     return run
 
 
+def keep_choices(config: Config, before: Config) -> None:
+    """Have in `config` what `auto` had become."""
+    if config.precision == "auto":
+        config.precision = before.precision
+    if config.compile == "auto":
+        config.compile = before.compile
+
+
 def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in then.items():
@@ -196,7 +208,7 @@ def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any
             continue
         if isinstance(value, dict):
             found |= _differences(value, now[key], name + ".")
-        elif value != now[key] and not (name == "precision" and now[key] == "auto"):
+        elif value != now[key]:
             found[name] = (value, now[key])
     return found
 

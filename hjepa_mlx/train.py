@@ -109,9 +109,7 @@ class Training:
         self.skipped = Skipped()
         self._named: set[str] = set()
         self.resumed = runs.reopen(config) if resume else None
-        if self.resumed:
-            _keep_choices(config, self.resumed.config)
-        else:
+        if not resume:
             runs.check_new(config)
         if backend.on_metal() and "auto" in (config.precision, config.compile):
             self._say("Trying precisions and compilation for a few seconds …")
@@ -364,14 +362,6 @@ class Training:
         self.model.origin = Origin(str(self.run.path), self.done, epoch)
         self._saved = time.monotonic()
         return path
-
-
-def _keep_choices(config: Config, before: Config) -> None:
-    """Resume with what `auto` had become."""
-    if config.precision == "auto":
-        config.precision = before.precision
-    if config.compile == "auto":
-        config.compile = before.compile
 
 
 def _check_built_from(model: HJEPA, config: Config) -> None:

@@ -25,8 +25,8 @@ from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
 from hjepa_mlx.notebook import text
+from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
-from hjepa_mlx.train import _keep_choices
 
 
 def matmul_flop(function, *inputs):
@@ -408,8 +408,8 @@ def test_power_in_words():
 def test_resuming_keeps_what_auto_had_become(tiny_config):
     config = tiny_config(precision="auto", compile="auto")
     before = tiny_config(precision="float16", compile=False)
-    _keep_choices(config, before)
+    keep_choices(config, before)
     assert (config.precision, config.compile) == ("float16", False)
     explicit = tiny_config(precision="float32", compile=True)
-    _keep_choices(explicit, before)
+    keep_choices(explicit, before)
     assert (explicit.precision, explicit.compile) == ("float32", True)

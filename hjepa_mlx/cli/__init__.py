@@ -12,7 +12,7 @@ import typer
 
 from hjepa_mlx.cli import study
 from hjepa_mlx.cli.bench import bench
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
 from hjepa_mlx.cli.datasets import datasets
 from hjepa_mlx.errors import HJEPAError
 
@@ -125,7 +125,7 @@ def doctor(json_file: JsonFile = None) -> None:
 
     check_writable(json_file)
     facts = examine()
-    write_json(facts, json_file)
+    output_json(facts, json_file)
     if json_file == "-":
         return
     table = Table(show_header=False, box=None)

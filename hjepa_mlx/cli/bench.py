@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.session import awake
 
@@ -68,7 +68,7 @@ def bench(
     stderr = Console(stderr=True)
     facts = measure(loaded, chip, sustained, lambda line: say(stderr, line))
     kept = keep(facts)  # first: whoever reads what is printed may be gone
-    write_json(facts, json_file)
+    output_json(facts, json_file)
     if json_file != "-":
         Console().print(BenchReport(facts))
     say(stderr, f"Kept in {kept}.")

@@ -74,7 +74,7 @@ def check_writable(json_file: str | None) -> None:
         raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
 
 
-def write_json(content: Any, json_file: str | None) -> None:
+def output_json(content: Any, json_file: str | None) -> None:
     """Where `--json` asked for: printed, or in a file, which may be a pipe or a link."""
     text = json.dumps(content, indent=1)
     if json_file == "-":

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.session import awake
 
@@ -33,7 +33,7 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
 
     check_writable(json_file)
     facts = overview(Data(dir=data_dir))
-    write_json(facts, json_file)
+    output_json(facts, json_file)
     if json_file != "-":
         for table in tables(facts):
             Console().print(table)
@@ -134,7 +134,7 @@ def verify(
     if json_file != "-":
         for check in checks:
             say(console, f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
-    write_json([asdict(check) for check in checks], json_file)
+    output_json([asdict(check) for check in checks], json_file)
     if not all(check.right for check in checks):
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, readable, write_json
+from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
@@ -67,7 +67,7 @@ def report(
     found = evaluate(load(path), data, data_dir, settings)
     if data is None and data_dir is None and (path / "config.yaml").is_file():
         found.save(path / "eval.json")  # first: whoever reads what is printed may be gone
-    write_json(found.scores, json_file)
+    output_json(found.scores, json_file)
     if json_file != "-":
         Console().print(found)
 
@@ -150,6 +150,6 @@ def compare(
 
     check_writable(json_file)
     comparison = run(runs)
-    write_json(comparison.data, json_file)
+    output_json(comparison.data, json_file)
     if json_file != "-":
         Console().print(comparison, soft_wrap=True)  # commands are copied from it
