@@ -12,24 +12,20 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx import backend
-from hjepa_mlx.config import Config
 from hjepa_mlx.data.folder import tree
-from hjepa_mlx.data.pipeline import Skipped, evaluation_images
+from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.eval.features import encoded, model_features
 from hjepa_mlx.files import atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.progress import bar
 
-BATCH = 32
 LONGEST_HEADER = 90_000_000  # bytes: what reads safetensors refuses 100 MB
 ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
 
@@ -68,19 +64,14 @@ def embed(
         _check_out(Path(out), pooled)
     source, size = _open(Path(folder)), model.config.data.image_size
     paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
-
-    def features(images: mx.array) -> list[mx.array]:  # L × [B, D] or [B, n_l, D]
-        levels = model.encode(images, encoder)
-        return [level.mean(1) for level in levels] if pooled else levels
-
-    blank = features(mx.zeros((BATCH, size, size, 3), mx.uint8))  # never computed: for its shape
-    levels = {f"level_{n}": (len(source), *x.shape[1:]) for n, x in enumerate(blank)}
-    _check_room(sum(4 * int(np.prod(shape)) for shape in levels.values()), paths, out)
-    arrays = {name: np.empty(shape, np.float32) for name, shape in levels.items()}
+    shapes = [level.shape[1:] for level in model.encode(np.zeros((1, size, size, 3), np.uint8))]
+    values = sum(shape[1] if pooled else shape[0] * shape[1] for shape in shapes)
+    _check_room(4 * values * len(source), paths, out)
     skipped = Skipped()
-    rows = _fill(list(arrays.values()), features, source, model.config, skipped)
-    if not rows:
-        raise HJEPAError(f"{folder}: none of its images can be read. {skipped.first()}")
+    mx.eval(model.parameters())  # here: the threads that encode could not
+    (arrays,), rows = encoded(
+        lambda: [model_features(model, encoder, pooled=pooled)], source, model.config, skipped
+    )
     return Embeddings(
         {name: array[: len(rows)] for name, array in arrays.items()},
         [paths[row] for row in rows],
@@ -98,31 +89,6 @@ def _open(folder: Path) -> Source:
     if not folder.is_dir():
         raise UsageError(f"The image folder {folder} does not exist.")
     return tree(folder)
-
-
-def _fill(
-    arrays: list[np.ndarray],
-    features: Callable[[mx.array], list[mx.array]],
-    source: Source,
-    config: Config,
-    skipped: Skipped,
-) -> list[int]:
-    """Put the features of the readable images into `arrays`, L × [N, …]; those images' numbers."""
-    size = config.data.image_size
-    images = np.zeros((BATCH, size, size, 3), np.uint8)  # always whole: one shape, one compilation
-    rows: list[int] = []
-    stream = evaluation_images(source, config, skipped)
-    with bar("Embedding", len(source), "images") as advance:
-        while chunk := list(islice(stream, BATCH)):
-            for place, (_, image) in enumerate(chunk):
-                images[place] = image
-            levels = features(mx.array(images))
-            mx.eval(levels)
-            for array, level in zip(arrays, levels, strict=True):
-                array[len(rows) : len(rows) + len(chunk)] = np.array(level)[: len(chunk)]
-            rows += [index for index, _ in chunk]
-            advance(len(chunk))
-    return rows
 
 
 def save(embeddings: Embeddings, path: str | Path) -> None:
@@ -207,17 +173,12 @@ def _check_out(path: Path, pooled: bool) -> None:
 
 
 def _check_room(size: int, paths: list[str], out: str | Path | None) -> None:
-    """Refuse `size` bytes of embeddings that memory, the file's disk or its format cannot hold."""
-    what, memory = f"The embeddings of {len(paths):,} images take", backend.memory_gb()
-    if size / backend.GB > memory:
-        raise HJEPAError(
-            f"{what} {size / backend.GB:.1f} GB of memory; there are {memory:.1f}. Embed "
-            "one subfolder at a time, or without --tokens."
-        )
+    """Refuse `size` bytes of embeddings that the file's disk or its format cannot hold."""
     if out is None:
         return
     names = json.dumps(json.dumps(paths))
     size += 4 * len(paths) * max(map(len, paths)) if Path(out).suffix == ".npz" else len(names)
+    what = f"The embeddings of {len(paths):,} images take"
     check_space(what, size, Path(out).parent, "Free some, or choose another --out.")
     if Path(out).suffix == ".safetensors" and len(names) > LONGEST_HEADER:
         raise UsageError(f"{len(paths):,} names are too many for .safetensors; take .npz.")

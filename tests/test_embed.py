@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 import hjepa_mlx as hj
 from hjepa_mlx.cli import study
 from hjepa_mlx.config import Config
-from hjepa_mlx.embed import BATCH, Embeddings, embed, save
+from hjepa_mlx.embed import Embeddings, embed, save
+from hjepa_mlx.eval.features import BATCH
 
 LEVELS = ["level_0", "level_1", "level_2"]
 app = typer.Typer()
@@ -39,9 +40,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A tree of images, and the central square [32, 32, 3] of each that can be read, by name."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     squares = {}
-    for number in range(BATCH + 3):
+    for number in range(2 * BATCH + 3):
         size = (32, 40) if number % 2 else (50, 32)  # width and height
-        name = f"{'inner/deep é/' if number % 3 else ''}{number:02}.png"
+        name = f"{'inner/deep é/' if number % 3 else ''}{number:03}.png"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         image.save(folder / name)
@@ -91,8 +92,8 @@ def test_an_embedding_does_not_depend_on_the_other_images(
     for folder, before in (("among others", place), ("alone", 0)):
         (tmp_path / folder).mkdir()
         for number in range(before):
-            shutil.copy(other, tmp_path / folder / f"{number:02}.png")
-        shutil.copy(last, tmp_path / folder / f"{place:02}.png")
+            shutil.copy(other, tmp_path / folder / f"{number:03}.png")
+        shutil.copy(last, tmp_path / folder / f"{place:03}.png")
     among_others, alone = (embed(model, tmp_path / name) for name in ("among others", "alone"))
     for name in LEVELS:
         expected = embeddings.levels[name][place]
@@ -171,7 +172,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
         with pytest.raises(hj.HJEPAError, match=words):
             embed(model, **{"folder": folder, **asked})
     (empty / "f.jpg").write_bytes(b"torn")
-    with pytest.raises(hj.HJEPAError, match=r"none of its images can be read\. First: .*f\.jpg"):
+    with pytest.raises(hj.HJEPAError, match=r"none of the 1 images can be read\. First: .*f\.jpg"):
         embed(model, empty)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -186,7 +187,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
 def test_the_command_says_what_it_made_and_of_what(
     pictures: tuple[Path, dict], tmp_path: Path, tiny_config: Callable[..., Config]
 ) -> None:
-    data, run = {"name": "folder", "dir": str(pictures[0]), "batch_size": 16}, tmp_path / "run"
+    data, run = {"name": "folder", "dir": str(pictures[0]), "batch_size": BATCH}, tmp_path / "run"
     config = tiny_config(
         data=data, optim={"epochs": 1, "warmup_epochs": 0.5}, run={"dir": str(run)}
     )
@@ -201,7 +202,7 @@ def test_the_command_says_what_it_made_and_of_what(
     assert ended.exit_code == 0
     skipped, line = ended.output.splitlines()[-2:]
     assert skipped.startswith("Skipped 04 broken.jpg: ")
-    assert line.startswith(f"{BATCH + 3} images embedded (1 unreadable")
+    assert line.startswith(f"{2 * BATCH + 3} images embedded (1 unreadable")
     assert "level_2 64" in line
     with np.load(out) as file:
         about = json.loads(str(file["about"]))

@@ -58,17 +58,20 @@ class Features:
         return self.labels[:: self.stride]
 
 
-def model_features(model: HJEPA, encoder: str = "target", tokens: bool = False) -> Encoder:
+def model_features(
+    model: HJEPA, encoder: str = "target", tokens: bool = False, pooled: bool = True
+) -> Encoder:
     """An encoder that gives each level's features averaged over the grid: level_0, level_1, …
 
     tokens: also all of a level's cells, each normalised (LayerNorm without affine), as float16.
+    pooled: if not, every cell [B, n, D] instead of the average.
     """
     model = replica(model)
 
     def compute(images: mx.array) -> dict[str, mx.array]:
         named = {}
         for number, x in enumerate(model.encode(images, encoder)):
-            named[f"level_{number}"] = x.mean(1)
+            named[f"level_{number}"] = x.mean(1) if pooled else x
             if tokens:
                 normal = mx.fast.layer_norm(x, None, None, 1e-5)
                 named[f"{TOKENS}level_{number}"] = normal.astype(mx.float16)
@@ -111,11 +114,28 @@ def extract(
     shown: bool = True,
     parallel: bool = True,
 ) -> list[Features]:
-    """Run every encoder over every readable image of `source`; one Features each, in order.
+    """Features of every encoder, in order; `encoded` describes the parameters."""
+    how = (stride, cropped, shown, parallel)
+    kept, indices = encoded(make_encoders, source, config, skipped, *how)
+    return [_features(arrays, indices, source, stride) for arrays in kept]
 
-    make_encoders is called in every thread that computes. stride: tokens are kept of every
-    stride-th image. cropped: look at a random crop of each image instead of its central square.
-    shown: with a progress bar. parallel: in as many threads as suit the machine.
+
+def encoded(
+    make_encoders: Callable[[], Sequence[Encoder]],
+    source: Source,
+    config: Config,
+    skipped: Skipped,
+    stride: int = 1,
+    cropped: bool = False,
+    shown: bool = True,
+    parallel: bool = True,
+) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """Outputs of every encoder for every readable image of `source`, and those images' indices.
+
+    The arrays have room for all images of `source`. make_encoders is called in every thread that
+    computes. stride: tokens are kept of every stride-th image. cropped: look at a random crop of
+    each image instead of its central square. shown: with a progress bar. parallel: in as many
+    threads as suit the machine.
     """
     N = len(source)
     indices: list[int] = []
@@ -132,7 +152,7 @@ def extract(
     if not done:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
     mx.clear_cache()
-    return [_features(arrays, np.array(indices), source, stride) for arrays in kept]
+    return kept, np.array(indices)
 
 
 def _batches(samples: Iterator[tuple[int, np.ndarray]], indices: list[int]) -> Iterator[np.ndarray]:
@@ -198,7 +218,7 @@ def room(*wanted: tuple[tuple[int, ...], Any]) -> list[np.ndarray]:
     """
     sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in wanted]
     needed = sum(size for size in sizes if size > IN_MEMORY)
-    advice = "Free some, set TMPDIR to a larger disk, or use fewer tokens (--token-gb)."
+    advice = "Free some, set TMPDIR to a larger disk, or keep fewer tokens (eval: --token-gb)."
     check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
     return [
         _mapped(shape, dtype, size) if size > IN_MEMORY else np.empty(shape, dtype)
