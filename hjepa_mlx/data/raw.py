@@ -13,7 +13,7 @@ import numpy as np
 
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.source import Source, Split, make_source
-from hjepa_mlx.data.storage import Pixels, Records
+from hjepa_mlx.data.storage import Joined, Pixels, Records
 from hjepa_mlx.errors import HJEPAError
 
 FASHION_CLASSES = (
@@ -88,8 +88,8 @@ def cifar10(places: list[Path], split: Split) -> Source | None:
     place = _holding(places, "cifar-10-batches-bin", names)
     if place is None:
         return None
-    images = Records([place / name for name in names], 32, (1, 2, 0), header=1)
-    labels = images.headers()[:, 0]
+    batches = [Records(place / name, 32, (1, 2, 0), header=1) for name in names]
+    images, labels = Joined(batches), np.concatenate([b.headers()[:, 0] for b in batches])
     _check_labels(labels, len(images), len(CIFAR_CLASSES), place)
     return make_source("cifar10", images, labels, CIFAR_CLASSES)
 
@@ -101,7 +101,7 @@ def stl10(places: list[Path], split: Split) -> Source | None:
     place = _holding(places, "stl10_binary", names)
     if place is None:
         return None
-    images = Records([place / names[0]], 96, (2, 1, 0))
+    images = Records(place / names[0], 96, (2, 1, 0))
     if split == "pretrain":
         return make_source("stl10", images)
     labels = np.fromfile(place / names[1], np.uint8).astype(np.int64) - 1

@@ -59,7 +59,7 @@ class Pixels:
 
 
 class Records:
-    """Raw images of one size in binary files: `header` bytes, then three colour planes, each.
+    """Raw images of one size in a binary file: `header` bytes, then three colour planes, each.
 
     `planes` orders the stored axes (channel, …, …) into [H, W, C]: (1, 2, 0) for planes stored by
     rows, (2, 1, 0) by columns.
@@ -68,40 +68,32 @@ class Records:
     encoded = False
 
     def __init__(
-        self, paths: Sequence[Path], side: int, planes: tuple[int, int, int], header: int = 0
+        self, path: Path, side: int, planes: tuple[int, int, int], header: int = 0
     ) -> None:
         self.side, self.planes, self.header = side, planes, header
         self.record = header + 3 * side * side
-        self.files = [KnownFile(path) for path in paths]
-        for file in self.files:
-            if file.size % self.record:
-                raise StorageError(
-                    f"{file.path} is not whole: its {file.size:,} bytes are no multiple of "
-                    f"{self.record:,}. Delete it and download again."
-                )
-        counts = [file.size // self.record for file in self.files]
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.file = KnownFile(path)
+        if self.file.size % self.record:
+            raise StorageError(
+                f"{path} is not whole: its {self.file.size:,} bytes are no multiple of "
+                f"{self.record:,}. Delete it and download again."
+            )
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.file.size // self.record
 
     def read(self, index: int) -> np.ndarray:
-        file, number = self._find(index)
-        raw = file.read(number * self.record + self.header, self.record - self.header)
-        return np.frombuffer(raw, np.uint8).reshape(3, self.side, self.side).transpose(self.planes)
+        offset, size = index * self.record + self.header, self.record - self.header
+        raw = np.frombuffer(self.file.read(offset, size), np.uint8)
+        return raw.reshape(3, self.side, self.side).transpose(self.planes)
 
     def name(self, index: int) -> str:
-        file, number = self._find(index)
-        return f"{file.path}[{number}]"
+        return f"{self.file.path}[{index}]"
 
     def headers(self) -> np.ndarray:
         """The header bytes of all records, [N, header]."""
-        raw = [np.fromfile(file.path, np.uint8).reshape(-1, self.record) for file in self.files]
-        return np.concatenate([records[:, : self.header] for records in raw])
-
-    def _find(self, index: int) -> tuple[KnownFile, int]:
-        number = int(np.searchsorted(self.starts, index, "right")) - 1
-        return self.files[number], index - int(self.starts[number])
+        raw = np.fromfile(self.file.path, np.uint8).reshape(-1, self.record)
+        return raw[:, : self.header]
 
 
 class Files:
