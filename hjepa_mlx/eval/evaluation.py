@@ -150,7 +150,8 @@ def _scores(
         backend.computing_threads() as threads,
         ThreadPoolExecutor(threads) as pool,
     ):
-        results = pool.map(lambda job: job[2](), jobs)
+        run = pool.map if threads > 1 else map  # what a GPU computes stays in this thread
+        results = run(lambda job: job[2](), jobs)
         for (encoder, name, _), result in zip(jobs, results, strict=True):
             _merge(scores[encoder], name, result)
             mx.clear_cache()
