@@ -47,18 +47,18 @@ def vicreg(x: mx.array) -> mx.array:
 def sigreg(x: mx.array) -> mx.array:
     """Sketched isotropic Gaussian regularisation of LeJEPA (arXiv 2511.08544, section 4).
 
-    x: [B, D], one vector per mask. Mean over random directions a of the Epps-Pulley statistic
-    B·∫|φ(t) − exp(−t²/2)|² exp(−t²/2) dt over |t| ≤ 3, by the trapezoid rule, where φ is the
-    empirical characteristic function of the projections a·x; zero for a standard normal. Draws
-    from `mx.random`.
+    x: [..., B, D], batches of one vector per image. Mean over them and over random directions a of
+    the Epps-Pulley statistic B·∫|φ(t) − exp(−t²/2)|² exp(−t²/2) dt over |t| ≤ 3, by the trapezoid
+    rule, where φ is the empirical characteristic function of the projections a·x; about 1 for a
+    sample of a standard normal. Draws from `mx.random`.
     """
-    B, D = x.shape
+    *_, B, D = x.shape
     directions = mx.random.normal((D, SIGREG_DIRECTIONS))
     directions = directions / mx.linalg.norm(directions, axis=0, keepdims=True)
     t = mx.linspace(0, SIGREG_LIMIT, SIGREG_KNOTS)  # the integrand is even: twice the half axis
-    angle = (x.astype(mx.float32) @ directions)[..., None] * t  # [B, directions, knots]
+    angle = (x.astype(mx.float32) @ directions)[..., None] * t  # [..., B, directions, knots]
     normal = mx.exp(-t * t / 2)
-    distance = mx.square(mx.cos(angle).mean(0) - normal) + mx.square(mx.sin(angle).mean(0))
+    distance = mx.square(mx.cos(angle).mean(-3) - normal) + mx.square(mx.sin(angle).mean(-3))
     step = 2 * SIGREG_LIMIT / (SIGREG_KNOTS - 1)
     trapezoid = mx.array([step / 2] + [step] * (SIGREG_KNOTS - 2) + [step / 2])
     return B * (distance @ (trapezoid * normal)).mean()

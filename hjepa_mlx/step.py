@@ -124,7 +124,9 @@ class Step:
         patches = self.model.patches(images).astype(self.dtype)
         with computing_in(self.model.target_encoder, self.dtype):
             truth = self.model.targets(patches, targets, pool)
+        trained = self.model.trainable_parameters()
         (_, metrics), gradients = self._value_and_grad(patches, context, centres, truth)
+        self.model.update(trained)  # the second pass of checkpointed blocks leaves their casts
         return metrics, gradients
 
     def _loss(
@@ -139,10 +141,14 @@ class Step:
         for level, prediction, target in zip(levels, predictions, truth, strict=True):
             metrics[f"loss_level_{level}"] = self.error(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
-        for name, weight in (("vicreg", c.vicreg), ("sigreg", c.sigreg)):
-            if weight:
-                metrics[name] = getattr(losses, name)(features.astype(mx.float32).mean(1))
-                loss = loss + weight * metrics[name]
+        pooled = features.astype(mx.float32).mean(1)  # [B·V, D]
+        if c.vicreg:
+            metrics["vicreg"] = losses.vicreg(pooled)
+            loss = loss + c.vicreg * metrics["vicreg"]
+        if c.sigreg:
+            by_image = pooled.reshape(len(patches), -1, pooled.shape[1])
+            metrics["sigreg"] = losses.sigreg(by_image.swapaxes(0, 1))
+            loss = loss + c.sigreg * metrics["sigreg"]
         metrics["loss"] = loss
         if self.dtype == mx.float16:
             loss = loss * self.scaler["scale"]

@@ -9,7 +9,7 @@ from hjepa_mlx import step as step_module
 from hjepa_mlx.costs import costs
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.step import FIRST_SCALE, Schedule, Step
+from hjepa_mlx.step import FIRST_SCALE, Schedule, Step, as_arrays
 
 CUT = 0.02 * 0.88  # deviation of normal numbers of 0.02 that are cut at two deviations
 VALUES = Schedule(lr=1e-3, weight_decay=0.04, momentum=0.9)
@@ -150,6 +150,16 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction(new_step):
     assert distance(gradient(clipped), gradient(free) * 0.01 / norm) < 1e-3
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_gradient_checkpointing_leaves_the_weights_in_float32(new_step, precision):
+    step = new_step(precision=precision, model={"checkpoint_blocks": True})
+    before = weights(step)
+    images, masks = batch(step, 0)
+    step.compute_gradients(images, *as_arrays(masks))
+    assert {weight.dtype for weight in weights(step).values()} == {np.dtype("f4")}
+    assert_equal(weights(step), before)
+
+
 def test_gradient_checkpointing_gives_the_same_weights_in_less_memory(new_step):
     results, peaks = [], []
     for checkpoint_blocks in (False, True):
@@ -198,6 +208,18 @@ def test_an_overflow_halves_the_loss_scale_and_touches_nothing_else_until_it_fit
     assert not any(overflows[tries:])
     assert step.scaler["scale"].item() == 2.0 ** (30 - tries)
     assert not any(np.array_equal(w, before[0][name]) for name, w in weights(step).items())
+
+
+def test_sigreg_does_not_grow_with_the_masks_of_an_image(new_step):
+    for images in (8, 16):
+        few, many = (new_step(loss={"sigreg": 1.0}, masks={"per_image": views}) for views in (1, 4))
+        found = []
+        for step in (few, many):
+            masks = MaskSampler(step.config)(0, images * step.config.masks.per_image)
+            mx.random.seed(0)
+            metrics = step([(batch(step, 0, images)[0], masks)], VALUES)
+            found.append(metrics["sigreg"].item())
+        assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
 def test_the_loss_scale_doubles_after_enough_good_steps(new_step, monkeypatch):

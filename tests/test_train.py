@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -337,3 +338,14 @@ def test_images_per_second_leave_out_what_is_done_between_steps(
     window.add({})
     now += 1
     assert window.rate(batch=16) == 16
+
+
+def test_overflows_that_no_loss_scale_ends_stop_the_run() -> None:
+    def window(scale: float) -> Window:
+        found = Window()
+        found.add({"loss": 1.0, "grad_norm": math.nan, "overflow": True, "loss_scale": scale})
+        return found
+
+    window(2.0).read(1, None)
+    with pytest.raises(hj.HJEPAError, match=r"norm nan.*use precision=float32"):
+        window(1.0).read(1, None)

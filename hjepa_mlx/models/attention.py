@@ -3,7 +3,7 @@
 There, softmax is most of attention's time. exp(x) for x ≤ 0 is had from additions, multiplications
 and one division, which g++ vectorises in what `mx.compile` fuses: with u = −x/2⁵ and e^u − 1 by its
 Taylor polynomial w, e^−u − 1 = −w/(1 + w), doubled five times by y ← y·(2 + y). Being a difference
-from 1, y keeps its digits: the result is within 2e-7 of exp(x), and tends to 0 for any x.
+from 1, y keeps its digits: the result is within 2e-7 of exp(x), for any x above −4e9.
 """
 
 from __future__ import annotations
