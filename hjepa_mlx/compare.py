@@ -181,7 +181,8 @@ def _best(values: list[float | None], intervals: list[Any]) -> list[int]:
 
 def _incomparable(runs: list[Run], evaluations: list[dict[str, Any]]) -> str:
     """In words, what tells the evaluations apart: their images, or anything of their protocols."""
-    folders = {run.config.data.dir for run in runs if run.config.data.name == "folder"}
+    own = [run.config.data for run in runs if run.config.data.name == "folder"]
+    folders = {Path(str(data.dir)).resolve() for data in own}
     if len(folders) > 1:
         return "the runs' image folders differ"
     protocols = [evaluation.get("protocol", {}) for evaluation in evaluations]

@@ -214,7 +214,15 @@ class Config(Shown, Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does."""
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node whose keys differ."""
+        keys = [key.value for key, _ in node.value]
+        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise yaml.YAMLError(f"'{twice[0]}' is given twice in one section{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -241,8 +249,10 @@ def config_names() -> list[str]:
 
 
 def find_config(name_or_path: str) -> Path:
-    """The YAML file of a recipe given by name or by path."""
+    """The YAML file of a recipe given by name or by path, or of a run given by its folder."""
     path = Path(name_or_path)
+    if (path / "config.yaml").is_file():
+        return path / "config.yaml"
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
@@ -260,7 +270,9 @@ def find_config(name_or_path: str) -> Path:
 def load_config(name_or_path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a recipe, apply `a.b=value` overrides, check and resolve it.
 
-    Raises UsageError with one line that names the key, what was given and what is allowed.
+    What is `auto` is settled then: change in the overrides what something else follows from (model,
+    image size, masks), or set that to "auto" again. Raises UsageError with one line that names the
+    key, what was given and what is allowed.
     """
     path = find_config(str(name_or_path))
     try:
@@ -350,6 +362,8 @@ def resolve(config: Config) -> Config:
     config = config.model_copy(deep=True)
     if config.run.dir:
         config.run.dir = str(Path(config.run.dir).expanduser())
+    if config.data.dir:  # a run is evaluated and resumed from other folders too
+        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
     _resolve_model(config)
     _check_sizes(config)
     _check_levels(config)
@@ -369,6 +383,12 @@ def _resolve_model(config: Config) -> None:
         size = dict(zip(("dim", "depth", "heads"), SIZES[model.size], strict=True))
         given = {key: getattr(model, key) for key in size if getattr(model, key) != "auto"}
         if any(given[key] != size[key] for key in given):
+            if len(given) == len(size) and model.level_blocks != "auto":  # was resolved before
+                raise UsageError(
+                    f"model.size={model.size} contradicts model.dim={model.dim}, "
+                    f"depth={model.depth} and heads={model.heads}: set these to auto, or the size "
+                    "to custom."
+                )
             model.size = "custom"
         for key, value in size.items():
             if key not in given:

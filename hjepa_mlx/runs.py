@@ -32,6 +32,9 @@ class Run(Shown):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         steps = self.metrics[-1]["step"] if self.metrics else 0
         return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"

@@ -76,7 +76,7 @@ def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
     found = []
     for key, value in now.items():
         kind, _, level = key.partition("_level_")
-        if kind in LEAST and value < LEAST[kind] * first[key]:
+        if kind in LEAST and value < LEAST[kind] * first[key] and first[key] > 0:
             found.append(
                 f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.3g}, at the "
                 f"start {first[key]:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."

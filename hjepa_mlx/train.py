@@ -147,31 +147,40 @@ class Training:
         return self.run
 
     def _restore(self) -> None:
-        newest = self.run.latest
+        newest, rows = self.run.latest, self.run.metrics
         if newest is None:
+            self._check_parts(rows[0].get("own_parts", self.own_parts) if rows else self.own_parts)
             self.run.forget_after(-1)
             return
+        self._check_parts(checkpoint.read_state(newest)["own_parts"])
         state = checkpoint.restore(newest, self.step)
         if state["images"] != len(self.train_source):
             raise UsageError(
                 f"{self.run.path} was trained on {state['images']} images; now there are "
                 f"{len(self.train_source)} in {self.train_source.name}. Give the same --data-dir."
             )
-        if state["own_parts"] != self.own_parts:
-            raise UsageError(
-                f"{self.run.path} was trained with {state['own_parts']}, not with "
-                f"{self.own_parts}: resume it by hj.train(…, resume=True) with the same ones."
-            )
         self.done, self.position = state["step"], Position(*state["position"])
         self.window.metrics = state["window"]
         self.run.forget_after(self.done)
         self._say(f"Resuming {self.run.path} at step {self.done} of {self.total}.")
+
+    def _check_parts(self, before: dict[str, str | None]) -> None:
+        if before != self.own_parts:
+            raise UsageError(
+                f"{self.run.path} was trained with {before}, not with {self.own_parts}: resume it "
+                "by hj.train(…, resume=True) with the same ones."
+            )
 
     def _fit(self) -> None:
         self._began, self._first = time.monotonic(), self.done
         epochs = self.config.optim.epochs
         reporter = Reporter(self.console, epochs, self.total, self.done, self._work)
         self._say(f"Training {self.config.name}: {self.total} steps, run folder {self.run.path}")
+        self._say(
+            f"{self.train_source.name}: {len(self.train_source):,} images to train on; "
+            f"{len(self.test_source):,} to evaluate, "
+            f"{len(self.test_source.classes) or 'no'} classes."
+        )
         for line in self._settled:
             self._say(line)
         needed, there = costs(self.config, self.model).memory_gb, backend.step_memory_gb()
@@ -182,7 +191,7 @@ class Training:
                 style="yellow",
             )
         if not self.run.metrics:
-            self.run.log({"step": 0, "epoch": 0.0, **self.signals()})
+            self.run.log({"step": 0, "epoch": 0.0, "own_parts": self.own_parts, **self.signals()})
         first_signals = self.run.metrics[0]
         with interruptible() as interrupt, awake(), reporter:
             self.window.begin()
@@ -192,6 +201,9 @@ class Training:
                 raise HJEPAError(f"{lost} {self._save_what_there_is()}") from lost
             finally:
                 self._name_skipped()
+        if interrupt.wanted:
+            what = f"hjepa-mlx eval {quote(str(self.run.path))}"
+            raise Interrupted(f"Trained and saved. Evaluate with: {what}")
         for line in reading(self.run.last_stage):
             self._say(line)
 

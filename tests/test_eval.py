@@ -428,6 +428,27 @@ def test_probes_refuse_what_nothing_can_be_learnt_from(fit: Any) -> None:
         fit(x, labels)
 
 
+@pytest.mark.parametrize(
+    "labels", [[0, 1] * 20, np.arange(40.0) % 2, np.arange(40) % 2 - 1, np.zeros((40, 1), int)]
+)
+def test_labels_that_are_no_class_numbers_are_refused(labels: Any) -> None:
+    x, right = clusters(1, 40, 1.0)
+    for classify in (
+        lambda: linear_probe.fit(x, labels),
+        lambda: knn.knn_predict(x, labels, x, 3),
+        lambda: knn.knn_accuracy(x, right, x, labels, 3),
+    ):
+        with pytest.raises(UsageError, match="whole numbers from 0"):
+            classify()
+    with pytest.raises(UsageError, match="40 images, but 41 labels"):
+        knn.knn_predict(x, np.append(right, 0), x, 3)
+
+
+def test_features_that_are_all_zero_are_as_collapsed_as_can_be() -> None:
+    found = rank.describe(np.zeros((10, 4), np.float32))
+    assert (found["mean_cosine"], found["uniformity"], found["effective_rank"]) == (1, 0, 1)
+
+
 # The attentive probe
 
 

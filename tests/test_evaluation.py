@@ -721,7 +721,7 @@ def places(
         ("{run} --k 0", "k and temperature must be positive"),
         ("{run} --k 55", "k-NN with k=55 needs at least 55 training images; there are 54"),
         ("{run} --data-dir {few}", "k=20 needs at least 20 training images; there are 11"),
-        ("{run} --data-dir {unlike}", "have different classes (3 and 2)"),
+        ("{run} --data-dir {unlike}", "different classes: 3 and 2; only blue for training"),
         ("{run} --data-dir {nine}", "no image is left for evaluation"),
         ("{run} --data-dir {run}/none", "The image folder {run}/none does not exist"),
         ("{run} --data folder", "give --data-dir FOLDER"),

@@ -141,6 +141,13 @@ def test_16_bit_greys_keep_their_high_byte(form):
     assert np.array_equal(decoded, (levels >> 8)[..., None].repeat(3, 2))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bit_greys_are_refused_instead_of_black(kind):
+    levels = np.random.default_rng(0).random((24, 28)).astype(kind)
+    with pytest.raises(ValueError, match="32 bits"):
+        decode(encoded(Image.fromarray(levels), "TIFF"))
+
+
 def png_of(side: int) -> bytes:
     """A PNG that claims `side` × `side` pixels."""
     data = bytearray(encoded(RGB, "PNG"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hjepa_mlx.config import Data
+from hjepa_mlx.config import Data, load_config
 from hjepa_mlx.data.raw import read_idx
 from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
@@ -152,9 +152,10 @@ def names(source) -> list[str]:
     return [path.name for path in paths_of(source)]
 
 
-@pytest.mark.parametrize("held_out", ["val", "test", "valid", "validation"])
+@pytest.mark.parametrize("held_out", ["val", "test", "valid", "validation", "Val", "TEST"])
 def test_folders_named_train_and_val_are_the_splits(tmp_path, held_out):
-    pictures(*(tmp_path / "train" / c / f"{c}{i}.png" for c in ("cat", "dog") for i in range(3)))
+    named = "train" if held_out.islower() else "Train"
+    pictures(*(tmp_path / named / c / f"{c}{i}.png" for c in ("cat", "dog") for i in range(3)))
     pictures(*(tmp_path / held_out / c / f"{c}v.png" for c in ("cat", "dog")))
     train, test = folder(tmp_path), folder(tmp_path, "test")
     assert names(train) == ["cat0.png", "cat1.png", "cat2.png", "dog0.png", "dog1.png", "dog2.png"]
@@ -240,3 +241,14 @@ def test_limit_takes_images_of_every_class_of_the_demo():
 def test_an_unknown_data_set_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="mean 'fashion-mnist'"):
         open_source(Data(name="fashionmnist"), "train")
+
+
+def test_a_split_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match=r"No split 'val'\. There are: pretrain, train, test"):
+        open_source(Data(name="demo"), "val")
+
+
+def test_a_folder_stays_the_same_from_wherever_it_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("demo", ["data.name=folder", "data.dir=pictures"])
+    assert config.data.dir == str(tmp_path / "pictures")

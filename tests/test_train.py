@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -147,6 +148,7 @@ def test_position_only_loss_is_zero_when_only_position_matters() -> None:
 def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) -> None:
     first = {f"{signal}_level_1": 20.0, "loss_level_1": 1.0}
     assert warnings(first, {f"{signal}_level_1": sound, "loss_level_1": 0.0}) == []
+    assert warnings({f"{signal}_level_1": -1.0}, {f"{signal}_level_1": -1.1}) == []
     (said,) = warnings(first, {f"{signal}_level_1": collapsed})
     words = signal.replace("_", " ")
     assert f"Level 1 may be collapsing: {words} {collapsed:g}, at the start 20." in said
@@ -209,6 +211,9 @@ def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -
     plain = hj.train(config)
     assert own.metrics[-1]["loss_level_0"] > 1.5 * plain.metrics[-1]["loss_level_0"]
     config.run.dir = str(tmp_path / "own")
+    with pytest.raises(hj.HJEPAError, match=r"trained with .*absolute"):
+        hj.train(config, resume=True)
+    shutil.rmtree(own.checkpoints)  # as if killed before the first one
     with pytest.raises(hj.HJEPAError, match=r"trained with .*absolute"):
         hj.train(config, resume=True)
     assert hj.train(config, resume=True, error=absolute).latest == own.latest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +14,7 @@ from hjepa_mlx.cli import study
 from hjepa_mlx.cli.bench import bench
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
 from hjepa_mlx.cli.datasets import datasets
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, UsageError
 
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
@@ -75,7 +75,7 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: RUN/config.yaml."),
+        typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
@@ -85,12 +85,12 @@ def train(
 
     Example: `hjepa-mlx train demo --set optim.epochs=5`
     """
-    from hjepa_mlx.config import load_config
+    from hjepa_mlx.config import find_config, load_config
 
     loaded = load_config(config, overrides)
     if data_dir is not None:
         loaded.data.dir = data_dir
-    own = Path(config)
+    own = find_config(config)
     if run_dir is not None:
         loaded.run.dir = run_dir
     elif resume and own.name == "config.yaml" and (own.parent / "metrics.jsonl").is_file():
@@ -108,7 +108,12 @@ def train(
             print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
         os._exit(130)  # data threads may still hold images
     if loaded.run.final_eval:
-        study.report(run.path)
+        try:
+            study.report(run.path)
+        except KeyboardInterrupt:
+            command = f"hjepa-mlx eval {quote(str(run.path))}"
+            print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 @app.command()
@@ -170,7 +175,9 @@ def _print_plan(config: Config) -> None:
         steps = steps_per_epoch(config, len(source))
         total = steps * config.optim.epochs
         lines.append(f"steps        {len(source):,} images, {steps} an epoch, {total:,} in all")
-    except HJEPAError as error:
+    except UsageError:
+        raise
+    except HJEPAError as error:  # not downloaded yet
         lines.append(f"steps        unknown: {error}")
     print(config.to_yaml() + "\n".join(f"# {line}" for line in lines))
 

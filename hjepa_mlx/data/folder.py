@@ -14,25 +14,33 @@ from hjepa_mlx.data.storage import Files, image_paths
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.rng import generator
 
-TEST_FOLDERS = "val", "test", "valid", "validation"
+TRAIN_FOLDERS = "train", "training"
+TEST_FOLDERS = "val", "test", "valid", "validation", "testing"
 HELD_OUT = 10  # a folder without a test split keeps every tenth image for evaluation
 
 
 def open_folder(root: Path, split: Split) -> Source:
     """Any tree of images. Subfolders of the split (or of the tree) are the classes.
 
-    With `train` and `val` (or `test`, `valid`, `validation`) inside, those are the splits;
+    With `train` and `val` (or `test` and the like, in any case) inside, those are the splits;
     otherwise every tenth image of a fixed shuffle is held out for evaluation.
     """
     if not root.is_dir():
         raise UsageError(f"The image folder {root} does not exist.")
     if shards.complete(root):
         return make_source("folder", *shards.read(root, "test" if split == "test" else "train"))
-    held_out = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if held_out is not None and (root / "train").is_dir():
-        return tree(held_out if split == "test" else root / "train")
-    inside = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
-    everything = tree(root / "train" if inside == [root / "train"] else root)
+    inside = {
+        path.name.lower(): path
+        for path in root.iterdir()
+        if not path.name.startswith(".") and path.is_dir()
+    }
+    train, held_out = (
+        next((inside[name] for name in names if name in inside), None)
+        for names in (TRAIN_FOLDERS, TEST_FOLDERS)
+    )
+    if train and held_out:
+        return tree(held_out if split == "test" else train)
+    everything = tree(train if train and len(inside) == 1 else root)
     shuffled = generator(0, "held out").permutation(len(everything))
     tenth = np.arange(len(shuffled)) % HELD_OUT == HELD_OUT - 1
     return everything.take(np.sort(shuffled[tenth if split == "test" else ~tenth]))

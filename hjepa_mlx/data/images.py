@@ -112,6 +112,8 @@ def _open(data: bytes) -> Iterator[Image.Image]:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; 16-bit greys keep their high byte and transparency becomes white."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         image = Image.fromarray(np.clip(levels >> 8, 0, 255).astype(np.uint8))

@@ -185,12 +185,19 @@ def _check_original(source: Source) -> None:
             )
 
 
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a link to nothing: skipped when it is read
+        return -1
+
+
 def _fingerprint(source: Source) -> dict[str, Any]:
     """What tells one source from another: which images, their labels, the sizes of all files."""
     images = source.images
     if isinstance(images, Files):
         start = len(os.path.join(images.folder, ""))
-        files = [(path[start:], os.path.getsize(path)) for path in images.paths]
+        files = [(path[start:], _size(path)) for path in images.paths]
     else:
         files = [(file.path.name, file.size) for file in getattr(images, "files", [])]
     digest = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape"))

@@ -101,7 +101,11 @@ def make_source(
 def check_same_classes(train: Source, test: Source) -> None:
     """Refuse splits whose labels do not mean the same."""
     if train.classes != test.classes:
+        one, other = set(train.classes), set(test.classes)
+        only = [f"{name} for training" for name in sorted(one - other)]
+        only += [f"{name} for testing" for name in sorted(other - one)]
+        advice = "" if one and other else " (classes are subfolders that hold every image)"
         raise UsageError(
-            f"{train.name}: training and test images have different classes "
-            f"({len(train.classes)} and {len(test.classes)})."
+            f"{train.name}: training and test images have different classes: {len(one)} and "
+            f"{len(other)}{advice}; only {', '.join(only[:3])}{', …' if len(only) > 3 else ''}."
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import get_args
 
 import numpy as np
 
@@ -27,6 +28,8 @@ def open_source(data: Data, split: Split) -> Source:
     `a+b` is both: pretraining sees both, evaluation the first. What is not on this machine raises
     HJEPAError with the command that gets it.
     """
+    if split not in get_args(Split):
+        raise UsageError(f"No split '{split}'. There are: {', '.join(get_args(Split))}.")
     names = check_name(data)
     if split != "pretrain" or len(names) == 1:
         source = _open_one(names[0], data, split)

@@ -43,6 +43,7 @@ def validation(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check(features: np.ndarray, labels: np.ndarray, what: str) -> None:
     """Refuse training data that no classifier can be fitted to."""
+    check_labels(labels, what)
     if len(features) != len(labels):
         raise UsageError(f"{what}: {len(features)} images, but {len(labels)} labels.")
     if len(labels) < HELD_OUT:
@@ -52,6 +53,13 @@ def check(features: np.ndarray, labels: np.ndarray, what: str) -> None:
     if len(np.unique(labels)) < 2:
         raise UsageError(f"{what} needs images of at least two classes; all have the same label.")
     check_finite(features, what)
+
+
+def check_labels(labels: np.ndarray, what: str) -> None:
+    """Refuse what is no array [N] of class numbers from 0."""
+    kind = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"
+    if not kind or labels.min(initial=0) < 0:
+        raise UsageError(f"{what}: labels are a numpy array [N] of whole numbers from 0.")
 
 
 def check_finite(features: np.ndarray, what: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -217,8 +219,9 @@ def _name_and_dir(data: str) -> tuple[str, str | None]:
     if data in config_names() or data.endswith((".yaml", ".yml")):
         config = load_config(data)
         return config.data.name, config.data.dir
+    hint = f" For images: --data folder --data-dir {quote(data)}." if Path(data).is_dir() else ""
     raise UsageError(
-        f"No data set or config '{data}'. Data sets: {', '.join(SOURCES)}, folder; configs: "
+        f"No data set or config '{data}'.{hint} Data sets: {', '.join(SOURCES)}, folder; configs: "
         f"{', '.join(config_names())}."
     )
 

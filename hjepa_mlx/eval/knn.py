@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.accuracy import accuracy
+from hjepa_mlx.eval.accuracy import accuracy, check_labels
 from hjepa_mlx.eval.blocks import blocks
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
@@ -27,6 +27,7 @@ def knn_accuracy(
 
     Raises UsageError for features that are not finite and for a bank of fewer than k images.
     """
+    check_labels(query_labels, "k-NN")
     predicted = knn_predict(bank, bank_labels, queries, k, temperature)
     return accuracy(predicted, query_labels)
 
@@ -43,6 +44,9 @@ def knn_predict(
     Cosine similarity, votes weighted by exp(similarity/temperature) (DINO; Wu et al.,
     arXiv 1805.01978).
     """
+    check_labels(bank_labels, "k-NN")
+    if len(bank) != len(bank_labels):
+        raise UsageError(f"k-NN: {len(bank)} images, but {len(bank_labels)} labels.")
     similarity, neighbours = nearest(bank, queries, k)
     classes = int(bank_labels.max()) + 1
     winners = np.empty(len(queries), np.int64)

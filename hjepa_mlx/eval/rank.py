@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hjepa_mlx.eval.accuracy import check_finite
 from hjepa_mlx.eval.blocks import blocks
 
 BLOCK = 1 << 14
@@ -15,6 +16,7 @@ RANKME_EPSILON = 1e-7
 
 def describe(features: np.ndarray) -> dict[str, float]:
     """All label-free figures of features [N, D]; ranks also in per cent of D."""
+    check_finite(features, "Ranks")
     D = features.shape[1]
     ranks = {"effective_rank": effective_rank(features), "rankme": rankme(features)}
     return {
@@ -74,10 +76,10 @@ def feature_std(features: np.ndarray) -> float:
 def mean_cosine(features: np.ndarray) -> float:
     """Mean cosine similarity of two different images: 0 when spread evenly, 1 when collapsed.
 
-    A single image counts as collapsed, here and below, as it does for the ranks.
+    A single image counts as collapsed, here and below, as it does for the ranks; so do zeros.
     """
     N = len(features)
-    if N < 2:
+    if N < 2 or not features.any():
         return 1.0
     total = np.sum([_unit(x).sum(0) for x in _blocks(features)], 0)
     return float((total @ total - N) / (N * (N - 1)))
@@ -88,7 +90,7 @@ def uniformity(features: np.ndarray) -> float:
 
     Over all pairs of PAIRS_OF evenly chosen images. Source: Wang and Isola, arXiv 2005.10242.
     """
-    if len(features) < 2:
+    if len(features) < 2 or not features.any():
         return 0.0
     rows = np.unique(np.linspace(0, len(features) - 1, min(PAIRS_OF, len(features))).astype(int))
     x = _unit(features[rows])
