@@ -94,6 +94,7 @@ class Training:
         subclass = None if model is None or type(model) is HJEPA else type(model)
         parts = {"error": error, "sampler": sampler, "model": subclass}
         self.own_parts = {kind: _name(part) for kind, part in parts.items()}
+        _check_own(error, sampler, config)
         if model is not None:
             _check_built_from(model, config)
         if sampler and config.data.progressive:
@@ -388,6 +389,21 @@ def _check_built_from(model: HJEPA, config: Config) -> None:
             raise UsageError(
                 f"The model to start from was built from another config: {key} differs. Build it "
                 "from this one: hj.HJEPA(config)."
+            )
+
+
+def _check_own(error: Error | None, sampler: Sampler | None, config: Config) -> None:
+    """Refuse an error that is no number, and masks of another grid."""
+    if error:
+        found = error(mx.ones((2, 3, 4)), mx.zeros((2, 3, 4)))
+        if not isinstance(found, mx.array) or found.size != 1:
+            raise UsageError("The error must give one number, an mx.array, for [B, n, D] arrays.")
+    if sampler:
+        masks = sampler(0, config.data.batch_size * config.masks.per_image)
+        if max(masks.context.max(), masks.targets.max()) >= config.grid**2:
+            raise UsageError(
+                f"The sampler's masks do not fit the grid of {config.grid}×{config.grid} patches: "
+                "make it from this config."
             )
 
 

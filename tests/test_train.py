@@ -354,3 +354,13 @@ def test_overflows_that_no_loss_scale_ends_stop_the_run() -> None:
     window(2.0).read(1, None)
     with pytest.raises(hj.HJEPAError, match=r"norm nan.*use precision=float32"):
         window(1.0).read(1, None)
+
+
+def test_parts_of_one_s_own_are_tried_before_a_run_is_made(tmp_path: Path) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    larger = resolve(parse(TINY | {"data": TINY["data"] | {"image_size": 64}}))
+    with pytest.raises(hj.HJEPAError, match="do not fit the grid of 8×8"):
+        hj.train(config, sampler=hj.MaskSampler(larger))
+    with pytest.raises(hj.HJEPAError, match="must give one number"):
+        hj.train(config, error=lambda prediction, target: (prediction - target).square())
+    assert not (tmp_path / "run").exists()
