@@ -150,7 +150,8 @@ class Training:
     def _restore(self) -> None:
         newest, rows = self.run.latest, self.run.metrics
         if newest is None:
-            self._check_parts(rows[0].get("own_parts", self.own_parts) if rows else self.own_parts)
+            config_s = dict.fromkeys(self.own_parts)
+            self._check_parts(rows[0].get("own_parts", config_s) if rows else self.own_parts)
             self.run.forget_after(-1)
             return
         self._check_parts(checkpoint.read_state(newest)["own_parts"])
@@ -192,7 +193,8 @@ class Training:
                 style="yellow",
             )
         if not self.run.metrics:
-            self.run.log({"step": 0, "epoch": 0.0, "own_parts": self.own_parts, **self.signals()})
+            own = {"own_parts": self.own_parts} if any(self.own_parts.values()) else {}
+            self.run.log({"step": 0, "epoch": 0.0, **own, **self.signals()})
         first_signals = self.run.metrics[0]
         with interruptible() as interrupt, awake(), reporter:
             self.window.begin()
