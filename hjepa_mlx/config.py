@@ -250,16 +250,15 @@ def config_names() -> list[str]:
 
 def find_config(name_or_path: str) -> Path:
     """The YAML file of a recipe given by name or by path, or of a run given by its folder."""
-    path = Path(name_or_path)
+    path, names = Path(name_or_path), config_names()
+    if name_or_path in names:
+        return config_folder() / f"{name_or_path}.yaml"
     if (path / "config.yaml").is_file():
         return path / "config.yaml"
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
         raise UsageError(f"Config file {path} does not exist.")
-    names = config_names()
-    if name_or_path in names:
-        return config_folder() / f"{name_or_path}.yaml"
     hint = did_you_mean(name_or_path, names)
     raise UsageError(
         f"No config named '{name_or_path}'.{hint} There are: {', '.join(names)}; "

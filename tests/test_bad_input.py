@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import hjepa_mlx
+from hjepa_mlx.config import config_folder, find_config
 
 DEMO = Path(hjepa_mlx.__file__).parent / "data" / "demo"
 HJEPA = [sys.executable, "-m", "hjepa_mlx"]
@@ -508,6 +509,14 @@ def test_a_run_resumed_by_its_own_config_is_not_a_newer_one_of_that_name(place):
     (place / "runs").mkdir()
     for day in (1, 2):
         shutil.copytree(place / "run", place / f"runs/tiny-2026010{day}-000000")
-    ended = hjepa(place, "train runs/tiny-20260101-000000/config.yaml --resume")
-    assert ended.returncode == 0, ended.stderr
-    assert "Resuming runs/tiny-20260101-000000 at step 8 of 8" in ended.stderr
+    for named in ("runs/tiny-20260101-000000/config.yaml", "runs/tiny-20260101-000000"):
+        ended = hjepa(place, f"train {named} --resume")
+        assert ended.returncode == 0, ended.stderr
+        assert "Resuming runs/tiny-20260101-000000 at step 8 of 8" in ended.stderr
+
+
+def test_a_recipe_s_name_is_not_the_run_of_that_name(place, monkeypatch):
+    monkeypatch.chdir(place)
+    shutil.copytree(place / "run", place / "demo")
+    assert find_config("demo") == config_folder() / "demo.yaml"
+    assert find_config("./demo") == Path("demo/config.yaml")
