@@ -91,7 +91,7 @@ def compare(runs: Sequence[str | Path | Run]) -> Comparison:
     opened = [Run(path) for path in paths]
     states = [read_state(run.latest) if run.latest else None for run in opened]
     training = [_training(run, state) for run, state in zip(opened, states, strict=True)]
-    configuration = _configuration(opened)
+    configuration = _configuration(opened) | _own_parts(states)
     evaluations = [run.scores for run in opened]
     scores, intervals = _gather(evaluations), _gather(evaluations, "confidence_95")
     incomparable = _incomparable(opened, [evaluation for evaluation in evaluations if evaluation])
@@ -136,6 +136,13 @@ def _configuration(runs: list[Run]) -> dict[str, list[Any]]:
         if key != "run.dir"
     }
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def _own_parts(states: list[dict[str, Any] | None]) -> dict[str, list[Any]]:
+    """Each kind of part given to `hj.train` in which the runs differ, and its names."""
+    parts: list[dict[str, Any]] = [state["own_parts"] if state else {} for state in states]
+    values = {kind: [part.get(kind) for part in parts] for kind in ("error", "sampler", "model")}
+    return {f"own {kind}": row for kind, row in values.items() if len(set(row)) > 1}
 
 
 def _training(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:

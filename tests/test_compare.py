@@ -229,3 +229,13 @@ def test_the_command_prints_a_table_or_json(runs: Path) -> None:
     assert "images seen" in ended.output
     ended = CliRunner().invoke(app, paths[:1])
     assert (ended.exit_code, ended.output) == (2, "hjepa-mlx: compare needs two or more runs.\n")
+
+
+def test_a_loss_of_one_s_own_is_a_difference(runs: Path) -> None:
+    path = another(runs, "own", None)
+    for state in path.glob("checkpoints/step-*/state.json"):
+        parts = {"own_parts": {"error": "absolute", "sampler": None, "model": None}}
+        state.write_text(json.dumps(json.loads(state.read_text()) | parts))
+    comparison = compare([runs / "first", path])
+    assert comparison.data["configuration"] == {"own error": [None, "absolute"]}
+    assert "The configurations are the same." not in comparison.data["notes"]
