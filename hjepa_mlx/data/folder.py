@@ -29,18 +29,17 @@ def open_folder(root: Path, split: Split) -> Source:
         raise UsageError(f"The image folder {root} does not exist.")
     if shards.complete(root):
         return make_source("folder", *shards.read(root, "test" if split == "test" else "train"))
+    folders = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
     inside = {
-        path.name.lower(): path
-        for path in root.iterdir()
-        if not path.name.startswith(".") and path.is_dir()
-    }
+        path.name.lower(): path for path in sorted(folders)
+    }  # where both are, train wins over Train
     train, held_out = (
         next((inside[name] for name in names if name in inside), None)
         for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
     if train and held_out:
         return tree(held_out if split == "test" else train)
-    everything = tree(train if train and len(inside) == 1 else root)
+    everything = tree(train if train and folders == [train] else root)
     shuffled = generator(0, "held out").permutation(len(everything))
     tenth = np.arange(len(shuffled)) % HELD_OUT == HELD_OUT - 1
     return everything.take(np.sort(shuffled[tenth if split == "test" else ~tenth]))
