@@ -67,6 +67,10 @@ class Data(Section):
     flip: bool = True
     workers: Auto | Count = "auto"
 
+    def whole(self, name: str) -> Data:
+        """The same place's data set `name` alone, without a limit."""
+        return self.model_copy(update={"name": name, "weights": "auto", "limit": None})
+
 
 class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.

@@ -22,7 +22,7 @@ from hjepa_mlx.data.folder import tree
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.features import encoded, model_features
+from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
 
@@ -69,12 +69,16 @@ def embed(
     _check_room(4 * values * len(source), paths, out)
     skipped = Skipped()
     mx.eval(model.parameters())  # here: the threads that encode could not
-    (arrays,), rows = encoded(
-        lambda: [model_features(model, encoder, pooled=pooled)], source, model.config, skipped
+    (found,) = extract(
+        lambda: [model_features(model, encoder, pooled=pooled)],
+        source,
+        model.config,
+        skipped,
+        joined=False,
     )
     return Embeddings(
-        {name: array[: len(rows)] for name, array in arrays.items()},
-        [paths[row] for row in rows],
+        found.by_name,
+        [paths[row] for row in found.indices],
         {_relative(path, folder): why for path, why in skipped.reasons.items()},
         {
             **({"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}),

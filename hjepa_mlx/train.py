@@ -150,8 +150,8 @@ class Training:
     def _restore(self) -> None:
         newest, rows = self.run.latest, self.run.metrics
         if newest is None:
-            config_s = dict.fromkeys(self.own_parts)
-            self._check_parts(rows[0].get("own_parts", config_s) if rows else self.own_parts)
+            if rows:
+                self._check_parts(rows[0].get("own_parts", dict.fromkeys(self.own_parts)))
             self.run.forget_after(-1)
             return
         self._check_parts(checkpoint.read_state(newest)["own_parts"])

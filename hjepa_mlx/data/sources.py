@@ -95,8 +95,7 @@ def layout(name: str, data: Data) -> str | None:
     words = [where[0] for where in found if where]
     try:
         for part in set(name.split("+")) - set(parts):
-            one = data.model_copy(update={"name": part, "weights": "auto", "limit": None})
-            open_source(one, "pretrain")
+            open_source(data.whole(part), "pretrain")
             words.append("raw pixels")
     except HJEPAError:
         return None

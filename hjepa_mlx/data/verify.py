@@ -56,8 +56,7 @@ def verify(data: Data) -> list[Check]:
     """
     checks: list[Check] = []
     for name in check_name(data):
-        one = data.model_copy(update={"name": name, "weights": "auto", "limit": None})
-        checks += _verify_one(name, one)
+        checks += _verify_one(name, data.whole(name))
     return checks
 
 

@@ -43,9 +43,7 @@ def validation(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check(features: np.ndarray, labels: np.ndarray, what: str) -> None:
     """Refuse training data that no classifier can be fitted to."""
-    check_labels(labels, what)
-    if len(features) != len(labels):
-        raise UsageError(f"{what}: {len(features)} images, but {len(labels)} labels.")
+    check_labels(features, labels, what)
     if len(labels) < HELD_OUT:
         raise UsageError(
             f"{what} needs at least {HELD_OUT} training images, there are {len(labels)}."
@@ -55,11 +53,13 @@ def check(features: np.ndarray, labels: np.ndarray, what: str) -> None:
     check_finite(features, what)
 
 
-def check_labels(labels: np.ndarray, what: str) -> None:
-    """Refuse what is no array [N] of class numbers from 0."""
+def check_labels(features: np.ndarray, labels: np.ndarray, what: str) -> None:
+    """Refuse what is no array [N] of class numbers from 0, one for each of the features."""
     kind = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"
     if not kind or labels.min(initial=0) < 0:
         raise UsageError(f"{what}: labels are a numpy array [N] of whole numbers from 0.")
+    if len(features) != len(labels):
+        raise UsageError(f"{what}: {len(features)} images, but {len(labels)} labels.")
 
 
 def check_finite(features: np.ndarray, what: str) -> None:

@@ -113,29 +113,14 @@ def extract(
     cropped: bool = False,
     shown: bool = True,
     parallel: bool = True,
+    joined: bool = True,
 ) -> list[Features]:
-    """Features of every encoder, in order; `encoded` describes the parameters."""
-    how = (stride, cropped, shown, parallel)
-    kept, indices = encoded(make_encoders, source, config, skipped, *how)
-    return [_features(arrays, indices, source, stride) for arrays in kept]
+    """Run every encoder over every readable image of `source`; one Features each, in order.
 
-
-def encoded(
-    make_encoders: Callable[[], Sequence[Encoder]],
-    source: Source,
-    config: Config,
-    skipped: Skipped,
-    stride: int = 1,
-    cropped: bool = False,
-    shown: bool = True,
-    parallel: bool = True,
-) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-    """Outputs of every encoder for every readable image of `source`, and those images' indices.
-
-    The arrays have room for all images of `source`. make_encoders is called in every thread that
-    computes. stride: tokens are kept of every stride-th image. cropped: look at a random crop of
-    each image instead of its central square. shown: with a progress bar. parallel: in as many
-    threads as suit the machine.
+    make_encoders is called in every thread that computes. stride: tokens are kept of every
+    stride-th image. cropped: look at a random crop of each image instead of its central square.
+    shown: with a progress bar. parallel: in as many threads as suit the machine. joined: with all
+    levels side by side as one more.
     """
     N = len(source)
     indices: list[int] = []
@@ -152,7 +137,7 @@ def encoded(
     if not done:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
     mx.clear_cache()
-    return kept, np.array(indices)
+    return [_features(arrays, np.array(indices), source, stride, joined) for arrays in kept]
 
 
 def _batches(samples: Iterator[tuple[int, np.ndarray]], indices: list[int]) -> Iterator[np.ndarray]:
@@ -250,7 +235,7 @@ def _keep(
 
 
 def _features(
-    arrays: dict[str, np.ndarray], indices: np.ndarray, source: Source, stride: int
+    arrays: dict[str, np.ndarray], indices: np.ndarray, source: Source, stride: int, joined: bool
 ) -> Features:
     count = len(indices)
     by_name = {n: x[:count] for n, x in arrays.items() if not n.startswith(TOKENS)}
@@ -259,7 +244,7 @@ def _features(
         for n, x in arrays.items()
         if n.startswith(TOKENS)
     }
-    if len(by_name) > 1:
+    if joined and len(by_name) > 1:
         by_name[ALL_LEVELS] = concatenated(list(by_name.values()))
     labels = source.labels[indices] if source.classes else source.labels
     return Features(by_name, indices, labels, tokens, stride)

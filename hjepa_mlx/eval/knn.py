@@ -27,7 +27,7 @@ def knn_accuracy(
 
     Raises UsageError for features that are not finite and for a bank of fewer than k images.
     """
-    check_labels(query_labels, "k-NN")
+    check_labels(queries, query_labels, "k-NN")
     predicted = knn_predict(bank, bank_labels, queries, k, temperature)
     return accuracy(predicted, query_labels)
 
@@ -44,9 +44,7 @@ def knn_predict(
     Cosine similarity, votes weighted by exp(similarity/temperature) (DINO; Wu et al.,
     arXiv 1805.01978).
     """
-    check_labels(bank_labels, "k-NN")
-    if len(bank) != len(bank_labels):
-        raise UsageError(f"k-NN: {len(bank)} images, but {len(bank_labels)} labels.")
+    check_labels(bank, bank_labels, "k-NN")
     similarity, neighbours = nearest(bank, queries, k)
     classes = int(bank_labels.max()) + 1
     winners = np.empty(len(queries), np.int64)
