@@ -18,9 +18,9 @@ from rich.table import Table
 import hjepa_mlx as hj
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, estimate
-from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.run import Bench
 from hjepa_mlx.files import write_json
+from hjepa_mlx.timing import settle
 
 RESULTS = Path(__file__).parent / "results" / "estimates.json"
 

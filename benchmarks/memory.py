@@ -22,9 +22,9 @@ import numpy as np
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.machine import describe, resident_mb
-from hjepa_mlx.bench.throughput import Rig, time_steps
 from hjepa_mlx.cli.common import output_json
 from hjepa_mlx.costs import costs
+from hjepa_mlx.timing import Rig, time_steps
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 

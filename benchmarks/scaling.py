@@ -18,9 +18,9 @@ import numpy as np
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.machine import describe
-from hjepa_mlx.bench.throughput import Rig
 from hjepa_mlx.cli.common import output_json
 from hjepa_mlx.costs import costs
+from hjepa_mlx.timing import Rig
 
 BASE = [
     "data.batch_size=8",

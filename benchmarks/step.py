@@ -11,8 +11,9 @@ import json
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench.machine import matmul_gflops
-from hjepa_mlx.bench.throughput import time_parts, time_steps
+from hjepa_mlx.bench.throughput import time_parts
 from hjepa_mlx.costs import costs
+from hjepa_mlx.timing import time_steps
 
 VARIANTS: dict[str, list[str]] = {
     "as the recipe says": [],

@@ -7,7 +7,7 @@ model = hj.load(run.path)
 levels = model.encode(images)  # images: [B, S, S, 3] uint8
 report = hj.evaluate(model)
 
-Change one thing: `hj.train(config, error=my_error)` or `hj.train(config, sampler=my_masks)`, or
+Change one thing: `hj.train(config, loss_fn=my_loss)` or `hj.train(config, sampler=my_masks)`, or
 write the loop yourself with `hj.Step`, `hj.MaskSampler` and `hj.training_batches`.
 """
 

@@ -94,6 +94,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             )
         if missing := KEYS - state.keys():
             raise _damaged(checkpoint, f"state.json lacks {', '.join(sorted(missing))}")
+        parts = state["own_parts"]
+        parts.setdefault("loss_fn", parts.pop("error", None))  # its name until version 0.1
     except (OSError, ValueError, AttributeError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     return state

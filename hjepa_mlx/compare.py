@@ -20,8 +20,8 @@ from rich.text import Text
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import dotted_keys
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.notebook import Shown
 from hjepa_mlx.runs import Run
+from hjepa_mlx.tables import Shown
 
 MEASURES = {
     "linear_probe": "linear probe %",
@@ -141,7 +141,7 @@ def _configuration(runs: list[Run]) -> dict[str, list[Any]]:
 def _own_parts(states: list[dict[str, Any] | None]) -> dict[str, list[Any]]:
     """Each kind of part given to `hj.train` in which the runs differ, and its names."""
     parts: list[dict[str, Any]] = [state["own_parts"] if state else {} for state in states]
-    values = {kind: [part.get(kind) for part in parts] for kind in ("error", "sampler", "model")}
+    values = {kind: [part.get(kind) for part in parts] for kind in ("loss_fn", "sampler", "model")}
     return {f"own {kind}": row for kind, row in values.items() if len(set(row)) > 1}
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.syntax import Syntax
 
 from hjepa_mlx.errors import UsageError, did_you_mean
-from hjepa_mlx.notebook import Shown
+from hjepa_mlx.tables import Shown
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
@@ -360,7 +360,7 @@ def resolve(config: Config) -> Config:
     """Replace each `auto` that results depend on, and check fields against each other.
 
     `precision`, `compile` and `data.workers` depend on the machine and may stay "auto": `train`
-    settles the first two (`bench/probe.py`), the pipeline the third.
+    settles the first two (`timing.py`), the pipeline the third.
     """
     config = config.model_copy(deep=True)
     if config.run.dir:

@@ -19,7 +19,7 @@ from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA, Origin
-from hjepa_mlx.notebook import Shown
+from hjepa_mlx.tables import Shown
 
 # Keys that may differ when a run is resumed: they change neither what is learned nor from what
 # (`compile` changes the last bits of a step).

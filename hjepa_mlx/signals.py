@@ -13,7 +13,7 @@ from hjepa_mlx.data.sources import Source
 from hjepa_mlx.eval.rank import effective_rank, feature_std
 from hjepa_mlx.losses import smooth_l1
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.step import Error
+from hjepa_mlx.step import LossFn
 
 IMAGES = 256
 SAME = 0.02  # a relative change that counts as none
@@ -38,13 +38,13 @@ class Signals:
     """Feature standard deviation and effective rank of a fixed batch, for every level.
 
     Also the loss that knowing only a cell's position would reach: where the training loss is no
-    lower, nothing about the images has been learned yet. `error` is what the run trains with.
+    lower, nothing about the images has been learned yet. `loss_fn` is what the run trains with.
     """
 
     def __init__(
-        self, model: HJEPA, source: Source, config: Config, skipped: Skipped, error: Error
+        self, model: HJEPA, source: Source, config: Config, skipped: Skipped, loss_fn: LossFn
     ) -> None:
-        self.model, self._error = model, error
+        self.model, self._loss_fn = model, loss_fn
         order = np.random.default_rng(0).permutation(len(source))[:IMAGES]
         images = [x for _, x in evaluation_images(source.take(np.sort(order)), config, skipped)]
         self._images = [np.stack(images[i : i + 64]) for i in range(0, len(images), 64)]
@@ -61,14 +61,14 @@ class Signals:
             mean = x.mean(1)
             signals[f"feature_std_level_{level}"] = feature_std(mean)
             signals[f"effective_rank_level_{level}"] = effective_rank(mean)
-            signals[f"position_only_loss_level_{level}"] = position_only_loss(x, self._error)
+            signals[f"position_only_loss_level_{level}"] = position_only_loss(x, self._loss_fn)
         return signals
 
 
-def position_only_loss(features: np.ndarray, error: Error = smooth_l1) -> float:
+def position_only_loss(features: np.ndarray, loss_fn: LossFn = smooth_l1) -> float:
     """Error of predicting each position's mean over images; features: [N, n, D]."""
     x = mx.fast.layer_norm(mx.array(features), None, None, 1e-5)  # as targets are
-    return float(error(mx.broadcast_to(x.mean(0), x.shape), x))
+    return float(loss_fn(mx.broadcast_to(x.mean(0), x.shape), x))
 
 
 def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:

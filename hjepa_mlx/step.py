@@ -21,7 +21,7 @@ from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
 
 Metrics = dict[str, mx.array]
-Error = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
+LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
@@ -65,13 +65,13 @@ class AdamW(optim.AdamW):
 class Step:
     """One training step over explicit state: model, optimizer, random numbers, loss scale.
 
-    error: the prediction error of a level, instead of the one `loss.kind` names.
+    loss_fn: the prediction loss of a level, instead of the one that `loss.kind` names.
     """
 
-    def __init__(self, model: HJEPA, config: Config, error: Error | None = None) -> None:
+    def __init__(self, model: HJEPA, config: Config, loss_fn: LossFn | None = None) -> None:
         self.model = model
         self.config = config
-        self.error = error or losses.PREDICTION[config.loss.kind]
+        self.loss_fn = loss_fn or losses.PREDICTION[config.loss.kind]
         self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init(model.trainable_parameters())
@@ -139,7 +139,7 @@ class Step:
         loss, metrics = mx.array(0.0), {}
         levels = self.config.predicted
         for level, prediction, target in zip(levels, predictions, truth, strict=True):
-            metrics[f"loss_level_{level}"] = self.error(prediction, target)
+            metrics[f"loss_level_{level}"] = self.loss_fn(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         pooled = features.astype(mx.float32).mean(1)  # [B·V, D]
         if c.vicreg:

@@ -15,7 +15,6 @@ from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
-from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.config import Config, resolve
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
@@ -31,7 +30,8 @@ from hjepa_mlx.progress import Reporter, lasting_console, say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
 from hjepa_mlx.signals import Signals, reading, warnings
-from hjepa_mlx.step import Error, Metrics, Schedule, Step, schedule
+from hjepa_mlx.step import LossFn, Metrics, Schedule, Step, schedule
+from hjepa_mlx.timing import settle
 from hjepa_mlx.window import Window
 
 Sampler = Callable[[int, int], Masks]
@@ -45,20 +45,20 @@ def train(
     config: Config,
     resume: bool = False,
     console: Console | None = None,
-    error: Error | None = None,
+    loss_fn: LossFn | None = None,
     sampler: Sampler | None = None,
     model: HJEPA | None = None,
 ) -> Run:
     """Train as `config` says, from the start or (`resume`) from the run's newest checkpoint.
 
-    error: a prediction error of your own, from prediction and target [B, n, D] to a number.
+    loss_fn: a prediction loss of your own, from prediction and target [B, n, D] to a number.
     sampler: masks of your own, from the batch's number and how many to draw (see `MaskSampler`).
     model: the network to start from, built from this config (another run's weights, a subclass).
     Everything is checked before the run folder is made. Raises Interrupted after a Ctrl-C, with a
     checkpoint saved, as after SIGTERM and a closed terminal; HJEPAError or UsageError with one
     readable line for what else is foreseen.
     """
-    return Training(config, resume, console or lasting_console(), error, sampler, model).fit()
+    return Training(config, resume, console or lasting_console(), loss_fn, sampler, model).fit()
 
 
 def steps_per_epoch(config: Config, images: int) -> int:
@@ -85,16 +85,16 @@ class Training:
         config: Config,
         resume: bool,
         console: Console,
-        error: Error | None = None,
+        loss_fn: LossFn | None = None,
         sampler: Sampler | None = None,
         model: HJEPA | None = None,
     ) -> None:
         self.config = config = resolve(config)
         self.console = console
         subclass = None if model is None or type(model) is HJEPA else type(model)
-        parts = {"error": error, "sampler": sampler, "model": subclass}
+        parts = {"loss_fn": loss_fn, "sampler": sampler, "model": subclass}
         self.own_parts = {kind: _name(part) for kind, part in parts.items()}
-        _check_own(error, sampler, config)
+        _check_own(loss_fn, sampler, config)
         if model is not None:
             _check_built_from(model, config)
         if sampler and config.data.progressive:
@@ -118,8 +118,10 @@ class Training:
         backend.set_memory_limits()
         self.model = HJEPA(config) if model is None else model
         mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
-        self.step = Step(self.model, config, error)
-        self.signals = Signals(self.model, self.test_source, config, self.skipped, self.step.error)
+        self.step = Step(self.model, config, loss_fn)
+        self.signals = Signals(
+            self.model, self.test_source, config, self.skipped, self.step.loss_fn
+        )
         self.knn: QuickKNN | None = None
         if self.labelled.classes and config.run.eval_every_epochs:
             self.knn = QuickKNN(self.model, self.labelled, self.test_source, config)
@@ -394,12 +396,12 @@ def _check_built_from(model: HJEPA, config: Config) -> None:
             )
 
 
-def _check_own(error: Error | None, sampler: Sampler | None, config: Config) -> None:
-    """Refuse an error that is no number, and masks of another grid."""
-    if error:
-        found = error(mx.ones((2, 3, 4)), mx.zeros((2, 3, 4)))
+def _check_own(loss_fn: LossFn | None, sampler: Sampler | None, config: Config) -> None:
+    """Refuse a loss that is no number, and masks of another grid."""
+    if loss_fn:
+        found = loss_fn(mx.ones((2, 3, 4)), mx.zeros((2, 3, 4)))
         if not isinstance(found, mx.array) or found.size != 1:
-            raise UsageError("The error must give one number, an mx.array, for [B, n, D] arrays.")
+            raise UsageError("loss_fn must return one number, an mx.array, for [B, n, D] arrays.")
     if sampler:
         masks = sampler(0, config.data.batch_size * config.masks.per_image)
         if max(masks.context.max(), masks.targets.max()) >= config.grid**2:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from hjepa_mlx.bench import chips, machine, probe, run, throughput
+from hjepa_mlx import timing
+from hjepa_mlx.bench import chips, machine, run, throughput
 from hjepa_mlx.bench.estimates import Change, Estimate, changes, estimate, project, verdict_on
 from hjepa_mlx.bench.report import BenchReport, read, side_by_side
-from hjepa_mlx.bench.throughput import Speed
 from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.pipeline import Batch, Position
@@ -24,9 +24,10 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
-from hjepa_mlx.notebook import text
 from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
+from hjepa_mlx.tables import text
+from hjepa_mlx.timing import Speed
 
 
 def matmul_flop(function, *inputs):
@@ -53,9 +54,9 @@ def matmul_flop(function, *inputs):
     ids=["one mask", "two masks", "from the mean", "from both"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
-    monkeypatch.setattr("hjepa_mlx.models.attention.backend.on_metal", lambda: False)  # fused there
+    monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_metal", lambda: False)  # fused there
     # functions with a vjp of their own cannot be exported; these have no matmul inside
-    monkeypatch.setattr("hjepa_mlx.models.attention.softmax", partial(mx.softmax, axis=-1))
+    monkeypatch.setattr("hjepa_mlx.models.cpu.softmax", partial(mx.softmax, axis=-1))
     monkeypatch.setattr("hjepa_mlx.models.vit.gelu", lambda: nn.gelu)
     config = tiny_config(**changes)
     step, sampler = Step(HJEPA(config), config), MaskSampler(config)
@@ -166,7 +167,9 @@ def fake_speed(rates):
     """time_steps that knows the images per second of each precision and of eager steps."""
 
     def time_steps(config, seconds, most=0):
-        rate = rates["eager"] if config.compile is False else rates[probe.backend.precision(config)]
+        rate = (
+            rates["eager"] if config.compile is False else rates[timing.backend.precision(config)]
+        )
         return Speed(2, (2 / rate,), 0.0, 0, 0.0)
 
     return time_steps
@@ -182,21 +185,21 @@ def fake_speed(rates):
     ],
 )
 def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, rates, chosen):
-    monkeypatch.setattr(probe.backend, "on_metal", lambda: True)
-    monkeypatch.setattr(probe, "time_steps", fake_speed(rates))
+    monkeypatch.setattr(timing.backend, "on_metal", lambda: True)
+    monkeypatch.setattr(timing, "time_steps", fake_speed(rates))
     config = tiny_config(precision="auto", compile="auto")
-    said = probe.settle(config)
+    said = timing.settle(config)
     assert (config.precision, config.compile) == chosen
     assert len(said) == 2
     assert f"precision: {chosen[0]}" in said[0]
-    assert not probe.settle(config)  # nothing is auto any more
+    assert not timing.settle(config)  # nothing is auto any more
 
 
 def test_on_a_cpu_half_precision_is_not_even_tried(monkeypatch, tiny_config):
-    monkeypatch.setattr(probe.backend, "on_metal", lambda: False)
-    monkeypatch.setattr(probe, "time_steps", lambda *_: pytest.fail("steps were timed"))
+    monkeypatch.setattr(timing.backend, "on_metal", lambda: False)
+    monkeypatch.setattr(timing, "time_steps", lambda *_: pytest.fail("steps were timed"))
     config = tiny_config(precision="auto", compile="auto")
-    said = probe.settle(config)
+    said = timing.settle(config)
     assert config.precision == "float32"
     assert "a CPU has no arithmetic for less" in said[0]
 
@@ -207,7 +210,7 @@ def facts(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "SECONDS", 0.1)
         patch.setattr(run, "SHORT", 0.05)
-        patch.setattr(throughput, "FEWEST", 1)
+        patch.setattr(timing, "FEWEST", 1)
         patch.setattr(run, "LONGEST_STEP", 0.05)
         patch.setattr(run, "RECIPES", ["demo", "imagenet100_fast"])
         patch.setattr(machine, "MATMUL_SIDE", 256)
@@ -291,7 +294,7 @@ def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypat
             yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position())
 
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(throughput, "Step", OneSecondStep)
+    monkeypatch.setattr(timing, "Step", OneSecondStep)
     monkeypatch.setattr(throughput, "training_batches", three_second_batches)
     speed, share = throughput.time_end_to_end(None, config, 10)
     assert speed == 4 / (1 + 3)  # images a second: a batch of 4 for every read and step

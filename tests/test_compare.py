@@ -16,12 +16,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import hjepa_mlx as hj
-from hjepa_mlx.cli import study
+from hjepa_mlx.cli.compare import compare as command
 from hjepa_mlx.compare import Comparison, compare
 from hjepa_mlx.config import Config
 
 app = typer.Typer()
-app.command()(study.compare)
+app.command()(command)
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,8 @@ def test_the_command_prints_a_table_or_json(runs: Path) -> None:
 def test_a_loss_of_one_s_own_is_a_difference(runs: Path) -> None:
     path = another(runs, "own", None)
     for state in path.glob("checkpoints/step-*/state.json"):
-        parts = {"own_parts": {"error": "absolute", "sampler": None, "model": None}}
+        parts = {"own_parts": {"loss_fn": "absolute", "sampler": None, "model": None}}
         state.write_text(json.dumps(json.loads(state.read_text()) | parts))
     comparison = compare([runs / "first", path])
-    assert comparison.data["configuration"] == {"own error": [None, "absolute"]}
+    assert comparison.data["configuration"] == {"own loss_fn": [None, "absolute"]}
     assert "The configurations are the same." not in comparison.data["notes"]

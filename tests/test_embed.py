@@ -17,14 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hjepa_mlx as hj
-from hjepa_mlx.cli import study
+from hjepa_mlx.cli.embed import embed as command
 from hjepa_mlx.config import Config
 from hjepa_mlx.embed import Embeddings, embed, save
 from hjepa_mlx.eval.features import BATCH
 
 LEVELS = ["level_0", "level_1", "level_2"]
 app = typer.Typer()
-app.command()(study.embed)
+app.command()(command)
 
 
 @pytest.fixture(scope="module")

@@ -616,7 +616,7 @@ def saved(model: hj.HJEPA, folder: Path) -> str:
     run = runs.create(config)
     step = hj.Step(model, config)
     state = {"epoch": 2.5, "images": 90, "position": [0, 0], "window": [], "milestone": True,
-             "own_parts": {"error": None, "sampler": None, "model": None}}  # fmt: skip
+             "own_parts": {"loss_fn": None, "sampler": None, "model": None}}  # fmt: skip
     checkpoint.save(run.checkpoints, step, 7, state, 3)
     return str(folder)
 

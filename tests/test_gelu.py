@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx.models.gelu import rational_gelu
+from hjepa_mlx.models.cpu import rational_gelu
 
 X = np.linspace(-30, 30, 60_001).astype(np.float32).astype(float)  # exact in both
 NORMAL_CDF = np.array([math.erfc(-x / math.sqrt(2)) / 2 for x in X])

@@ -205,7 +205,7 @@ def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -
 
     config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "own"), "log_every": 4}}))
     config.optim.epochs, config.data.limit = 1, 64
-    own = hj.train(config, error=absolute)
+    own = hj.train(config, loss_fn=absolute)
     config = config.model_copy(deep=True)
     config.run.dir = str(tmp_path / "plain")
     plain = hj.train(config)
@@ -216,7 +216,7 @@ def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -
     shutil.rmtree(own.checkpoints)  # as if killed before the first one
     with pytest.raises(hj.HJEPAError, match=r"trained with .*absolute"):
         hj.train(config, resume=True)
-    assert hj.train(config, resume=True, error=absolute).latest == own.latest
+    assert hj.train(config, resume=True, loss_fn=absolute).latest == own.latest
 
 
 def test_a_run_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
@@ -362,5 +362,5 @@ def test_parts_of_one_s_own_are_tried_before_a_run_is_made(tmp_path: Path) -> No
     with pytest.raises(hj.HJEPAError, match="do not fit the grid of 8×8"):
         hj.train(config, sampler=hj.MaskSampler(larger))
     with pytest.raises(hj.HJEPAError, match="must give one number"):
-        hj.train(config, error=lambda prediction, target: (prediction - target).square())
+        hj.train(config, loss_fn=lambda prediction, target: (prediction - target).square())
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from rich.table import Table
 
 import hjepa_mlx as hj
-from hjepa_mlx.cli.study import viz
+from hjepa_mlx.cli.viz import viz
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.source import make_source
 from hjepa_mlx.data.storage import Pixels

@@ -40,8 +40,8 @@ def measure(recipe: str, size: int, batch: int, steps: int) -> Figures:
     """The step of `recipe` at one image size, after a step with every block shape."""
     import hjepa_mlx as hj
     from hjepa_mlx.bench.machine import matmul_gflops
-    from hjepa_mlx.bench.throughput import time_steps
     from hjepa_mlx.costs import costs
+    from hjepa_mlx.timing import time_steps
 
     config = hj.load_config(recipe, [f"data.batch_size={batch}"]).at_size(size)
     speed = time_steps(config, seconds=math.inf, most=steps)

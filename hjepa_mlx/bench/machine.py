@@ -16,12 +16,12 @@ from typing import Any
 import mlx.core as mx
 
 from hjepa_mlx import backend
+from hjepa_mlx.timing import DTYPES
 
 MATMUL_SIDE = 2048
 SMALL_SIDE = 256
 AT_ONCE = 4  # computations in one evaluation, so that starting it does not count
 STREAM = 1 << 24  # elements that a bandwidth measurement adds to as many others
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def describe() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hjepa_mlx.bench.estimates import NIGHT_HOURS
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.notebook import Shown
+from hjepa_mlx.tables import Shown
 
 PARTS = ("target", "context", "predictor", "backward", "update")
 

@@ -15,15 +15,8 @@ from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.chips import Chip
 from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
-from hjepa_mlx.bench.probe import settle
 from hjepa_mlx.bench.synthetic import synthetic
-from hjepa_mlx.bench.throughput import (
-    Speed,
-    time_end_to_end,
-    time_parts,
-    time_pipeline,
-    time_steps,
-)
+from hjepa_mlx.bench.throughput import time_end_to_end, time_parts, time_pipeline
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG, Dataset
@@ -34,6 +27,7 @@ from hjepa_mlx.eval.quick import BANK, QUERIES
 from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
+from hjepa_mlx.timing import Speed, settle, time_steps
 
 LONGEST_STEP = 5.0  # seconds; a batch that would take longer is measured by a smaller one
 USUAL_MFU = 0.4  # to guess that

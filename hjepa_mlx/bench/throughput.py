@@ -1,13 +1,10 @@
-"""How fast steps and pipelines run here: measured on the real compiled step."""
+"""How fast a step's parts, the pipeline, and both together run here."""
 
 from __future__ import annotations
 
-import gc
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -18,99 +15,11 @@ from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
-from hjepa_mlx.rng import generator
-from hjepa_mlx.step import Schedule, Step, as_arrays
+from hjepa_mlx.step import as_arrays
+from hjepa_mlx.timing import VALUES, Rig
 
-VALUES = Schedule(lr=1e-4, weight_decay=0.04, momentum=0.996)
-FEWEST = 3  # steps, however long they take
 AHEAD = 3  # batches: more than the pipeline reads ahead
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Step times in seconds after every block shape had been seen, and what else was noticed."""
-
-    batch: int
-    seconds: tuple[float, ...]
-    first_seconds: float  # of the first step: tracing, compiling, and the step itself
-    traces_after_warmup: int
-    peak_memory_gb: float
-
-    @property
-    def images_per_second(self) -> float:
-        """By the median step."""
-        return self.batch / float(np.median(self.seconds))
-
-    @property
-    def spread(self) -> float:
-        """The 95th percentile of the step times over their median."""
-        return float(np.percentile(self.seconds, 95) / np.median(self.seconds))
-
-
-class Rig:
-    """Model, step and masks of a config, and a batch of random images to feed them."""
-
-    def __init__(self, config: Config) -> None:
-        backend.set_memory_limits()
-        self.config = config
-        self.sampler = MaskSampler(config)
-        self.step = Step(HJEPA(config), config)
-        size, batch = config.data.image_size, config.data.batch_size
-        pixels = generator(0, "bench").integers(0, 256, (batch, size, size, 3), np.uint8)
-        self.images = mx.array(pixels)
-
-    def masks(self, number: int) -> Masks:
-        """Masks of one block shape after the other, so that a few steps see them all."""
-        shapes = self.sampler.shapes
-        rng = generator(0, "bench masks", number)
-        views = self.config.data.batch_size * self.config.masks.per_image
-        return self.sampler.draw(rng, shapes[number % len(shapes)], views)
-
-    def run(self, number: int) -> float:
-        """One step; its seconds."""
-        masks = self.masks(number)
-        start = time.perf_counter()
-        mx.eval(self.step([(self.images, masks)], VALUES), self.step.state)
-        return time.perf_counter() - start
-
-    def warm_up(self) -> float:
-        """A step with each block shape; the first one's seconds."""
-        first, *_ = [self.run(number) for number in range(len(self.sampler.shapes))]
-        return first
-
-
-def time_steps(config: Config, seconds: float, most: int = sys.maxsize) -> Speed:
-    """Time steps for `seconds`, but at least FEWEST and at most `most` of them."""
-    _forget()
-    try:
-        return _timed(Rig(config), seconds, most)
-    finally:
-        _forget()
-
-
-def _forget() -> None:
-    """Let go of what earlier steps took: a step and its compiled functions hold each other."""
-    gc.collect()
-    mx.clear_cache()
-    mx.reset_peak_memory()
-
-
-def _timed(rig: Rig, seconds: float, most: int) -> Speed:
-    first = rig.warm_up()
-    traces, times = rig.step.traces, []
-    for number in range(most):
-        times.append(rig.run(number))
-        if len(times) >= FEWEST and sum(times) >= seconds:
-            break
-    return Speed(
-        batch=rig.config.data.batch_size,
-        seconds=tuple(times),
-        first_seconds=first,
-        traces_after_warmup=rig.step.traces - traces,
-        peak_memory_gb=mx.get_peak_memory() / backend.GB,
-    )
 
 
 def time_parts(config: Config, repeats: int = 3) -> dict[str, float]:

@@ -22,6 +22,11 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="Folder with one folder per data set. Default: $HJEPA_DATA, else ./data."),
 ]
+RunOrCheckpoint = Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")]
+OtherData = Annotated[
+    str | None,
+    typer.Option(metavar="NAME_OR_CONFIG", help="Use this data set instead of the run's own."),
+]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': print)."),

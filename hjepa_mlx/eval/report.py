@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hjepa_mlx.files import write_json
-from hjepa_mlx.notebook import Shown
+from hjepa_mlx.tables import Shown
 
 Scores = dict[str, Any]
 BASELINES = {"context_encoder": "context encoder", "random_init": "random init."}

@@ -16,8 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.models.attention import attention
-from hjepa_mlx.models.gelu import gelu
+from hjepa_mlx.models.cpu import kernels
 
 
 def sincos_positions(positions: np.ndarray, dim: int) -> mx.array:
@@ -80,13 +79,14 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self._attention = kernels().attention
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, N, D] to [B, N, D]."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, N, D/H]
-        return self.proj(attention(q, k, v).swapaxes(1, 2).reshape(B, N, D))
+        return self.proj(self._attention(q, k, v).swapaxes(1, 2).reshape(B, N, D))
 
 
 class MLP(nn.Module):
@@ -96,11 +96,11 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
-        self._activation = gelu()
+        self._gelu = kernels().gelu
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, N, D] to [B, N, D]."""
-        return self.fc2(self._activation(self.fc1(x)))
+        return self.fc2(self._gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from hjepa_mlx import notebook
+from hjepa_mlx import tables as shown_tables
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.sources import open_source
@@ -106,7 +106,7 @@ def page(run: Run, data: str, files: dict[str, bytes], tables: Tables) -> str:
         title=escape(f"{run.config.name} · {run.path.resolve().name}"),
         facts=table(facts(run) | {"images below": data}),
         tables="\n".join(
-            f"<h2>{escape(title)}</h2>\n{notebook.html(what)}" for title, what in tables
+            f"<h2>{escape(title)}</h2>\n{shown_tables.html(what)}" for title, what in tables
         ),
         pictures="\n".join(figure(name, content) for name, content in files.items()),
         config=table(keys),

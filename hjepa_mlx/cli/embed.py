@@ -1,0 +1,48 @@
+"""`hjepa-mlx embed`: features of a folder of images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hjepa_mlx.cli.common import RunOrCheckpoint, readable
+from hjepa_mlx.session import awake
+
+NAMED = 5  # unreadable images that are named in the terminal; the file names them all
+
+
+@readable
+@awake()
+def embed(
+    run: RunOrCheckpoint,
+    folder: Annotated[str, typer.Argument(help="Images: all in this folder and its subfolders.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="To write: .npz, .safetensors or .parquet.")
+    ],
+    encoder: Annotated[str, typer.Option(help="target or context.")] = "target",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Keep every cell of each level, not their mean.")
+    ] = False,
+) -> None:
+    """Turn a folder of images into one vector per image and level.
+
+    Example: `hjepa-mlx embed runs/demo-20260101-120000 pictures --out features.npz`
+    """
+    from rich.console import Console
+
+    from hjepa_mlx.embed import embed as run_over
+    from hjepa_mlx.embed import save
+    from hjepa_mlx.progress import say
+    from hjepa_mlx.runs import load
+
+    embeddings = run_over(load(run), folder, encoder, not tokens, out)
+    save(embeddings, out)
+    unreadable = list(embeddings.skipped.items())
+    for path, why in unreadable[:NAMED]:
+        say(Console(stderr=True), f"Skipped {path}: {why}")
+    more = f" ({len(unreadable):,} unreadable, named in the file)" if unreadable else ""
+    levels = ", ".join(
+        f"{name} {'×'.join(map(str, array.shape[1:]))}" for name, array in embeddings.levels.items()
+    )
+    say(Console(), f"{len(embeddings.paths):,} images embedded{more}: {levels}; in {out}")
