@@ -1,5 +1,5 @@
 # make demo   sets everything up, trains a small model on real images, and says what it learned
-# make test   sets everything up; lint, format, types, tests
+# make test   sets everything up; lint, format, types, unused code, tests
 # make parity compares with torch, timm and transformers (installs them: several GB on Linux)
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
@@ -15,6 +15,7 @@ test:
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) vulture
 	$(RUN) pytest -n 2 -m "not parity"
 
 parity:
