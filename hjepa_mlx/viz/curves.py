@@ -52,7 +52,13 @@ def draw(rows: Rows) -> Picture:
     if any(key.startswith("position_only") for key in keys):
         words = "loss of knowing\nonly the position"
         handles.append(Line2D([], [], color="0.3", linestyle="--", label=words))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    style: dict[str, Any] = {"handles": handles, "frameon": False, "fontsize": 9}
+    if len(panels) < lines * columns:  # there is room beside the last one
+        ax = figure.add_subplot(lines, columns, lines * columns)
+        ax.set_axis_off()
+        ax.legend(loc="center", **style)
+    else:
+        figure.legend(loc="outside lower center", ncols=5, **style)
     return figure
 
 
@@ -64,7 +70,9 @@ def draw_panel(ax: Axes, key: str, rows: Rows) -> None:
         steps, values = points(rows, key.format(level))
         every = max(1, len(steps) // 6)
         ax.plot(steps, values, color=colour, marker=MARKERS[level], markevery=every, markersize=4)
-        ax.plot(*points(rows, f"position_only_{key.format(level)}"), color=colour, linestyle="--")
+        dashed = points(rows, f"position_only_{key.format(level)}")
+        if dashed[0].size:
+            ax.plot(*dashed, color=colour, linestyle="--")
     ax.set_xlabel("step", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
