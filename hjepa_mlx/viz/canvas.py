@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -68,6 +69,15 @@ def tiles(
 def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> Any:
     """Draw an image (or a map of its patches) so that a patch is one unit wide."""
     return ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
+
+
+def outline(
+    ax: Axes, box: tuple[float, float, float, float], colour: str, thick: float, **options: Any
+) -> Rectangle:
+    """Draw the edge of a box: left, top, width and height in patches."""
+    edge = Rectangle(box[:2], *box[2:], fill=False, ec=colour, lw=thick, **options)
+    ax.add_patch(edge)
+    return edge
 
 
 def row_label(ax: Axes, name: str, more: str = "") -> None:

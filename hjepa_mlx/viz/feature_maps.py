@@ -7,11 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from matplotlib.patches import Rectangle
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import Picture, row_label, show, tiles
+from hjepa_mlx.viz.canvas import Picture, outline, row_label, show, tiles
 
 CLIPPED = (1, 99)  # percentiles of a component that become black and full
 
@@ -120,8 +119,7 @@ def _draw_level(
 def _mark(axes: np.ndarray, row: int, column: int, size: int, grid: int) -> None:
     """Outline the cell of `size` patches that holds a patch, to be seen on every colour."""
     x, y = column // size * size, row // size * size
-    width, height = min(size, grid - x), min(size, grid - y)
+    box = x, y, min(size, grid - x), min(size, grid - y)
     for ax in axes:
-        for colour, thick in (("black", 2.6), ("white", 1.1)):
-            style = {"edgecolor": colour, "linewidth": thick, "clip_on": False, "zorder": 3}
-            ax.add_patch(Rectangle((x, y), width, height, fill=False, **style))
+        outline(ax, box, "black", 2.6, clip_on=False, zorder=3)
+        outline(ax, box, "white", 1.1, clip_on=False, zorder=3)

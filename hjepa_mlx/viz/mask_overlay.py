@@ -8,11 +8,11 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
-from hjepa_mlx.viz.canvas import COLOURS, Picture, show, tiles
+from hjepa_mlx.viz.canvas import COLOURS, Picture, outline, show, tiles
 
 FADED, KEPT = "#C8CAE2", 0.2  # a hidden patch turns into this until so much of it is left
 INSET = 0.006  # of the image: a block is drawn smaller than the one before, so that both are seen
@@ -63,13 +63,9 @@ def draw_targets(ax: Axes, targets: np.ndarray, pool: np.ndarray, grid: int) -> 
     for block, (patches, colour) in enumerate(zip(targets, cycle(COLOURS), strict=False)):
         gap = grid * INSET * (block + 0.5)
         x, y, width, height = _box(patches, grid)
-        style = {"fill": False, "edgecolor": colour, "linewidth": 1.8}
-        outline = Rectangle((x + gap, y + gap), width - 2 * gap, height - 2 * gap, **style)
-        ax.add_patch(outline)
-        style["linewidth"] = 0.8
+        edge = outline(ax, (x + gap, y + gap, width - 2 * gap, height - 2 * gap), colour, 1.8)
         for cell in pool:
-            x, y, width, height = _box(patches[cell > 0], grid)
-            ax.add_patch(Rectangle((x, y), width, height, **style)).set_clip_path(outline)
+            outline(ax, _box(patches[cell > 0], grid), colour, 0.8).set_clip_path(edge)
 
 
 def _box(patches: np.ndarray, grid: int) -> tuple[int, int, int, int]:

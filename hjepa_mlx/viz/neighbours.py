@@ -54,6 +54,8 @@ def _mark(ax: Axes, same: bool) -> None:
     """Frame and mark a neighbour as of the query's class or not."""
     sign, colour, dashes = ("✓", COLOURS[2], "-") if same else ("✗", COLOURS[1], (0, (2, 1.5)))
     ax.spines[:].set(visible=True, color=colour, linewidth=2, linestyle=dashes)
-    bubble = {"boxstyle": "circle,pad=0.15", "color": colour}
-    style = {"ha": "center", "va": "center", "color": "white", "weight": "bold", "fontsize": 8}
-    ax.annotate(sign, (1, 1), (-7, -7), "axes fraction", "offset points", bbox=bubble, **style)
+    ax.annotate(
+        sign, (1, 1), (-7, -7), "axes fraction", "offset points",
+        bbox={"boxstyle": "circle,pad=0.15", "color": colour},
+        ha="center", va="center", color="white", weight="bold", fontsize=8,
+    )  # fmt: skip

@@ -86,7 +86,7 @@ def page(run: Run, data: str, files: dict[str, bytes]) -> str:
 def facts(run: Run) -> dict[str, str]:
     """The facts of a run that a reader wants first."""
     config, model, grid = run.config, run.config.model, run.config.grid
-    size, patch = config.data.image_size, model.patch_size
+    size, patch, epochs = config.data.image_size, model.patch_size, config.optim.epochs
     found = {
         "trained on": f"{config.data.name} at {size}×{size} pixels",
         "model": f"ViT {model.size}: {model.depth} blocks, {model.dim} wide, {grid}×{grid} patches "
@@ -95,11 +95,12 @@ def facts(run: Run) -> dict[str, str]:
         "checkpoint": run.latest.name if run.latest else "none",
     }
     if last := next((row for row in reversed(run.metrics) if "loss" in row), None):
-        trained = f"{last['step']:,} steps, {last['epoch']:g} of {config.optim.epochs} epochs"
-        found["trained for"] = trained
-        found["loss"] = f"{last['loss']:.4f}"
-        found["curves"] = " ".join(reading(run.last_stage)) or "too short a run to say"
-        found["speed"] = f"{last['images_per_second']:,.0f} images/s"
+        found |= {
+            "trained for": f"{last['step']:,} steps, {last['epoch']:g} of {epochs} epochs",
+            "loss": f"{last['loss']:.4f}",
+            "curves": " ".join(reading(run.last_stage)) or "The run is too short to say.",
+            "speed": f"{last['images_per_second']:,.0f} images/s",
+        }
     return found
 
 
