@@ -1,11 +1,11 @@
 """Pictures: what they draw is what the sampler, the encoder and the metrics say."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +212,8 @@ def test_one_row_of_a_torn_file_can_be_drawn(tmp_path: Path) -> None:
         curves.draw([{"step": 0}])
 
 
-class Page(HTMLParser):
-    """What a browser would fetch, and which tags there are."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+def links(html: str) -> list[str]:
+    return re.findall(r"""\b(?:src|href|srcset)\s*=\s*["']?([^"'\s>]*)""", html)
 
 
 def test_the_page_holds_every_picture_and_nothing_from_elsewhere(run: Run) -> None:
@@ -233,13 +223,10 @@ def test_the_page_holds_every_picture_and_nothing_from_elsewhere(run: Run) -> No
         "masks.png", "pca.png", "similarity.png", "neighbours.png", "curves.png"
     ]  # fmt: skip
     html = html_path.read_text()
-    links = Page(html).links
-    assert len(links) == len(pictures)
-    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert len(links(html)) == len(pictures)
+    assert all(link.startswith("data:image/png;base64,") for link in links(html))
     assert all(path.read_bytes().startswith(PNG) for path in pictures)
-    assert "http:" not in html
-    assert "https:" not in html
-    assert "url(" not in html
+    assert not re.search(r"https?:|url\(", html)
     assert all(accuracy in html for accuracy in ("51.5", "42.8", "80.2"))
     assert "lr: 0.001" in html
 
@@ -251,9 +238,8 @@ def test_the_page_escapes_text_from_outside(run: Run, tmp_path: Path) -> None:
         json.dumps(SCORES | {"protocol": SCORES["protocol"] | {"data": hostile}})
     )
     html = page.page(copy, hostile, {})
-    parsed = Page(html)
-    assert not {"script", "i"} & set(parsed.tags)
-    assert parsed.links == []
+    assert not re.search(r"<(script|i)\b", html)
+    assert links(html) == []
     assert html.count("&lt;script&gt;") >= 3  # the data set's name, and the titles of both tables
 
 
