@@ -3,7 +3,6 @@
 import ast
 import base64
 import inspect
-import json
 import re
 import shutil
 from pathlib import Path
