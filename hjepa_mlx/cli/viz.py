@@ -27,7 +27,7 @@ def viz(
 
     from hjepa_mlx.eval.evaluation import config_for
     from hjepa_mlx.runs import Run
-    from hjepa_mlx.viz.report import make
+    from hjepa_mlx.viz.page import make
 
     chosen = Run(run)
     shown = config_for(chosen.config, data, data_dir).data

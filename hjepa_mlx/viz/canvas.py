@@ -1,4 +1,4 @@
-"""What the pictures share: colours, tiles of one size, text from outside, PNG bytes."""
+"""The ground that pictures share: colours, tiles of one size, names from outside, PNG bytes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-RIGHT, WRONG = COLOURS[2], COLOURS[1]
 WIDTH, NARROWEST = 9.0, 7.0  # inches; shown 900 pixels wide, a point is 1.4 pixels
 DPI = 160  # of the files
 LARGEST, GAP = 2.2, 0.07  # inches: a tile's side, the space between two
+EDGE = 0.06  # inches
 
 
 class Picture(Figure):
-    """A Figure that pyplot knows nothing of, and that a notebook shows."""
+    """A Figure that pyplot does not know, and that a notebook shows."""
 
     def _repr_png_(self) -> bytes:
         return png(self)
@@ -38,10 +39,10 @@ def tiles(
     rows: int,
     columns: int,
     heading: str,
-    left: float = 0.06,
-    right: float = 0.06,
+    left: float = EDGE,
+    right: float = EDGE,
     below: float = 0.0,
-    bottom: float = 0.06,
+    bottom: float = EDGE,
     top: float = 0.36,
 ) -> tuple[Picture, np.ndarray]:
     """A figure of square axes [rows, columns] without ticks, as large as WIDTH allows.
@@ -54,7 +55,7 @@ def tiles(
     step = side + below + GAP
     height = top + rows * step - GAP + bottom
     figure = Picture(figsize=(width, height), facecolor="white")
-    figure.text(0.06 / width, 1 - 0.06 / height, heading, va="top", weight="bold", fontsize=10)
+    figure.text(EDGE / width, 1 - EDGE / height, heading, va="top", weight="bold", fontsize=10)
     axes = np.empty((rows, columns), object)
     for row, column in np.ndindex(rows, columns):
         x, y = left + column * (side + GAP), height - top - row * step - side
@@ -70,22 +71,22 @@ def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> Any:
     return ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
 
 
+def outline(
+    ax: Axes, box: tuple[float, float, float, float], colour: str, thick: float, **options: Any
+) -> Rectangle:
+    """Draw the edge of a box: left, top, width and height in patches."""
+    edge = Rectangle(box[:2], *box[2:], fill=False, ec=colour, lw=thick, **options)
+    ax.add_patch(edge)
+    return edge
+
+
 def row_label(ax: Axes, name: str, more: str = "") -> None:
-    """Write at the left of a row of tiles what it shows."""
-    ax.annotate(
-        name,
-        (0, 0.5),
-        (-8, 2),
-        "axes fraction",
-        "offset points",
-        ha="right",
-        va="bottom" if more else "center",
-        weight="bold",
-        fontsize=9,
-    )
-    ax.annotate(
-        more, (0, 0.5), (-8, -2), "axes fraction", "offset points", ha="right", va="top", fontsize=8
-    )
+    """Name a row of tiles at its left."""
+    place: dict[str, Any] = {"xy": (0, 0.5), "xycoords": "axes fraction", "ha": "right"}
+    place["textcoords"] = "offset points"
+    side = "bottom" if more else "center"
+    ax.annotate(name, xytext=(-8, 2), va=side, weight="bold", fontsize=9, **place)
+    ax.annotate(more, xytext=(-8, -2), va="top", fontsize=8, **place)
 
 
 def label(name: str, width: int = 15) -> str:

@@ -7,15 +7,15 @@ from matplotlib.axes import Axes
 
 from hjepa_mlx.eval.knn import nearest
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import RIGHT, WRONG, Picture, label, show, tiles
-from hjepa_mlx.viz.features import encode
-from hjepa_mlx.viz.pictures import Pictures
+from hjepa_mlx.viz.canvas import COLOURS, Picture, label, show, tiles
+from hjepa_mlx.viz.feature_maps import encode
+from hjepa_mlx.viz.samples import Samples
 
 BATCH = 128
 
 
 def draw(
-    model: HJEPA, queries: Pictures, bank: Pictures, level: int = -1, neighbours: int = 7
+    model: HJEPA, queries: Samples, bank: Samples, level: int = -1, neighbours: int = 7
 ) -> Picture:
     """Each query and the images of the bank whose mean features at `level` are most like its own.
 
@@ -23,29 +23,24 @@ def draw(
     any other.
     """
     level %= model.config.model.levels
-    similarity, found = nearest(
-        level_means(model, bank.images, level),
-        level_means(model, queries.images, level),
-        min(neighbours, len(bank.images)),
-    )
+    bank_means, query_means = (level_means(model, x.images, level) for x in (bank, queries))
+    similarity, found = nearest(bank_means, query_means, min(neighbours, len(bank.images)))
     heading = f"Nearest of {len(bank.images):,} training images by level {level} features"
-    right = None
     if queries.classes:
-        right = bank.labels[found] == queries.labels[:, None]
-        heading += f": {100 * right.mean():.0f} % of the query's class"
+        same = bank.labels[found] == queries.labels[:, None]
+        heading += f": {100 * same.mean():.0f} % of the query's class"
     figure, axes = tiles(len(found), 1 + found.shape[1], heading, below=0.36)
+    style = {"fontsize": 8, "parse_math": False}
     for row, image in enumerate(queries.images):
         show(axes[row, 0], image)
         name = label(queries.classes[queries.labels[row]]) if queries.classes else ""
-        axes[row, 0].set_xlabel(f"query\n{name}", weight="bold", fontsize=8, parse_math=False)
-        for column, index in enumerate(found[row]):
-            ax = axes[row, 1 + column]
+        axes[row, 0].set_xlabel(f"query\n{name}", weight="bold", **style)
+        for ax, index, cosine in zip(axes[row, 1:], found[row], similarity[row], strict=True):
             show(ax, bank.images[index])
-            words = f"{similarity[row, column]:.3f}"
-            if right is not None:
-                words += "\n" + label(bank.classes[bank.labels[index]])
-                _judge(ax, bool(right[row, column]))
-            ax.set_xlabel(words, fontsize=8, parse_math=False)
+            name = label(bank.classes[bank.labels[index]]) if queries.classes else ""
+            ax.set_xlabel(f"{cosine:.3f}\n{name}".rstrip(), **style)
+            if queries.classes:
+                _mark(ax, bank.labels[index] == queries.labels[row])
     return figure
 
 
@@ -55,22 +50,12 @@ def level_means(model: HJEPA, images: np.ndarray, level: int) -> np.ndarray:
     return np.concatenate([encode(model, batch)[level].mean(1) for batch in batches])
 
 
-def _judge(ax: Axes, right: bool) -> None:
+def _mark(ax: Axes, same: bool) -> None:
     """Frame and mark a neighbour as of the query's class or not."""
-    colour = RIGHT if right else WRONG
-    ax.spines[:].set(
-        visible=True, color=colour, linewidth=2, linestyle="-" if right else (0, (2, 1.5))
-    )
+    sign, colour, dashes = ("✓", COLOURS[2], "-") if same else ("✗", COLOURS[1], (0, (2, 1.5)))
+    ax.spines[:].set(visible=True, color=colour, linewidth=2, linestyle=dashes)
     ax.annotate(
-        "✓" if right else "✗",
-        (1, 1),
-        (-7, -7),
-        "axes fraction",
-        "offset points",
-        ha="center",
-        va="center",
-        color="white",
-        weight="bold",
-        fontsize=8,
+        sign, (1, 1), (-7, -7), "axes fraction", "offset points",
         bbox={"boxstyle": "circle,pad=0.15", "color": colour},
-    )
+        ha="center", va="center", color="white", weight="bold", fontsize=8,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures: a few images of a data set in memory, with their labels."""
+"""Samples: a few images of a data set in memory, with their labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.rng import generator
 
 
-class Pictures(NamedTuple):
+class Samples(NamedTuple):
     """N images of one size; labels [N] index `classes`, both empty where there are none."""
 
     images: np.ndarray  # [N, S, S, 3] uint8
@@ -21,8 +21,11 @@ class Pictures(NamedTuple):
     classes: tuple[str, ...]
 
 
-def pictures(source: Source, config: Config, count: int) -> Pictures:
-    """The first `count` readable images of a fixed shuffle, one of each class before the others."""
+def samples(source: Source, config: Config, count: int) -> Samples:
+    """The first `count` readable images of a fixed shuffle, one of each class before the others.
+
+    Raises HJEPAError when no image can be read.
+    """
     order = generator(0, "pictures").permutation(len(source))
     if source.classes:
         first = np.sort(np.unique(source.labels[order], return_index=True)[1])
@@ -35,4 +38,4 @@ def pictures(source: Source, config: Config, count: int) -> Pictures:
     if not found:
         raise HJEPAError(f"{source.name}: no image can be read. {skipped.first()}")
     labels = source.labels[list(found)] if source.classes else source.labels
-    return Pictures(np.stack(list(found.values())), labels, source.classes)
+    return Samples(np.stack(list(found.values())), labels, source.classes)

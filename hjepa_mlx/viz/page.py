@@ -1,0 +1,125 @@
+"""A run on one page: every picture, the evaluation's table and the config, in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from string import Template
+
+from hjepa_mlx import tables
+from hjepa_mlx.checkpoint import read_state
+from hjepa_mlx.config import Data
+from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.eval.evaluation import check_evaluable
+from hjepa_mlx.files import atomic_write
+from hjepa_mlx.runs import Run, load
+from hjepa_mlx.signals import reading
+from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
+from hjepa_mlx.viz.canvas import Picture, png
+from hjepa_mlx.viz.samples import samples
+
+BANK = 2000  # training images among which neighbours are looked for
+MASKED, SHOWN, QUERIES = 3, 6, 5  # images in a picture
+PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+CAPTIONS = {
+    "masks": "The context encoder sees the patches that are not faded. From them the predictor "
+    "predicts the features of every cell inside the target blocks.",
+    "pca": "Patches with like features have like colours, within a level.",
+    "similarity": "How like each cell's features are to those of the marked one.",
+    "neighbours": "Test images (left) and the training images nearest to them.",
+    "curves": "A loss above its dashed line has learned nothing about the images yet. A rank or a "
+    "standard deviation that falls towards its lower end is collapse.",
+}
+
+
+def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list[Path]:
+    """Write report.html and the pictures it holds into `folder`, by default the run's viz/.
+
+    data: the data set whose images are shown, by default the run's own. Returns the files
+    written, the page first. Raises HJEPAError when checkpoint or data are missing.
+    """
+    shown, folder = data or run.config.data, folder or run.path / "viz"
+    files = {f"{name}.png": png(picture) for name, picture in draw_all(run, shown).items()}
+    html = page(run, shown.name, files).encode("utf-8", "backslashreplace")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"report.html": html, **files}
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
+    return [folder / name for name in files]
+
+
+def draw_all(run: Run, data: Data) -> dict[str, Picture]:
+    """Every picture of a run, by name; no curves without metrics, no masks of your own sampler."""
+    model = load(run.path)
+    train, test = open_source(data, "train"), open_source(data, "test")
+    check_evaluable(train, test)
+    bank = samples(train, model.config, BANK)
+    some = samples(test, model.config, max(MASKED, SHOWN, QUERIES))
+    queries = some._replace(images=some.images[:QUERIES], labels=some.labels[:QUERIES])
+    drawn = {}
+    if run.latest and not read_state(run.latest)["own_parts"]["sampler"]:
+        drawn["masks"] = mask_overlay.draw(model.config, some.images[:MASKED])
+    drawn["pca"] = feature_maps.draw_pca(model, some.images[:SHOWN])
+    drawn["similarity"] = feature_maps.draw_similarity(model, some.images[:SHOWN])
+    drawn["neighbours"] = neighbours.draw(model, queries, bank)
+    if rows := run.metrics:
+        drawn["curves"] = curves.draw(rows)
+    return drawn
+
+
+def page(run: Run, data: str, files: dict[str, bytes]) -> str:
+    """One HTML page that needs nothing else; data: whose images are shown; files: PNGs by name."""
+    rows = (facts(run) | {"images below": data}).items()
+    facts_table = "\n".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows)
+    return PAGE.substitute(
+        title=escape(f"{run.config.name} · {run.path.resolve().name}"),
+        facts=facts_table,
+        evaluation=evaluation(run),
+        pictures="\n".join(figure(Path(name).stem, content) for name, content in files.items()),
+        config=escape(run.config.to_yaml()),
+    )
+
+
+def facts(run: Run) -> dict[str, str]:
+    """The facts of a run that a reader wants first."""
+    config, model, grid = run.config, run.config.model, run.config.grid
+    size, patch, epochs = config.data.image_size, model.patch_size, config.optim.epochs
+    found = {
+        "trained on": f"{config.data.name} at {size}×{size} pixels",
+        "model": f"ViT {model.size}: {model.depth} blocks, {model.dim} wide, {grid}×{grid} patches "
+        f"of {patch}×{patch} pixels",
+        "levels": f"after blocks {model.level_blocks}, averaged over {model.level_pool} patches",
+        "checkpoint": run.latest.name if run.latest else "none",
+    }
+    if last := next((row for row in reversed(run.metrics) if "loss" in row), None):
+        found |= {
+            "trained for": f"{last['step']:,} steps, {last['epoch']:g} of {epochs} epochs",
+            "loss": f"{last['loss']:.4f}",
+            "curves": " ".join(reading(run.last_stage)) or "The run is too short to say.",
+            "speed": f"{last['images_per_second']:,.0f} images/s",
+        }
+    return found
+
+
+def evaluation(run: Run) -> str:
+    """The tables of the run's eval.json as HTML, empty if there is none."""
+    try:
+        if (report := run.report) is None:
+            return ""
+        title, shown = f" at step {report.scores['trained']['step']:,}", tables.html(report)
+    except (HJEPAError, KeyError, TypeError, AttributeError):
+        words = f"{run.path / 'eval.json'} is damaged or from another version of hjepa-mlx. "
+        title, shown = "", escape(words + f"Run `hjepa-mlx eval {run.path}` to write it again.")
+    return f"<h2>Evaluation{title}</h2>\n{shown}"
+
+
+def figure(name: str, content: bytes) -> str:
+    """A PNG inside the page, with its caption."""
+    data = base64.b64encode(content).decode()
+    return (
+        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+    )
