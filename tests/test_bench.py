@@ -11,12 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hjepa_mlx.bench.report import read
 from mlx.utils import tree_flatten
 
 from hjepa_mlx import timing
 from hjepa_mlx.bench import machine, run, speed
-from hjepa_mlx.bench.estimates import changes, estimate, project, verdict_on
+from hjepa_mlx.bench.estimates import Chip, changes, chip_named, estimate, project, verdict_on
+from hjepa_mlx.bench.result import BenchResult, keep, read
 from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.pipeline import Batch, Position

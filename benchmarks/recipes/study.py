@@ -72,8 +72,11 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
     recipe = config.model_dump(exclude={"run", "name"})
     recipe["data"].pop("dir")
     if file.is_file():
-        if json.loads(file.read_text())["recipe"] != recipe:
-            raise SystemExit(f"{file} is of another recipe: delete it, or rename the variant.")
+        kept = json.loads(file.read_text())["recipe"]
+        for data in (kept["data"], recipe["data"]):
+            data.pop("weights", None)  # a key of earlier versions, null in all of these
+        if kept != recipe:
+            raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
     model = trained(variant, config)
     rows = hj.Run(str(config.run.dir)).metrics
