@@ -74,7 +74,7 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
     if file.is_file():
         kept = json.loads(file.read_text())["recipe"]
         for data in (kept["data"], recipe["data"]):
-            data.pop("weights", None)  # a key of earlier versions, null in all of these
+            data.pop("weights", None)  # a key of earlier versions, auto in all of these
         if kept != recipe:
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
