@@ -27,15 +27,15 @@ def main() -> None:
     """Print the table and keep the figures."""
     configs = {name: hj.load_config(name) for name in RECIPES}
     rows = [estimate(name, config, Bench(config).rate(config)) for name, config in configs.items()]
-    facts = {"machine": machine.describe(), "estimates": rows}
-    write_json(RESULTS, facts)
+    about = machine.describe()
+    write_json(RESULTS, {"machine": about, "estimates": rows})
     shown = (
         [row["recipe"], epoch, whole, hour_span(row["promised_hours"]), row["verdict"]]
         for row in rows
         for epoch, whole in [(hours(row["hours_per_epoch"]), hours(row["hours_100_epochs"]))]
     )
     columns = ["recipe", "an epoch", "100 epochs", "promised", "verdict"]
-    Console().print(table(f"100 epochs on {facts['machine']['chip']}", columns, shown))
+    Console().print(table(f"100 epochs on {about['chip']}", columns, shown))
 
 
 if __name__ == "__main__":
