@@ -19,6 +19,7 @@ from hjepa_mlx.bench.estimates import Chip, changes, chip_named, estimate, proje
 from hjepa_mlx.bench.result import BenchResult, keep, read
 from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
+from hjepa_mlx.data.overview import hours_here
 from hjepa_mlx.data.pipeline import Batch, Position
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
@@ -312,20 +313,12 @@ def test_half_precision_is_measured_by_large_matmuls_on_a_gpu(monkeypatch):
     assert [product.shape for product in seen] == [(64, 64), (32, 32)]
 
 
-def test_kept_results_are_what_datasets_list_shows(facts, tmp_path):
-    from hjepa_mlx.data.overview import hours_here
-
-    keep(facts, tmp_path)
-    fast = facts["estimates"][1]
-    assert hours_here(tmp_path)["imagenet100"] == pytest.approx(fast["hours_100_epochs"])
-
-
-def test_another_machine_s_results_are_not_shown_as_this_one_s(facts, tmp_path):
-    from hjepa_mlx.data.overview import hours_here
-
-    facts = {**facts, "machine": {**facts["machine"], "chip": "Apple M9"}}
-    keep(facts, tmp_path)
-    assert hours_here(tmp_path) == {}
+def test_datasets_list_shows_kept_results_of_this_machine_only(facts, tmp_path):
+    keep(facts, tmp_path / "here")
+    fast = facts["estimates"][1]["hours_100_epochs"]
+    assert hours_here(tmp_path / "here")["imagenet100"] == pytest.approx(fast)
+    keep({**facts, "machine": {**facts["machine"], "chip": "Apple M9"}}, tmp_path / "other")
+    assert hours_here(tmp_path / "other") == {}
 
 
 def test_an_estimate_counts_the_images_that_a_limit_leaves():
