@@ -2,46 +2,40 @@
 
 python benchmarks/estimates.py
 
-Measures every recipe's compiled step and pipeline together (made-up images where a data set is not
-here), and keeps results/estimates.json. `hjepa-mlx bench` measures one so, and of the others the
-slower of the two.
+Measures step and pipeline together for every recipe (on made-up images if the data set is not on
+this machine), and keeps results/estimates.json. `hjepa-mlx bench` does so for one recipe only; for
+the others it takes the slower of step and pipeline.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 import hjepa_mlx as hj
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, estimate
 from hjepa_mlx.bench.run import Bench
 from hjepa_mlx.files import write_json
-from hjepa_mlx.timing import settle
+from hjepa_mlx.tables import hour_span, hours, table
 
 RESULTS = Path(__file__).parent / "results" / "estimates.json"
 
 
 def main() -> None:
     """Print the table and keep the figures."""
-    rows = []
-    for name in RECIPES:
-        config = hj.load_config(name)
-        settle(config)
-        rows.append(estimate(name, config, Bench(config).rate))
-    table = Table(title=f"100 epochs on {machine.describe()['chip']}")
-    for column in ("recipe", "minutes an epoch", "hours", "promised hours", "verdict"):
-        table.add_column(column)
-    for row in rows:
-        promised = "–".join(f"{hours:g}" for hours in row.promised_hours or ())
-        minutes, hours = f"{60 * row.hours_per_epoch:.1f}", f"{row.hours_100_epochs:.1f}"
-        table.add_row(row.recipe, minutes, hours, promised, row.verdict)
-    Console().print(table)
-    facts = {"machine": machine.describe(), "estimates": [asdict(row) for row in rows]}
-    write_json(RESULTS, facts)
+    configs = {name: hj.load_config(name) for name in RECIPES}
+    rows = [estimate(name, config, Bench(config).rate(config)) for name, config in configs.items()]
+    about = machine.describe()
+    write_json(RESULTS, {"machine": about, "estimates": rows})
+    shown = (
+        [row["recipe"], epoch, whole, hour_span(row["promised_hours"]), row["verdict"]]
+        for row in rows
+        for epoch, whole in [(hours(row["hours_per_epoch"]), hours(row["hours_100_epochs"]))]
+    )
+    columns = ["recipe", "an epoch", "100 epochs", "promised", "verdict"]
+    Console().print(table(f"100 epochs on {about['chip']}", columns, shown))
 
 
 if __name__ == "__main__":

@@ -30,16 +30,16 @@ GB = 1e9
 def _put_openblas_first() -> ctypes.CDLL | None:
     """Load OpenBLAS into the global symbol scope, so that MLX's BLAS calls reach it.
 
-    mlx-data's prefetch threads set OpenBLAS to one thread around every sample, for the whole
-    process, if they find it: matmuls would be slower and their last bits depend on timing. It is
-    looked for once, when the first stream is made, so one is made here before there is any to find.
+    mlx-data looks for OpenBLAS once, when it makes its first stream. Where it finds one, its
+    prefetch threads set it to one thread around every sample, for the whole process: matmuls get
+    slower, and their last bits depend on timing. So a stream is made before OpenBLAS is loaded.
     """
     if sys.platform != "linux":
         return None
     if "mlx.core" in sys.modules:
         warnings.warn(
-            "import hjepa_mlx before mlx.core: MLX has bound to its reference BLAS, whose matmul "
-            "is about 30 times slower than OpenBLAS.",
+            "mlx.core was imported before hjepa_mlx: MLX uses its reference BLAS, about 30 times "
+            "slower than OpenBLAS. Import hjepa_mlx first.",
             stacklevel=3,
         )
         return None
@@ -59,18 +59,16 @@ def _put_openblas_first() -> ctypes.CDLL | None:
 def _openblas_kernels() -> Iterator[None]:
     """Have an OpenBLAS that is loaded inside use AVX-512 where an Intel processor has it.
 
-    One that is older than the processor does not know its model and takes kernels for a Pentium 4
-    of 2004: 0.3.21 on an Emerald Rapids multiplies 5 to 8 times slower.
+    An OpenBLAS older than the processor takes its kernels for a Pentium 4: 0.3.21 on an Emerald
+    Rapids multiplies 5 to 8 times slower.
     """
     name, cpu = "OPENBLAS_CORETYPE", Path("/proc/cpuinfo")
-    described = set(cpu.read_text().split()) if cpu.is_file() else set()
-    if name in os.environ or not {"GenuineIntel", "avx512vl", "avx512dq"} <= described:
-        yield
-        return
-    os.environ[name] = "SkylakeX"
-    try:
-        yield
-    finally:
+    words = set(cpu.read_text().split()) if cpu.is_file() else set()
+    set_here = name not in os.environ and {"GenuineIntel", "avx512vl", "avx512dq"} <= words
+    if set_here:
+        os.environ[name] = "SkylakeX"
+    yield
+    if set_here:
         del os.environ[name]
 
 
@@ -100,12 +98,14 @@ def memory_gb() -> float:
 
 
 def step_memory_gb() -> float:
-    """Memory that a training step may take, GB: what macOS lets the GPU use, or most of it all."""
-    if on_metal():
-        import mlx.core as mx
+    """Memory that a training step may take, GB: macOS's limit for the GPU, else most of it all."""
+    return _working_set() / GB if on_metal() else 0.7 * memory_gb()
 
-        return float(mx.device_info()["max_recommended_working_set_size"]) / GB
-    return 0.7 * memory_gb()
+
+def _working_set() -> int:
+    import mlx.core as mx
+
+    return int(mx.device_info()["max_recommended_working_set_size"])
 
 
 def on_metal() -> bool:
@@ -127,10 +127,10 @@ def chip() -> str:
 
 @contextmanager
 def computing_threads() -> Iterator[int]:
-    """How many threads should compute at once on this machine, each on something of its own.
+    """The number of threads that should compute at once on this machine, each on its own task.
 
-    A GPU is kept busy by one. On a CPU, where MLX does most things on one core, threads with a BLAS
-    that uses one core in each get more done than one after the other with all cores for matmuls.
+    One keeps a GPU busy. On a CPU MLX does most things on one core, so several threads, each with
+    a BLAS of one core, are faster than one thread whose matmuls use all cores.
     """
     if on_metal():
         yield 1
@@ -149,9 +149,8 @@ def set_memory_limits() -> None:
     import mlx.core as mx
 
     if on_metal():
-        working_set = int(mx.device_info()["max_recommended_working_set_size"])
-        mx.set_memory_limit(working_set)
-        mx.set_cache_limit(working_set // 4)
+        mx.set_memory_limit(_working_set())
+        mx.set_cache_limit(_working_set() // 4)
     else:
         mx.set_cache_limit(int(min(4 * GB, memory_gb() * GB / 4)))
 

@@ -14,11 +14,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from hjepa_mlx import timing
-from hjepa_mlx.bench import chips, machine, run, throughput
-from hjepa_mlx.bench.estimates import Change, Estimate, changes, estimate, project, verdict_on
-from hjepa_mlx.bench.report import BenchReport, read, side_by_side
+from hjepa_mlx.bench import machine, run, speed
+from hjepa_mlx.bench.estimates import Chip, changes, chip_named, estimate, project, verdict_on
+from hjepa_mlx.bench.result import BenchResult, keep, read
 from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
+from hjepa_mlx.data.overview import hours_here
 from hjepa_mlx.data.pipeline import Batch, Position
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
@@ -26,7 +27,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
 from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
-from hjepa_mlx.tables import text
+from hjepa_mlx.tables import bench_side_by_side, text
 from hjepa_mlx.timing import Speed
 
 
@@ -57,7 +58,7 @@ def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, c
     monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_metal", lambda: False)  # fused there
     # functions with a vjp of their own cannot be exported; these have no matmul inside
     monkeypatch.setattr("hjepa_mlx.models.cpu.softmax", partial(mx.softmax, axis=-1))
-    monkeypatch.setattr("hjepa_mlx.models.vit.gelu", lambda: nn.gelu)
+    monkeypatch.setattr("hjepa_mlx.models.cpu.rational_gelu", nn.gelu)
     config = tiny_config(**changes)
     step, sampler = Step(HJEPA(config), config), MaskSampler(config)
     batch, views = config.data.batch_size, config.masks.per_image
@@ -230,7 +231,7 @@ def facts(tmp_path_factory):
         }
         patch.setattr(run, "load_config", loads.__getitem__)
         patch.setattr(run, "synthetic", small_photographs)
-        return run.bench(loads["imagenet100_fast"], chips.look_up("m1-max"), minutes=0.005)
+        return run.bench(loads["imagenet100_fast"], chip_named("m1-max"), minutes=0.005)
 
 
 def small_photographs(dataset):
@@ -262,14 +263,14 @@ def test_bench_json_is_the_design_s(facts):
 
 
 def test_bench_says_what_it_found(facts, tmp_path):
-    shown = text(BenchReport(facts))
+    shown = text(BenchResult(facts))
     for words in ("matmul GFLOP/s", "MFU %", "is the limit", "promised", "Projected, not measured"):
         assert words in shown
-    path = run.keep(facts, tmp_path)
+    path = keep(facts, tmp_path)
     again = read(path)
     faster = json.loads(path.read_text())
     faster["step"]["mfu"] *= 2
-    compared = text(side_by_side(again, faster))
+    compared = text(bench_side_by_side(again, faster))
     assert "2.00" in compared
     assert "demo, hours of 100 epochs" in compared
     (tmp_path / "other.json").write_text('{"images": 3}')
@@ -293,54 +294,52 @@ def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypat
             now += 3
             yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position())
 
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
     monkeypatch.setattr(timing, "Step", OneSecondStep)
-    monkeypatch.setattr(throughput, "training_batches", three_second_batches)
-    speed, share = throughput.time_end_to_end(None, config, 10)
-    assert speed == 4 / (1 + 3)  # images a second: a batch of 4 for every read and step
+    monkeypatch.setattr(speed, "training_batches", three_second_batches)
+    rate, share = speed.time_end_to_end(None, config, 10)
+    assert rate == 4 / (1 + 3)  # images a second: a batch of 4 for every read and step
     assert share == 1 / (1 + 3)
 
 
 def test_half_precision_is_measured_by_large_matmuls_on_a_gpu(monkeypatch):
-    sides = {}
-    monkeypatch.setattr(machine, "matmul_gflops", lambda dtype, side: sides.setdefault(dtype, side))
-    monkeypatch.setattr(machine, "bandwidth_gbs", lambda dtype: 1.0)
-    monkeypatch.setattr(machine.backend, "on_metal", lambda: True)
-    machine.speeds()
-    assert set(sides.values()) == {machine.MATMUL_SIDE}
+    seen = []
+    monkeypatch.setattr(machine, "MATMUL_SIDE", 64)
+    monkeypatch.setattr(machine, "SMALL_SIDE", 32)
+    monkeypatch.setattr(machine, "_best", lambda compute, seconds: seen.append(compute()) or 1.0)
+    for on_metal in (True, False):
+        monkeypatch.setattr(machine.backend, "on_metal", lambda on_metal=on_metal: on_metal)
+        assert machine.matmul_gflops("float16") > 0
+    assert [product.shape for product in seen] == [(64, 64), (32, 32)]
 
 
-def test_kept_results_are_what_datasets_list_shows(facts, tmp_path):
-    from hjepa_mlx.data.overview import hours_here
-
-    run.keep(facts, tmp_path)
-    fast = facts["estimates"][1]
-    assert hours_here(tmp_path)["imagenet100"] == pytest.approx(fast["hours_100_epochs"])
-
-
-def test_another_machine_s_results_are_not_shown_as_this_one_s(facts, tmp_path):
-    from hjepa_mlx.data.overview import hours_here
-
-    facts = {**facts, "machine": {**facts["machine"], "chip": "Apple M9"}}
-    run.keep(facts, tmp_path)
-    assert hours_here(tmp_path) == {}
+def test_datasets_list_shows_kept_results_of_this_machine_only(facts, tmp_path):
+    keep(facts, tmp_path / "here")
+    fast = facts["estimates"][1]["hours_100_epochs"]
+    assert hours_here(tmp_path / "here")["imagenet100"] == pytest.approx(fast)
+    keep({**facts, "machine": {**facts["machine"], "chip": "Apple M9"}}, tmp_path / "other")
+    assert hours_here(tmp_path / "other") == {}
 
 
 def test_an_estimate_counts_the_images_that_a_limit_leaves():
     hours = [
-        estimate("imagenet100", load_config("imagenet100", limit), lambda config: 100.0)
+        estimate("imagenet100", load_config("imagenet100", limit), 100.0)
         for limit in (["data.limit=10000"], ["data.limit=999999999"], [])
     ]
-    assert [found.images for found in hours] == [10_000, 126_689, 126_689]
-    assert hours[0].hours_per_epoch == pytest.approx(10_000 / 100 / 3600)
+    assert [found["images"] for found in hours] == [10_000, 126_689, 126_689]
+    assert hours[0]["hours_per_epoch"] == pytest.approx(10_000 / 100 / 3600)
 
 
 def test_signals_and_knn_are_part_of_the_hours():
-    with_knn = load_config("imagenet100")
+    config = load_config("imagenet100")
     without = load_config("imagenet100", ["run.eval_every_epochs=0"])
-    assert run.overhead(with_knn) - run.overhead(without) == pytest.approx(0.02)
-    rare = load_config("imagenet100", ["run.eval_every_epochs=0", "run.signals_every=1000"])
-    assert run.overhead(without) == pytest.approx(10 * run.overhead(rare))
+    gflop = costs(config, HJEPA(config))
+    looks = gflop.target.gflop / gflop.gflop
+    knn = 6_000 / (config.run.eval_every_epochs * 126_689)  # images seen for each trained on
+    assert run.overhead(config) - run.overhead(without) == pytest.approx(knn * looks)
+    steps = 10 * config.run.log_every
+    signals = 256 / (steps * config.data.batch_size)
+    assert run.overhead(without) == pytest.approx(signals * looks)
 
 
 @pytest.mark.parametrize(
@@ -358,29 +357,27 @@ def test_verdicts(hours, verdict):
 
 
 def test_projection_is_flop_over_speed_where_bytes_allow_it():
-    config = load_config("imagenet100")
-    chip = chips.look_up("Apple M1 Max")
-    projected = project("imagenet100", config, chip, 0.6)
-    gflop = costs(config, HJEPA(config)).gflop
-    assert projected.images_per_second == pytest.approx(600 * chip.matmul_tflops / gflop, rel=0.05)
-    starved = chips.Chip("starved", 10.4, 4.0)
-    slow = project("imagenet100", config, starved, 0.6)
-    moved = sum(part.gigabytes for part in costs(config, HJEPA(config)).parts.values())
-    assert slow.images_per_second == pytest.approx(4.0 / moved, rel=0.01)
+    config, chip = load_config("imagenet100"), chip_named("Apple M1 Max")
+    cost = costs(config, HJEPA(config))
+    assert project(config, chip, 0.6) == pytest.approx(
+        600 * chip.matmul_tflops / cost.gflop, rel=0.05
+    )
+    moved = sum(part.gigabytes for part in cost.parts.values())
+    assert project(config, Chip("starved", 10.4, 4.0), 0.6) == pytest.approx(4.0 / moved, rel=0.01)
     with pytest.raises(UsageError, match="Did you mean 'm1-max'"):
-        chips.look_up("m1-maxx")
+        chip_named("m1-maxx")
 
 
 def test_changes_to_a_slow_recipe_are_cheaper_and_loadable():
-    facts = ("imagenet100", "imagenet100", 126_689, 19.75, 50, 0.7, 70, (10, 15))
-    slow = Estimate(*facts, "slower ×4.7", 14)
+    slow = {"recipe": "imagenet100", "gflop_per_image": 19.75, "hours_100_epochs": 70}
+    slow["verdict"] = "slower ×4.7"
     found = changes(slow, {"float16": 1.4, "bfloat16": 0.9})
-    assert found[0] == Change(["precision=float16"], pytest.approx(50))
+    assert found[0] == {"settings": ["precision=float16"], "hours_100_epochs": pytest.approx(50)}
     assert len(found) == 4
     for change in found:
-        load_config("imagenet100", change.settings)
-        assert change.hours_100_epochs < 70
-    assert not changes(Estimate(*facts, "as promised", 14), {"float16": 1.4})
+        load_config("imagenet100", change["settings"])
+        assert change["hours_100_epochs"] < 70
+    assert not changes({**slow, "verdict": "as promised"}, {"float16": 1.4})
 
 
 @pytest.mark.parametrize(
@@ -388,7 +385,7 @@ def test_changes_to_a_slow_recipe_are_cheaper_and_loadable():
     [
         (["--project-to", "m1-ultramax"], "Did you mean 'm1-ultra'"),
         (["--sustained", "-1"], "give a number of minutes"),
-        (["demo", "--set", "data.name=folder"], "a data set of the catalog"),
+        (["demo", "--set", "data.name=folder"], "set of the catalog"),
         (["--compare", "a.json", "b.json"], "a.json cannot be read"),
     ],
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hjepa_mlx import MaskSampler, load_config
 from hjepa_mlx.backend import blas_name
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -25,7 +24,7 @@ def script(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["memory.py", "scaling.py", "step.py"])
+@pytest.mark.parametrize("name", ["memory.py", "estimates.py"])
 def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     """Importing MLX before the package gives its reference BLAS, 30 times slower."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); import hjepa_mlx as hj; "
@@ -66,43 +65,6 @@ def test_memory_over_many_steps_is_reported_at_even_distances(tiny_config):
     # The cache hands out buffers up to 2 % larger in sum. Keeping each step's images adds 12 %.
     assert found["active_growth_percent"] == pytest.approx(0, abs=5)
     assert found["traces_after_warmup"] == 0
-
-
-def test_times_and_work_of_a_series_have_exponents(tiny_config):
-    scaling = script("scaling.py")
-    configs = [tiny_config(data={"batch_size": batch}) for batch in (2, 8, 32)]
-    found = scaling.series("batch", configs, rounds=2)
-    assert [row["batch"] for row in found["rows"]] == [2, 8, 32]
-    assert found["gflop"]["exponent"] == pytest.approx(1)
-    assert found["seconds"]["exponent"] > 0
-    configs = [tiny_config(data={"image_size": size}) for size in (32, 64)]
-    found = scaling.series("tokens", configs, rounds=1)
-    assert [row["tokens"] for row in found["rows"]] == [64, 256]
-    assert 1 < found["gflop"]["exponent"] < 2
-
-
-def test_a_power_law_is_recovered_with_its_standard_error():
-    scaling = script("scaling.py")
-    x = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-    exact = scaling.power_law(x, 3 * x**1.5)
-    assert exact["exponent"] == pytest.approx(1.5)
-    assert exact["standard_error"] == pytest.approx(0, abs=1e-9)
-    noise = np.exp([0.1, -0.1, 0.0, 0.1, -0.1])
-    from scipy.stats import linregress
-
-    expected = linregress(np.log(x), np.log(x * noise))
-    found = scaling.power_law(x, x * noise)
-    assert found["exponent"] == pytest.approx(expected.slope)
-    assert found["standard_error"] == pytest.approx(expected.stderr)
-
-
-@pytest.mark.parametrize("series", ["TOKENS", "WIDTH", "BATCH"])
-def test_the_sizes_of_the_scaling_script_are_valid_configs(series):
-    scaling = script("scaling.py")
-    for change in getattr(scaling, series):
-        config = load_config("imagenet100", [*scaling.BASE, *change])
-        assert MaskSampler(config).shapes
-        assert config.model.depth == 4
 
 
 def test_the_speed_of_a_run_in_stages_is_all_images_over_all_the_time():

@@ -69,11 +69,14 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
     """Train and evaluate one variant with one seed, as far as that is not done yet."""
     config = config_of(variant, data, seed, split, root)
     file = result_file(variant, data, seed, split)
-    recipe = config.model_dump(exclude={"run", "name"})
+    recipe: Result = config.model_dump(exclude={"run", "name"})
     recipe["data"].pop("dir")
     if file.is_file():
-        if json.loads(file.read_text())["recipe"] != recipe:
-            raise SystemExit(f"{file} is of another recipe: delete it, or rename the variant.")
+        kept: Result = json.loads(file.read_text())["recipe"]
+        for one in (kept, recipe):
+            one["data"].pop("weights", None)  # a key of earlier versions, auto in all of these
+        if kept != recipe:
+            raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
     model = trained(variant, config)
     rows = hj.Run(str(config.run.dir)).metrics

@@ -119,6 +119,9 @@ class SmallPatches(BlockByBlock):
 
 IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.229,0.224,0.225]")
 
+# The predictor sees the context's tokens only, and no VICReg: plain I-JEPA
+PLAIN = ("model.predictor_context=tokens", "loss.vicreg=0")
+
 # Overrides for every variant
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "demo": (),  # comes with the package
@@ -164,14 +167,14 @@ GRID_14_56 = (*GRID_14, "data.image_size=56", "model.patch_size=4")  # for the p
 READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0,1]")
 
 VARIANTS = {
-    "baseline": Variant(),
-    "ijepa": Variant(network=BlockByBlock, sampler=Collator),
-    "ijepa_0.02": Variant(network=SmallPatches, sampler=Collator),
-    "baseline_imagenet_stats": Variant(IMAGENET_STATS),
-    "untrained": Variant(trained=False),
-    "untrained_ijepa": Variant(network=BlockByBlock, trained=False),
-    "untrained_ijepa_0.02": Variant(network=SmallPatches, trained=False),
-    "nano": Variant(NANO),
+    "baseline": Variant(PLAIN),
+    "ijepa": Variant(PLAIN, network=BlockByBlock, sampler=Collator),
+    "ijepa_0.02": Variant(PLAIN, network=SmallPatches, sampler=Collator),
+    "baseline_imagenet_stats": Variant((*PLAIN, *IMAGENET_STATS)),
+    "untrained": Variant(PLAIN, trained=False),
+    "untrained_ijepa": Variant(PLAIN, network=BlockByBlock, trained=False),
+    "untrained_ijepa_0.02": Variant(PLAIN, network=SmallPatches, trained=False),
+    "nano": Variant((*PLAIN, *NANO)),
     "small": Variant(SMALL),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),

@@ -1,1 +1,1 @@
-"""What a recipe costs, from its shapes; what this machine does with it; the hours that makes."""
+"""Time a recipe on this machine, and estimate the hours of every data set from that."""

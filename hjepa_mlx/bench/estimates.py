@@ -1,70 +1,91 @@
-"""Hours: what a measured speed means for every data set, beside what was promised for it."""
+"""Hours: what a speed means for every data set, beside its promise; here, or on another chip."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from hjepa_mlx.bench.chips import Chip
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.costs import Costs, average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, did_you_mean
 from hjepa_mlx.models.hjepa import HJEPA
 
 NIGHT_HOURS = 10
 EPOCHS = 100
 SHARES = (0.45, 0.60, 0.75)  # of the matmul peak, for projections
 LOW = 0.57  # of the image size: the first stage of a suggested data.progressive
-Rate = Callable[[Config], float]  # images per second of a whole run
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change to the recipe, and what the epochs would then take."""
-
-    settings: list[str]
-    hours_100_epochs: float
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What 100 epochs of a data set's recipe take on this machine."""
-
-    dataset: str
-    recipe: str
-    images: int
-    gflop_per_image: float
-    images_per_second: float
-    hours_per_epoch: float
-    hours_100_epochs: float
-    promised_hours: tuple[float, float] | None
-    verdict: str
-    epochs_in_a_night: float
-
-
-# of every data set, and the faster one
+# Of the stated float32 peak, the part that MLX's matmul reaches: 7.3 of 10.4 in published M1 Max
+# timings
+MATMUL_SHARE = 0.7
+# The recipe of every data set, and the faster one
 RECIPES = [*(name.replace("+", "_") for name in CATALOG), "imagenet100_fast"]
 
 
-def estimate(name: str, config: Config, rate_of: Rate) -> Estimate:
-    """The estimate of a recipe, whose images per second `rate_of` measures."""
-    row, rate = CATALOG[config.data.name], rate_of(config)
+@dataclass(frozen=True)
+class Chip:
+    """A chip's GPU: stated float32 peak and memory bandwidth."""
+
+    title: str
+    tflops: float
+    bandwidth_gbs: float
+
+    @property
+    def matmul_tflops(self) -> float:
+        """TFLOP/s that MLX's matmul may reach; projected."""
+        return MATMUL_SHARE * self.tflops
+
+
+# TFLOP/s of float32 and GB/s of the largest GPU of each name. M1 and M2: as Apple states them
+# (press releases of November 2020, October 2021, March and June 2022, January and June 2023). M3
+# and M4: bandwidth as Apple states it; TFLOP/s from cores × 128 lanes × 2 × clock (1.398 and 1.578
+# GHz, as hmc-tech.com lists for these GPUs). None of it was measured by this project.
+_STATED = [
+    Chip("M1", 2.6, 68),
+    Chip("M1 Pro", 5.2, 200),
+    Chip("M1 Max", 10.4, 400),
+    Chip("M1 Ultra", 21.0, 800),
+    Chip("M2", 3.6, 100),
+    Chip("M2 Pro", 6.8, 200),
+    Chip("M2 Max", 13.6, 400),
+    Chip("M2 Ultra", 27.2, 800),
+    Chip("M3", 3.6, 100),
+    Chip("M3 Pro", 6.4, 150),
+    Chip("M3 Max", 14.3, 400),
+    Chip("M4", 4.0, 120),
+    Chip("M4 Pro", 8.1, 273),
+    Chip("M4 Max", 16.2, 546),
+]
+CHIPS = {chip.title.lower().replace(" ", "-"): chip for chip in _STATED}
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this name, as in m1-max; UsageError with the nearest name if there is none."""
+    key = name.lower().replace(" ", "-").replace("_", "-").removeprefix("apple-")
+    if key not in CHIPS:
+        known = ", ".join(CHIPS)
+        raise UsageError(f"No chip '{name}'.{did_you_mean(key, CHIPS)} There are: {known}.")
+    return CHIPS[key]
+
+
+def estimate(name: str, config: Config, rate: float) -> dict[str, Any]:
+    """A row of the estimates: what EPOCHS of a recipe take at `rate` images per second."""
+    row = CATALOG[config.data.name]
     images = min(row.images, config.data.limit or row.images)
     hours = EPOCHS * images / rate / 3600
     promised = row.promise.hours if row.promise else None
-    return Estimate(
-        dataset=row.name,
-        recipe=name,
-        images=images,
-        gflop_per_image=average_gflop(config, HJEPA(config)),
-        images_per_second=rate,
-        hours_per_epoch=hours / EPOCHS,
-        hours_100_epochs=hours,
-        promised_hours=promised,
-        verdict=verdict_on(hours, promised) if promised else "",
-        epochs_in_a_night=NIGHT_HOURS * EPOCHS / hours,
-    )
+    return {
+        "dataset": row.name,
+        "recipe": name,
+        "images": images,
+        "gflop_per_image": average_gflop(config, HJEPA(config)),
+        "images_per_second": rate,
+        "hours_per_epoch": hours / EPOCHS,
+        "hours_100_epochs": hours,
+        "promised_hours": promised,
+        "verdict": verdict_on(hours, promised) if promised else "",
+        "epochs_in_a_night": NIGHT_HOURS * EPOCHS / hours,
+    }
 
 
 def verdict_on(hours: float, promised: tuple[float, float]) -> str:
@@ -77,58 +98,68 @@ def verdict_on(hours: float, promised: tuple[float, float]) -> str:
     return f"slower ×{times:.1f}" if times < 10 else f"slower ×{times:.0f}"
 
 
-def changes(slow: Estimate, precisions: dict[str, float]) -> list[Change]:
-    """What would make a recipe that is slower than promised faster, one thing at a time.
+def changes(slow: dict[str, Any], precisions: dict[str, float]) -> list[dict[str, Any]]:
+    """Changes that make a recipe faster if it is slower than promised: settings and hours of each.
 
     precisions: how many times as fast steps were measured in other dtypes. Otherwise hours are in
     proportion to GFLOP.
     """
-    if "slower" not in slow.verdict:
+    if "slower" not in slow["verdict"]:
         return []
-    config = load_config(slow.recipe)
+    config, hours = load_config(slow["recipe"]), slow["hours_100_epochs"]
     patch = config.model.patch_size
     low = round(LOW * config.data.image_size / patch) * patch
-    fewer = int(config.masks.context_tokens) * 3 // 4
     tried = [
         [f"data.progressive=[[{low},0.75]]"],
-        [f"masks.context_tokens={fewer}"],
+        [f"masks.context_tokens={int(config.masks.context_tokens) * 3 // 4}"],
         ["model.size=tiny", "model.predictor_dim=128"],
     ]
-    found = [
-        Change([f"precision={dtype}"], slow.hours_100_epochs / times)
-        for dtype, times in precisions.items()
-        if times > 1
-    ]
+    found = [([f"precision={dtype}"], times) for dtype, times in precisions.items() if times > 1]
     for settings in tried:
         try:
-            changed = load_config(slow.recipe, settings)
-            cost = average_gflop(changed, HJEPA(changed))
+            changed = load_config(slow["recipe"], settings)
+            times = slow["gflop_per_image"] / average_gflop(changed, HJEPA(changed))
         except UsageError:  # the grid would be too small for the levels
             continue
-        if cost < slow.gflop_per_image:
-            found.append(Change(settings, slow.hours_100_epochs * cost / slow.gflop_per_image))
-    return found
+        if times > 1:
+            found.append((settings, times))
+    return [{"settings": one, "hours_100_epochs": hours / times} for one, times in found]
 
 
-def project(name: str, config: Config, chip: Chip, share: float) -> Estimate:
-    """The estimate of a recipe on `chip`, if steps reach `share` of its matmul peak: projected.
+def project(config: Config, chip: Chip, share: float) -> float:
+    """Images per second of a recipe on `chip`, if steps reach `share` of its matmul peak.
 
     Time is GFLOP over that speed, or bytes over the bandwidth where that is longer, for each part.
     """
     networks = HJEPA(config)
-    seconds = sum(
-        portion * _seconds(costs(config.at_size(size), networks), chip, share)
-        for size, portion in config.stages
-    )
-    return estimate(name, config, lambda _: 1 / seconds)
 
-
-def _seconds(cost: Costs, chip: Chip, share: float) -> float:
-    """Seconds an image takes, part by part."""
-    return sum(
-        max(
-            part.gflop / (1e3 * share * chip.matmul_tflops),
-            part.gigabytes / chip.bandwidth_gbs,
+    def seconds(cost: Costs) -> float:
+        return sum(
+            max(
+                part.gflop / (1e3 * share * chip.matmul_tflops),
+                part.gigabytes / chip.bandwidth_gbs,
+            )
+            for part in cost.parts.values()
         )
-        for part in cost.parts.values()
+
+    return 1 / sum(
+        portion * seconds(costs(config.at_size(size), networks)) for size, portion in config.stages
     )
+
+
+def projections(chip: Chip, measured: float, recipes: dict[str, Config]) -> dict[str, Any]:
+    """Every promised recipe on `chip`, at several shares of its matmul peak and at `measured`."""
+    rows = [
+        {**estimate(name, config, project(config, chip, share)), "share": share}
+        for name, config in recipes.items()
+        if CATALOG[config.data.name].promise
+        for share in (*SHARES, measured)
+    ]
+    return {
+        "chip": chip.title,
+        "stated_tflops": chip.tflops,
+        "matmul_tflops": chip.matmul_tflops,
+        "bandwidth_gbs": chip.bandwidth_gbs,
+        "measured_share_here": measured,
+        "rows": rows,
+    }

@@ -1,4 +1,4 @@
-"""What the machine is and how fast: matmul and memory bandwidth by dtype, power, versions."""
+"""This machine: its name and versions, its matmul and memory speed by dtype, its power."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hjepa_mlx.timing import DTYPES
 MATMUL_SIDE = 2048
 SMALL_SIDE = 256
 AT_ONCE = 4  # computations in one evaluation, so that starting it does not count
-STREAM = 1 << 24  # elements that a bandwidth measurement adds to as many others
+STREAM = 1 << 24  # elements in each of the two arrays that a bandwidth measurement adds
 
 
 def describe() -> dict[str, Any]:
-    """Machine, software and power: what a measurement depends on."""
+    """Machine, software and power: a measurement depends on these."""
     from hjepa_mlx import __version__  # here: the package imports this module
 
     return {
@@ -46,59 +46,48 @@ def describe() -> dict[str, Any]:
 
 def resident_mb() -> float:
     """Memory of this process that is in RAM, MB (10^6 bytes)."""
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True)
-    return int(shown.stdout) * 1024 / 1e6
+    return int(_output("ps", "-o", "rss=", "-p", str(os.getpid()))) * 1024 / 1e6
 
 
-def matmul_gflops(dtype: str = "float32", side: int = MATMUL_SIDE, seconds: float = 3.0) -> float:
-    """GFLOP/s of square matmuls, the best of five tries or of `seconds`."""
+def speeds() -> dict[str, dict[str, float]]:
+    """Matmul GFLOP/s and bandwidth GB/s of each dtype."""
+    return {
+        dtype: {"matmul_gflops": matmul_gflops(dtype), "bandwidth_gbs": bandwidth_gbs(dtype)}
+        for dtype in DTYPES
+    }
+
+
+def matmul_gflops(dtype: str = "float32") -> float:
+    """GFLOP/s of square matmuls: the best of five tries, or of three seconds."""
+    # a CPU emulates half precision: only a small matmul is quick there
+    side = MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
     a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
     mx.eval(a, a[: side // 8] @ a)  # warm up
-    return 2 * side**3 / _best(lambda: a @ a, seconds) / 1e9
+    return 2 * side**3 / _best(lambda: a @ a, 3.0) / 1e9
 
 
 def bandwidth_gbs(dtype: str = "float32") -> float:
-    """GB/s read and written by sums of two arrays, the best of five tries or a second."""
+    """GB/s read and written by sums of two arrays: the best of five tries, or of a second."""
     x = mx.ones((STREAM,), getattr(mx, dtype))
     y = mx.ones_like(x)
     mx.eval(x, y, x + y)
     return 3 * x.nbytes / _best(lambda: x + y, 1.0) / 1e9
 
 
-def speeds() -> dict[str, dict[str, float]]:
-    """Matmul GFLOP/s and bandwidth GB/s of each dtype."""
-    return {
-        dtype: {
-            "matmul_gflops": matmul_gflops(dtype, matmul_side(dtype)),
-            "bandwidth_gbs": bandwidth_gbs(dtype),
-        }
-        for dtype in DTYPES
-    }
-
-
-def matmul_side(dtype: str) -> int:
-    """A side at which a matmul of this dtype is quick: half precision is emulated on a CPU."""
-    return MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
-
-
 def power() -> str:
-    """What may slow the machine down, in words; empty when nothing is known to."""
+    """Power settings that may slow the machine down, in words; empty if none are known."""
     if sys.platform == "darwin":
         return _power_in_words(_output("pmset", "-g", "batt"), _output("pmset", "-g"))
     supplies = Path("/sys/class/power_supply").glob("BAT*/status")
-    if any(path.read_text().strip() == "Discharging" for path in supplies):
-        return "on battery"
-    return ""
+    discharging = any(path.read_text().strip() == "Discharging" for path in supplies)
+    return "on battery" if discharging else ""
 
 
 def _power_in_words(battery: str, settings: str) -> str:
-    """The words for what `pmset -g batt` and `pmset -g` print."""
-    found = []
-    if "Battery Power" in battery:
-        found.append("on battery")
-    if re.search(r"(lowpowermode|powermode)\s+1\b", settings):
-        found.append("low-power mode is on")
-    return ", ".join(found)
+    """The same, from the output of `pmset -g batt` and `pmset -g`."""
+    on_battery = "Battery Power" in battery
+    low_power = re.search(r"(lowpowermode|powermode)\s+1\b", settings)
+    return ", ".join(["on battery"] * on_battery + ["low-power mode is on"] * bool(low_power))
 
 
 def _best(compute: Callable[[], mx.array], seconds: float) -> float:
@@ -114,7 +103,7 @@ def _best(compute: Callable[[], mx.array], seconds: float) -> float:
 
 
 def _commit() -> str:
-    """The commit of the source tree, with '+' when it was changed; empty for an installed one."""
+    """The commit of the source tree, with '+' if it was changed; empty for an installed one."""
     here = Path(__file__).parent.parent.parent
     if not (here / ".git").exists():
         return ""

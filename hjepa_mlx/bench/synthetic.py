@@ -1,57 +1,52 @@
-"""Made-up images of a data set's size and format, for measuring pipelines where it is not here."""
+"""Made-up images of a data set's size and format, for when the data set is not on this machine."""
 
 from __future__ import annotations
 
 import io
-from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from hjepa_mlx.data.catalog import Dataset
 from hjepa_mlx.data.source import Source, make_source
-from hjepa_mlx.data.storage import Pixels
 
-IMAGES = 4096  # in the source; of these, so many are different:
-DIFFERENT = 32
+IMAGES = 4096  # in the source
+DIFFERENT = 32  # photographs among them
 QUALITY = 92  # 99 KB a picture, a little less than ImageNet's mean of 110
 
 
 class Repeated:
-    """JPEG files in memory, over and over."""
+    """Images in memory, over and over: pixels [N, H, W, 3] uint8, or the bytes of JPEG files."""
 
-    encoded = True
-
-    def __init__(self, files: list[bytes], count: int) -> None:
-        self.files, self.count = files, count
+    def __init__(self, images: np.ndarray | list[bytes]) -> None:
+        self.images, self.encoded = images, isinstance(images, list)
 
     def __len__(self) -> int:
-        return self.count
+        return IMAGES
 
-    def read(self, index: int) -> bytes:
-        """Image `index` as a file."""
-        return self.files[index % len(self.files)]
+    def read(self, index: int) -> np.ndarray | bytes:
+        """Pixels or file of image `index`."""
+        return self.images[index % len(self.images)]
 
     def name(self, index: int) -> str:
-        """What to call image `index` in messages."""
+        """The name of image `index` in messages."""
         return f"made-up[{index}]"
+
+    def fingerprint(self) -> str:
+        """The same for all: no run depends on made-up images."""
+        return "made-up"
 
 
 def synthetic(dataset: Dataset) -> Source:
-    """JPEG photographs of 500 × 375 for what is published as files, else raw pixels."""
+    """JPEG photographs of 500 × 375 for data sets published as files, else raw pixels."""
     if dataset.resolution < 224:
         side = 32 if dataset.resolution == 28 else dataset.resolution
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), np.uint8)
-        return make_source(dataset.name, Pixels(pixels, dataset.name))
-    return make_source(dataset.name, Repeated(_photographs(), IMAGES))
-
-
-@cache
-def _photographs() -> list[bytes]:
+        return make_source(dataset.name, Repeated(pixels))
     files = [io.BytesIO() for _ in range(DIFFERENT)]
     for number, file in enumerate(files):
         photograph(number).save(file, "JPEG", quality=QUALITY)
-    return [file.getvalue() for file in files]
+    return make_source(dataset.name, Repeated([file.getvalue() for file in files]))
 
 
 def photograph(number: int, height: int = 375, width: int = 500) -> Image.Image:

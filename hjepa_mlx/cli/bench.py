@@ -19,27 +19,25 @@ def bench(
     ] = "imagenet100",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; repeat for more."),
     ] = None,
     data_dir: DataDir = None,
     json_file: JsonFile = None,
     sustained: Annotated[
         float,
-        typer.Option(
-            metavar="MINUTES", help="Also run steps for so long, to see whether they slow down."
-        ),
+        typer.Option(metavar="MINUTES", help="Also run steps this long: do they slow down?"),
     ] = 0.0,
     project_to: Annotated[
-        str, typer.Option(metavar="CHIP", help="Also project to a chip that is not here.")
+        str, typer.Option(metavar="CHIP", help="Project the hours to this Apple chip.")
     ] = "m1-max",
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar="A B", help="Only put two result files side by side."),
+        typer.Option(metavar="A B", help="Show two result files side by side; measure nothing."),
     ] = None,
 ) -> None:
-    """Measure this machine with a recipe, and say what 100 epochs of each data set take.
+    """Measure this machine with a recipe, and estimate 100 epochs of every data set.
 
-    Takes two to four minutes; the result is kept in benchmarks/results/.
+    Takes two to four minutes. The result is kept in benchmarks/results/.
 
     Example: `hjepa-mlx bench imagenet100 --project-to m2-pro`
     """
@@ -47,28 +45,26 @@ def bench(
 
     from rich.console import Console
 
-    from hjepa_mlx.bench.report import BenchReport, read, side_by_side
-
-    check_writable(json_file)
-    if compare is not None:
-        Console().print(side_by_side(*(read(Path(path)) for path in compare)))
-        return
-    if sustained < 0:
-        raise UsageError(f"--sustained {sustained:g}: give a number of minutes.")
-    from hjepa_mlx.bench import chips
+    from hjepa_mlx import tables
+    from hjepa_mlx.bench.estimates import chip_named
+    from hjepa_mlx.bench.result import BenchResult, keep, read
     from hjepa_mlx.bench.run import bench as measure
-    from hjepa_mlx.bench.run import keep
     from hjepa_mlx.config import load_config
     from hjepa_mlx.progress import say
 
-    chip = chips.look_up(project_to)
-    loaded = load_config(config, overrides)
+    check_writable(json_file)
+    if compare is not None:
+        Console().print(tables.bench_side_by_side(*(read(Path(path)) for path in compare)))
+        return
+    if sustained < 0:
+        raise UsageError(f"--sustained {sustained:g} is negative; give a number of minutes.")
+    chip, loaded = chip_named(project_to), load_config(config, overrides)
     if data_dir is not None:
         loaded.data.dir = data_dir
     stderr = Console(stderr=True)
     facts = measure(loaded, chip, sustained, lambda line: say(stderr, line))
-    kept = keep(facts)  # first: whoever reads what is printed may be gone
+    kept = keep(facts)  # first: the reader of the output may be gone
     output_json(facts, json_file)
     if json_file != "-":
-        Console().print(BenchReport(facts))
+        Console().print(BenchResult(facts))
     say(stderr, f"Kept in {kept}.")

@@ -1,20 +1,26 @@
-"""`hjepa-mlx doctor`: machine, libraries and speed, and how to put right what is wrong."""
+"""`hjepa-mlx doctor`: machine, libraries and speed, and advice on anything that is wrong."""
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
 from hjepa_mlx.cli.common import JsonFile, check_writable, output_json, readable
+
+FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded, its shards and a run's checkpoints
+MEMORY_GB = 15.0
 
 
 @readable
 def doctor(json_file: JsonFile = None) -> None:
-    """Show machine, libraries and speed, and what to put right.
+    """Check this machine: its libraries, its speed, and how to fix anything that is wrong.
 
     Example: `hjepa-mlx doctor`
     """
     from rich.console import Console
     from rich.table import Table
-
-    from hjepa_mlx.doctor import examine
 
     check_writable(json_file)
     facts = examine()
@@ -26,5 +32,38 @@ def doctor(json_file: JsonFile = None) -> None:
         if key != "advice":
             table.add_row(key.replace("_", " "), str(value))
     Console().print(table)
-    for line in facts["advice"] or ["Nothing to put right."]:
+    for line in facts["advice"] or ["All is well."]:
         print(line)
+
+
+def examine() -> dict[str, Any]:
+    """Facts about machine and software, plus `advice`: one line for each thing that is wrong."""
+    from hjepa_mlx import backend
+    from hjepa_mlx.bench import machine
+    from hjepa_mlx.files import free_space
+
+    facts: dict[str, Any] = {
+        **machine.describe(),
+        "matmul_gflops": round(machine.matmul_gflops()),
+        "compile": backend.can_compile(),
+        "free_disk_gb": round(free_space(Path.cwd()) / backend.GB, 1),
+        "data_folder": os.environ.get("HJEPA_DATA", "./data"),
+    }
+    advice = {
+        "MLX uses its reference BLAS, about 30 times slower than OpenBLAS. Install OpenBLAS "
+        "(Debian, Ubuntu: sudo apt install libopenblas0-pthread).": sys.platform == "linux"
+        and "Netlib" in facts["blas"],
+        "Steps are not compiled without g++. Install it (Debian, Ubuntu: sudo apt install g++).": (
+            not facts["compile"]
+        ),
+        "MLX found no Metal GPU, so training will be slow. Check that macOS is 14 or newer.": (
+            sys.platform == "darwin" and facts["device"] == "CPU"
+        ),
+        f"This machine has {facts['memory_gb']} GB of memory, which is little for 224-pixel "
+        "recipes. Lower data.batch_size, or set model.checkpoint_blocks=true.": (
+            facts["memory_gb"] < MEMORY_GB
+        ),
+        f"This disk has {facts['free_disk_gb']} GB free; ImageNet-100 and a run need about "
+        f"{FREE_DISK_GB:.0f} GB.": facts["free_disk_gb"] < FREE_DISK_GB,
+    }
+    return {**facts, "advice": [line for line, applies in advice.items() if applies]}

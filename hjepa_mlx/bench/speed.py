@@ -1,4 +1,4 @@
-"""How fast a step's parts, the pipeline, and both together run here."""
+"""The speed of a step's parts, of the data pipeline, and of both together on this machine."""
 
 from __future__ import annotations
 
@@ -15,57 +15,56 @@ from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.models.hjepa import HJEPA, computing_in
+from hjepa_mlx.models.hjepa import computing_in
 from hjepa_mlx.step import as_arrays
 from hjepa_mlx.timing import VALUES, Rig
 
 AHEAD = 3  # batches: more than the pipeline reads ahead
+REPEATS = 3
 
 
-def time_parts(config: Config, repeats: int = 3) -> dict[str, float]:
+def time_parts(config: Config) -> dict[str, float]:
     """Seconds of a step's parts, each timed alone: medians.
 
-    `backward` is what gradients take beyond the three forward passes. Their sum is more than the
-    whole step, which overlaps them.
+    `backward` is the time that gradients take beyond the three forward passes. The sum exceeds a
+    whole step's time, because a step overlaps its parts.
     """
     rig = Rig(config)
     step, masks = rig.step, as_arrays(rig.masks(0))
-    model, state = step.model, step.state
-    context, targets, centres, pool = masks
+    model, (context, targets, centres, pool) = step.model, masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
     patches = model.patches(rig.images).astype(step.dtype)
-    looked, grid = model.context_encoder(patches, context)[0], config.grid
-    mx.eval(patches, looked, masks)
+    seen, grid = model.context_encoder(patches, context)[0], config.grid
+    mx.eval(patches, seen, masks)
     values = [mx.array(value, mx.float32) for value in VALUES]
 
-    def timed(function: Callable, changes: bool = False) -> float:
-        def forward() -> Any:
+    def forward(function: Callable[[], Any]) -> float:
+        def computed() -> Any:
             with computing_in(model, step.dtype):
                 return function()
 
-        compiled = step.compile(function) if changes else _compiled(forward, model, config)
+        compiles = backend.compiles(config)
+        return timed(mx.compile(computed, inputs=[model.state]) if compiles else computed)
+
+    def timed(function: Callable[[], Any]) -> float:
         taken = []
-        for _ in range(1 + repeats):
+        for _ in range(1 + REPEATS):
             start = time.perf_counter()
-            mx.eval(compiled(), state)
+            mx.eval(function(), step.state)
             taken.append(time.perf_counter() - start)
         return float(np.median(taken[1:]))
 
     parts = {
-        "target": timed(lambda: model.targets(patches, targets, pool)),
-        "context": timed(lambda: model.context_encoder(patches, context)),
-        "predictor": timed(lambda: model.predictor(looked, context, centres, cells, grid)),
+        "target": forward(lambda: model.targets(patches, targets, pool)),
+        "context": forward(lambda: model.context_encoder(patches, context)),
+        "predictor": forward(lambda: model.predictor(seen, context, centres, cells, grid)),
     }
-    whole = timed(lambda: step.compute_gradients(rig.images, *masks), changes=True)
+    whole = timed(step.compile(lambda: step.compute_gradients(rig.images, *masks)))
     parts["backward"] = max(0.0, whole - sum(parts.values()))
     _, gradients = step.compute_gradients(rig.images, *masks)
     mx.eval(gradients)
-    parts["update"] = timed(lambda: step.apply_gradients(gradients, *values), changes=True)
+    parts["update"] = timed(step.compile(lambda: step.apply_gradients(gradients, *values)))
     return parts
-
-
-def _compiled(function: Callable, model: HJEPA, config: Config) -> Callable:
-    return mx.compile(function, inputs=[model.state]) if backend.compiles(config) else function
 
 
 def time_pipeline(source: Source, config: Config, seconds: float) -> float:
@@ -81,8 +80,8 @@ def time_pipeline(source: Source, config: Config, seconds: float) -> float:
 def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[float, float]:
     """Images per second of pipeline and step together; and as a share of the step alone.
 
-    Both take turns with the same block shapes, a second or two steps each, since a machine's speed
-    drifts. What was read ahead while the step ran alone is thrown away first.
+    Both take turns of a second (two steps at least) with the same block shapes, since a machine's
+    speed drifts. Batches read ahead while the step ran alone are thrown away first.
     """
     rig = Rig(config)
     rig.warm_up()
