@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.config import dotted_keys
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.recipes import dotted_keys
 from hjepa_mlx.runs import Run
 from hjepa_mlx.tables import Shown
 

@@ -17,13 +17,13 @@ from hjepa_mlx import timing
 from hjepa_mlx.bench import chips, machine, run, throughput
 from hjepa_mlx.bench.estimates import Change, Estimate, changes, estimate, project, verdict_on
 from hjepa_mlx.bench.report import BenchReport, read, side_by_side
-from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.pipeline import Batch, Position
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
 from hjepa_mlx.tables import text

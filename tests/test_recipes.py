@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from layouts import CMC, OTHERS
 
-from hjepa_mlx.config import config_folder, load_config
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.recipes import config_folder, load_config
 
 DATA_SETS = ("cifar10", "stl10", "imagenet100", "imagenet1k")
 RECIPES = (*DATA_SETS, "imagenet100_stl10", "m1_max_imagenet100_100epoch")

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hjepa_mlx.bench.chips import Chip
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import Costs, average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import load_config
 
 NIGHT_HOURS = 10
 EPOCHS = 100

@@ -17,7 +17,7 @@ from hjepa_mlx.bench.chips import Chip
 from hjepa_mlx.bench.estimates import RECIPES, SHARES, changes, estimate, project
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.bench.throughput import time_end_to_end, time_parts, time_pipeline
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.source import Source
@@ -26,6 +26,7 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.quick import BANK, QUERIES
 from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
 from hjepa_mlx.timing import Speed, settle, time_steps
 

@@ -58,8 +58,8 @@ def bench(
     from hjepa_mlx.bench import chips
     from hjepa_mlx.bench.run import bench as measure
     from hjepa_mlx.bench.run import keep
-    from hjepa_mlx.config import load_config
     from hjepa_mlx.progress import say
+    from hjepa_mlx.recipes import load_config
 
     chip = chips.look_up(project_to)
     loaded = load_config(config, overrides)
