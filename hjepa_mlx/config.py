@@ -225,10 +225,10 @@ class Config(Shown, Section):
             self.run.dir = str(Path(self.run.dir).expanduser())
         if self.data.dir:  # a run is evaluated and resumed from other folders too
             self.data.dir = str(Path(self.data.dir).expanduser().absolute())
-        self._resolve_size()
-        self._resolve_levels()
-        for problem in (*self._size_problems(), *self._level_problems()):
-            raise ValueError(problem)
+        self._resolve_model()
+        for broken, message in self._rules():
+            if broken:
+                raise ValueError(message)
         masks = self.masks
         if masks.context_tokens == "auto":
             # Target blocks land independently: on average this share of the context block is left.
@@ -237,12 +237,12 @@ class Config(Shown, Section):
             masks.context_tokens = max(1, int(0.7 * left * self.grid**2))
         return self
 
-    def _resolve_size(self) -> None:
-        model = self.model
+    def _resolve_model(self) -> None:
+        model, levels = self.model, self.model.levels
         if model.size != "custom":
             size = dict(zip(("dim", "depth", "heads"), SIZES[model.size], strict=True))
             given = {key: getattr(model, key) for key in size if getattr(model, key) != "auto"}
-            if any(given[key] != size[key] for key in given):
+            if given != {key: size[key] for key in given}:
                 if len(given) == len(size) and model.level_blocks != "auto":  # resolved before
                     raise ValueError(
                         f"model.size={model.size} contradicts model.dim={model.dim}, "
@@ -254,77 +254,64 @@ class Config(Shown, Section):
                 setattr(model, key, size[key])
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
-
-    def _resolve_levels(self) -> None:
-        model = self.model
-        depth, levels = int(model.depth), model.levels
-        if depth < levels:
-            raise ValueError(
-                f"model.levels={levels} needs at least {levels} transformer blocks; "
-                f"model.depth is {depth}."
-            )
+        if int(model.depth) < levels:
+            raise ValueError(f"model.levels={levels} needs as many blocks; depth is {model.depth}.")
         if model.level_blocks == "auto":
-            model.level_blocks = [round(depth * (level + 1) / levels) for level in range(levels)]
+            model.level_blocks = [
+                round(int(model.depth) * n / levels) for n in range(1, levels + 1)
+            ]
         if model.level_pool == "auto":
             model.level_pool = [2**level for level in range(levels)]
         if self.loss.level_weights == "auto":
             self.loss.level_weights = list(LEVEL_WEIGHTS[:levels])
 
-    def _size_problems(self) -> Iterator[str]:
-        data, model, optim = self.data, self.model, self.optim
-        for size in (data.image_size, *(size for size, _ in data.progressive)):
-            if size % model.patch_size:
-                key = "image_size" if size == data.image_size else "progressive"
-                yield f"data.{key}: {size} is no multiple of model.patch_size={model.patch_size}."
-        if any(first >= data.image_size for first, _ in data.progressive):
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """Whether each rule between keys is broken, and the message if so; `auto` is resolved."""
+        data, model, masks, optim = self.data, self.model, self.masks, self.optim
+        size, patch, narrow = data.image_size, model.patch_size, model.predictor_dim
+        for key, side in (("image_size", size), *(("progressive", s) for s, _ in data.progressive)):
             yield (
-                f"data.progressive={data.progressive}: the first stages must be smaller than "
-                f"data.image_size={data.image_size}."
+                side % patch > 0,
+                f"data.{key}: {side} is not a multiple of model.patch_size={patch}.",
             )
-        if sum(share for _, share in data.progressive) >= 1:
-            yield (
-                f"data.progressive={data.progressive}: the shares must add up to less than 1; "
-                f"the remaining epochs train at data.image_size={data.image_size}."
-            )
-        for key, value in (("dim", model.dim), ("predictor_dim", model.predictor_dim)):
-            if int(value) % 4:
-                yield f"model.{key}={value} must be a multiple of 4 (2-D positions)."
-        if model.predictor_dim % (heads := model.predictor_heads):
-            yield (
-                f"model.predictor_dim={model.predictor_dim} does not divide into {heads} heads; "
-                f"use {64 * heads} or {64 * (heads + 1)}."
-            )
-        if int(model.dim) % int(model.heads):
-            yield f"model.dim={model.dim} is not a multiple of model.heads={model.heads}."
-        if model.predictor_context == "both" and self.masks.targets < 2:
-            yield (
-                f"masks.targets={self.masks.targets}: model.predictor_context=both needs "
-                "masks.targets of at least 2. Use more, or set model.predictor_context to tokens."
-            )
-        if optim.warmup_epochs >= optim.epochs:
-            yield (
-                f"optim.warmup_epochs={optim.warmup_epochs:g} must be less than "
-                f"optim.epochs={optim.epochs}."
-            )
-
-    def _level_problems(self) -> Iterator[str]:
-        model = self.model
+        stages = f"data.progressive={data.progressive}"
+        larger = any(side >= size for side, _ in data.progressive)
+        yield larger, f"{stages}: the first stages must be smaller than data.image_size={size}."
+        rest = self.stages[-1][1]
+        yield (
+            rest <= 0,
+            f"{stages}: the shares must add up to less than 1, to leave some for {size}.",
+        )
+        for key, dim in (("dim", int(model.dim)), ("predictor_dim", narrow)):
+            yield dim % 4 > 0, f"model.{key}={dim} must be a multiple of 4 (2-D positions)."
+        heads = model.predictor_heads
+        near = f"use {64 * heads} or {64 * (heads + 1)}"
+        yield (
+            narrow % heads > 0,
+            f"model.predictor_dim={narrow} does not divide by {heads}; {near}.",
+        )
+        uneven = int(model.dim) % int(model.heads) > 0
+        yield uneven, f"model.dim={model.dim} is not a multiple of model.heads={model.heads}."
+        alone = model.predictor_context == "both" and masks.targets < 2
+        yield (
+            alone,
+            "model.predictor_context=both needs masks.targets of at least 2; or set tokens.",
+        )
+        epochs = f"optim.warmup_epochs={optim.warmup_epochs:g} must be less than optim.epochs"
+        yield optim.warmup_epochs >= optim.epochs, f"{epochs}={optim.epochs}."
+        blocks, pools, weights = model.level_blocks, model.level_pool, self.loss.level_weights
         for key, values in (
-            ("model.level_blocks", model.level_blocks),
-            ("model.level_pool", model.level_pool),
-            ("loss.level_weights", self.loss.level_weights),
+            ("model.level_blocks", blocks),
+            ("model.level_pool", pools),
+            ("loss.level_weights", weights),
         ):
-            if len(values) != model.levels:
-                yield f"{key}={values} needs one item per level; model.levels={model.levels}."
-            if key.startswith("model") and list(values) != sorted(values):
-                yield f"{key}={values} must not decrease: level 0 is the finest."
-        levels = list(zip(model.level_blocks, model.level_pool, strict=False))
-        if len(set(levels)) < len(levels):
-            yield (
-                f"model.level_blocks={model.level_blocks} and model.level_pool={model.level_pool} "
-                "make two levels the same; give them different blocks or pooling."
-            )
-        if not self.predicted:
-            yield "loss.level_weights are all 0: at least one level must be predicted."
-        if int(model.level_blocks[-1]) > int(model.depth):
-            yield f"model.level_blocks={model.level_blocks} exceeds model.depth={model.depth}."
+            few = len(values) != model.levels
+            yield few, f"{key}={values} needs one item per level; model.levels={model.levels}."
+            falls = values is not weights and list(values) != sorted(values)
+            yield falls, f"{key}={values} must not decrease: level 0 is the finest."
+        levels = list(zip(blocks, pools, strict=True))
+        both = f"model.level_blocks={blocks} and model.level_pool={pools}"
+        yield len(set(levels)) < len(levels), f"{both} make two levels the same; change one."
+        yield not self.predicted, "loss.level_weights are all 0: at least one must be predicted."
+        deep = int(blocks[-1]) > int(model.depth)
+        yield deep, f"model.level_blocks={blocks} exceeds model.depth={model.depth}."

@@ -152,34 +152,24 @@ def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str
 
 
 def _explain(error: ValidationError) -> str:
-    """One line for the first thing that is wrong."""
-    first = error.errors(include_url=False)[0]
-    # pydantic puts union members' types into the location; keep the schema's own names
+    """One line for the first mistake: the key, the reason and the value; or the nearest key."""
+    errors = error.errors(include_url=False)
+    first, known = errors[0], dotted_keys()
     location = [str(part) for part in first["loc"]]
-    known = dotted_keys()
-    if not location:
+    if not location:  # a rule between keys
         return str(first["ctx"]["error"])
+    key = ".".join(location)
+    if key in RETIRED:
+        return f"Config key '{key}' is gone: {RETIRED[key]}. Delete it."
     if first["type"] == "extra_forbidden":
-        key = ".".join(location)
-        if key in RETIRED:
-            return f"Config key '{key}' is gone: {RETIRED[key]}. Delete it."
         same_name = [k for k in known if k.split(".")[-1] == location[-1]]
         near = same_name or difflib.get_close_matches(key, [*Config.model_fields, *known], 1, 0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"Unknown config key '{key}'.{hint}"
+        return f"Unknown config key '{key}'." + (f" Did you mean '{near[0]}'?" if near else "")
+    # pydantic puts union members' types and list places into the location: keep the schema's names
     while len(location) > 1 and ".".join(location) not in known:
         location.pop()
-    key = ".".join(location)
-    reasons = [
-        e["msg"]
-        for e in error.errors(include_url=False)
-        if e["loc"][: len(location)] == first["loc"][: len(location)]
-    ]
+    here = [e for e in errors if [str(part) for part in e["loc"]][: len(location)] == location]
+    reasons = [e["msg"].removeprefix("Value error, ") for e in here]
     reason = "; or ".join(dict.fromkeys(reasons)).replace("Input should", "it should")
-    reason = reason.removeprefix("Value error, ")
-    return f"Config key '{key}': {reason} (given: {_given(error, location)!r})."
-
-
-def _given(error: ValidationError, location: list[str]) -> Any:
-    matches = [e for e in error.errors() if [str(p) for p in e["loc"]][: len(location)] == location]
-    return min(matches, key=lambda e: len(e["loc"]))["input"]
+    given = min(here, key=lambda e: len(e["loc"]))["input"]
+    return f"Config key '{'.'.join(location)}': {reason} (given: {given!r})."
