@@ -245,21 +245,18 @@ class Config(Shown, Section):
             if given != {key: size[key] for key in given}:
                 if len(given) == len(size) and model.level_blocks != "auto":  # resolved before
                     raise ValueError(
-                        f"model.size={model.size} contradicts model.dim={model.dim}, "
-                        f"depth={model.depth} and heads={model.heads}. Set these to auto, or "
-                        "model.size to custom."
+                        f"model.size={model.size} contradicts model.dim={model.dim}, depth and "
+                        "heads. Set these to auto, or model.size to custom."
                     )
                 model.size = "custom"
             for key in size.keys() - given.keys():
                 setattr(model, key, size[key])
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
-        if int(model.depth) < levels:
-            raise ValueError(f"model.levels={levels} needs as many blocks; depth is {model.depth}.")
+        if (depth := int(model.depth)) < levels:
+            raise ValueError(f"model.levels={levels} needs as many blocks; model.depth is {depth}.")
         if model.level_blocks == "auto":
-            model.level_blocks = [
-                round(int(model.depth) * n / levels) for n in range(1, levels + 1)
-            ]
+            model.level_blocks = [round(depth * n / levels) for n in range(1, levels + 1)]
         if model.level_pool == "auto":
             model.level_pool = [2**level for level in range(levels)]
         if self.loss.level_weights == "auto":
@@ -269,45 +266,31 @@ class Config(Shown, Section):
         """Whether each rule between keys is broken, and the message if so; `auto` is resolved."""
         data, model, masks, optim = self.data, self.model, self.masks, self.optim
         size, patch, narrow = data.image_size, model.patch_size, model.predictor_dim
-        for key, side in (("image_size", size), *(("progressive", s) for s, _ in data.progressive)):
-            yield (
-                side % patch > 0,
-                f"data.{key}: {side} is not a multiple of model.patch_size={patch}.",
-            )
         stages = f"data.progressive={data.progressive}"
+        for side, _ in self.stages:
+            key = f"data.image_size={size}" if side == size else f"{stages}: {side}"
+            yield side % patch > 0, f"{key} is not a multiple of model.patch_size={patch}."
         larger = any(side >= size for side, _ in data.progressive)
         yield larger, f"{stages}: the first stages must be smaller than data.image_size={size}."
-        rest = self.stages[-1][1]
-        yield (
-            rest <= 0,
-            f"{stages}: the shares must add up to less than 1, to leave some for {size}.",
-        )
+        full = sum(share for _, share in data.progressive) >= 1
+        yield full, f"{stages}: the shares must add up to less than 1; the rest is at {size}."
         for key, dim in (("dim", int(model.dim)), ("predictor_dim", narrow)):
             yield dim % 4 > 0, f"model.{key}={dim} must be a multiple of 4 (2-D positions)."
         heads = model.predictor_heads
-        near = f"use {64 * heads} or {64 * (heads + 1)}"
-        yield (
-            narrow % heads > 0,
-            f"model.predictor_dim={narrow} does not divide by {heads}; {near}.",
-        )
+        split = f"model.predictor_dim={narrow} does not divide into {heads} heads"
+        yield narrow % heads > 0, f"{split}; use {64 * heads} or {64 * (heads + 1)}."
         uneven = int(model.dim) % int(model.heads) > 0
         yield uneven, f"model.dim={model.dim} is not a multiple of model.heads={model.heads}."
         alone = model.predictor_context == "both" and masks.targets < 2
-        yield (
-            alone,
-            "model.predictor_context=both needs masks.targets of at least 2; or set tokens.",
-        )
+        yield alone, "model.predictor_context=both needs masks.targets of at least 2 to share."
         epochs = f"optim.warmup_epochs={optim.warmup_epochs:g} must be less than optim.epochs"
         yield optim.warmup_epochs >= optim.epochs, f"{epochs}={optim.epochs}."
         blocks, pools, weights = model.level_blocks, model.level_pool, self.loss.level_weights
-        for key, values in (
-            ("model.level_blocks", blocks),
-            ("model.level_pool", pools),
-            ("loss.level_weights", weights),
-        ):
+        keys = ("model.level_blocks", "model.level_pool", "loss.level_weights")
+        for key, values in zip(keys, (blocks, pools, weights), strict=True):
             few = len(values) != model.levels
             yield few, f"{key}={values} needs one item per level; model.levels={model.levels}."
-            falls = values is not weights and list(values) != sorted(values)
+            falls = values is not weights and values != sorted(values)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."
         levels = list(zip(blocks, pools, strict=True))
         both = f"model.level_blocks={blocks} and model.level_pool={pools}"
