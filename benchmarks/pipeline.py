@@ -94,9 +94,9 @@ def decode_and_resize(folder: Path, workers: int) -> Iterator[int]:
 
 def our_pipeline(contender: str, folder: Path, photos: Path, workers: int) -> Iterator[int]:
     """The training pipeline as a run uses it."""
-    from hjepa_mlx.config import load_config
     from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
     from hjepa_mlx.data.sources import open_source
+    from hjepa_mlx.recipes import load_config
 
     name, place, size = "folder", photos, SIZE
     if "prepared" in contender:

@@ -12,7 +12,7 @@ write the loop yourself with `hj.Step`, `hj.MaskSampler` and `hj.training_batche
 """
 
 from hjepa_mlx import backend  # isort: skip  (first: it loads OpenBLAS, which MLX must find)
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.errors import HJEPAError
@@ -21,6 +21,7 @@ from hjepa_mlx.eval.protocols import Protocol
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import Run, load
 from hjepa_mlx.step import Schedule, Step
 from hjepa_mlx.train import train

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -12,37 +10,18 @@ from shlex import quote
 from statistics import median
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
+from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.config import dotted_keys
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.recipes import dotted_keys
 from hjepa_mlx.runs import Run
-from hjepa_mlx.tables import Shown
+from hjepa_mlx.tables import MEASURES, TRAINING, Shown
 
-MEASURES = {
-    "linear_probe": "linear probe %",
-    "attentive_probe": "attentive probe %",
-    "knn": "k-NN %",
-    "feature_rank": "feature rank",
-}
-TRAINING: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "steps": ("steps", "{:,}".format),
-    "epochs": ("epochs", "{:.4g}".format),
-    "images": ("images seen", "{:,}".format),
-    "loss": ("loss, last logged", "{:.4f}".format),
-    "images_per_second": ("images/s, median", "{:,.0f}".format),
-    "finished": ("finished", lambda finished: "yes" if finished else "no"),
-}
-LEGEND = "* best; ~ not told apart from the best: equal, or the 95 % intervals overlap"
 MAY_DIFFER = ("skipped_images", "attentive_bank_images", "attentive_query_images")
-WIDEST = 32  # characters of a column
 
 Scores = dict[str, dict[str, list[Any]]]  # measure → level → one item a run, None where missing
-Rows = list[tuple[str, list[str]]]  # label, and one cell a run
 
 
 @dataclass(frozen=True)
@@ -56,25 +35,8 @@ class Comparison(Shown):
 
     data: dict[str, Any]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One column a run; as many tables, one below the other, as the width asks for."""
-        names, sections = _names(self.data["runs"]), _sections(self.data)
-        rows = [row for section in sections.values() for row in section]
-        room = options.max_width - _width(label for label, _ in rows)
-        blocks: list[list[int]] = []
-        left = 0
-        for run, name in enumerate(names):
-            width = _width([name, *(cells[run] for _, cells in rows)])
-            if not blocks or width > left:
-                blocks.append([])
-                left = room
-            blocks[-1].append(run)
-            left -= width
-        for block in blocks:
-            yield _table(names, sections, block)
-            yield Text("")
-        marked = any(any(levels.values()) for levels in self.data["best"].values())
-        yield from map(Text, [LEGEND] * marked + self.data["notes"])
+    def __rich__(self) -> Group:
+        return tables.comparison(self.data)
 
 
 def compare(runs: Sequence[str | Path | Run]) -> Comparison:
@@ -200,60 +162,3 @@ def _incomparable(runs: list[Run], evaluations: list[dict[str, Any]]) -> str:
         if plain and key not in MAY_DIFFER and len(set(values)) > 1:
             differing.append(f"{key} ({', '.join(map(str, dict.fromkeys(values)))})")
     return ", ".join(differing) + " differ" if differing else ""
-
-
-def _sections(data: dict[str, Any]) -> dict[str, Rows]:
-    """The table's rows by section, as text."""
-    return {
-        "configuration": [
-            (key, [v if isinstance(v, str) else json.dumps(v) for v in values])
-            for key, values in data["configuration"].items()
-        ],
-        "training": [
-            (label, ["–" if v is None else form(v) for v in data["training"][key]])
-            for key, (label, form) in TRAINING.items()
-        ],
-        "scores": _score_rows(data["scores"], data["best"]),
-        "random initialisation": _score_rows(data["random_init"], {}),
-    }
-
-
-def _score_rows(scores: Scores, best: dict[str, dict[str, list[int]]]) -> Rows:
-    rows = []
-    for measure, levels in scores.items():
-        for level, values in levels.items():
-            top = best.get(measure, {}).get(level, [])
-            mark = " ~" if len(top) > 1 else " *"
-            cells = [
-                "–" if value is None else f"{value:.1f}" + mark * (run in top)
-                for run, value in enumerate(values)
-            ]
-            rows.append((f"{MEASURES[measure]} {level.replace('_', ' ')}", cells))
-    return rows
-
-
-def _names(runs: list[str]) -> list[str]:
-    """The runs' folders, with as much of what comes before as tells them apart."""
-    paths = [Path(run).resolve() for run in runs]
-    if len({path.name for path in paths}) == len(paths):
-        return [path.name for path in paths]
-    common = os.path.commonpath([path.parent for path in paths])
-    return [str(path.relative_to(common)) for path in paths]
-
-
-def _width(texts: Iterable[str]) -> int:
-    return min(WIDEST, max(map(len, texts))) + 3  # and what stands between two columns
-
-
-def _table(names: list[str], sections: dict[str, Rows], runs: list[int]) -> Table:
-    """The table of these runs."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False)
-    for heading in ["", *(names[run] for run in runs)]:
-        table.add_column(Text(heading), overflow="fold", max_width=WIDEST)
-    for title, rows in sections.items():
-        if rows:
-            table.add_row(Text(title, style="bold"))
-        for label, cells in rows:
-            table.add_row(Text(label), *(Text(cells[run]) for run in runs))
-        table.add_section()
-    return table

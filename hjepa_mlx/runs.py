@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hjepa_mlx import checkpoint
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA, Origin
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.tables import Shown
 
 # Keys that may differ when a run is resumed: they change neither what is learned nor from what

@@ -15,7 +15,7 @@ from mlx.utils import tree_reduce
 from rich.console import Console
 
 from hjepa_mlx import backend, checkpoint, runs
-from hjepa_mlx.config import Config, resolve
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
 from hjepa_mlx.data.sources import open_source
@@ -27,6 +27,7 @@ from hjepa_mlx.files import check_space, locked
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.progress import Reporter, lasting_console, say
+from hjepa_mlx.recipes import resolve
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import Interrupt, awake, interruptible
 from hjepa_mlx.signals import Signals, reading, warnings

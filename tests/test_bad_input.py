@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import hjepa_mlx
-from hjepa_mlx.config import config_folder, find_config
+from hjepa_mlx.recipes import config_folder, find_config
 
 DEMO = Path(hjepa_mlx.__file__).parent / "data" / "demo"
 HJEPA = [sys.executable, "-m", "hjepa_mlx"]

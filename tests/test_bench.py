@@ -17,7 +17,6 @@ from hjepa_mlx import timing
 from hjepa_mlx.bench import machine, run, speed
 from hjepa_mlx.bench.estimates import Chip, changes, chip_named, estimate, project, verdict_on
 from hjepa_mlx.bench.result import BenchResult, keep, read
-from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.overview import hours_here
 from hjepa_mlx.data.pipeline import Batch, Position
@@ -25,6 +24,7 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
 from hjepa_mlx.tables import bench_side_by_side, text

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 import hjepa_mlx
-from hjepa_mlx.config import Config, parse, resolve
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import parse, resolve
 
 SMALL = [
     "--set",

@@ -23,7 +23,6 @@ from sklearn.preprocessing import StandardScaler
 
 import hjepa_mlx as hj
 from hjepa_mlx import backend
-from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval import attentive_probe, knn, linear_probe, rank
@@ -39,6 +38,7 @@ from hjepa_mlx.eval.features import (
 )
 from hjepa_mlx.eval.knn import knn_accuracy, knn_predict, nearest
 from hjepa_mlx.eval.protocols import Protocol, few_labels, level_scores, token_scores
+from hjepa_mlx.recipes import parse, resolve
 
 Arrays = tuple[np.ndarray, np.ndarray]  # features [N, D] and labels [N]
 

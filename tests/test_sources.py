@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hjepa_mlx.config import Data, load_config
+from hjepa_mlx.config import Data
 from hjepa_mlx.data.raw import read_idx
 from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.recipes import load_config
 
 
 def idx(array: np.ndarray) -> bytes:

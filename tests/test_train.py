@@ -15,13 +15,13 @@ from rich.console import Console
 
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint, runs
-from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import locked, write_json
 from hjepa_mlx.losses import mse
 from hjepa_mlx.masks import Masks, MaskSampler
+from hjepa_mlx.recipes import parse, resolve
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import position_only_loss, reading, warnings
 from hjepa_mlx.train import Training

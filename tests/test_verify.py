@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hjepa_mlx import backend
 from hjepa_mlx.cli import app
-from hjepa_mlx.config import Data, load_config
+from hjepa_mlx.config import Data
 from hjepa_mlx.data import catalog
 from hjepa_mlx.data.catalog import CATALOG, class_list
 from hjepa_mlx.data.combine import combine
@@ -24,6 +24,7 @@ from hjepa_mlx.data.prepare import prepare
 from hjepa_mlx.data.sources import open_source
 from hjepa_mlx.data.verify import Check, verify
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.recipes import load_config
 
 
 def hjepa(*arguments: object):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import Costs, average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.errors import UsageError, did_you_mean
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import load_config
 
 NIGHT_HOURS = 10
 EPOCHS = 100

@@ -13,7 +13,7 @@ from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, Chip, changes, estimate, projections
 from hjepa_mlx.bench.speed import time_end_to_end, time_parts, time_pipeline
 from hjepa_mlx.bench.synthetic import synthetic
-from hjepa_mlx.config import Config, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.source import Source
@@ -21,6 +21,7 @@ from hjepa_mlx.data.sources import layout, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.quick import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
 from hjepa_mlx.timing import settle, time_steps
 

@@ -49,8 +49,8 @@ def bench(
     from hjepa_mlx.bench.estimates import chip_named
     from hjepa_mlx.bench.result import BenchResult, keep, read
     from hjepa_mlx.bench.run import bench as measure
-    from hjepa_mlx.config import load_config
     from hjepa_mlx.progress import say
+    from hjepa_mlx.recipes import load_config
 
     check_writable(json_file)
     if compare is not None:

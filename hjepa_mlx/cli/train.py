@@ -41,7 +41,7 @@ def train(
 
     Example: `hjepa-mlx train demo --set optim.epochs=5`
     """
-    from hjepa_mlx.config import find_config, load_config
+    from hjepa_mlx.recipes import find_config, load_config
 
     loaded = load_config(config, overrides)
     if data_dir is not None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from hjepa_mlx.config import find_config, parse
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.sources import check_name
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.files import atomic_write
+from hjepa_mlx.recipes import find_config, parse
 
 BASE = "imagenet100"  # the recipe that a combined one starts from
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx import backend
-from hjepa_mlx.config import Config, config_names, load_config
+from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source, check_same_classes
 from hjepa_mlx.data.sources import SOURCES, open_source
@@ -35,6 +35,7 @@ from hjepa_mlx.eval.report import Report
 from hjepa_mlx.eval.verdict import verdicts
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
+from hjepa_mlx.recipes import config_names, load_config
 from hjepa_mlx.rng import generator
 
 ALIGNED = 256  # test images whose random crop is compared with the whole

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -105,22 +103,6 @@ class HJEPA(nn.Module):
         vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
         features = vit(self.patches(images), after=self.level_blocks)
         return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
-
-
-def replica(part: Any) -> Any:
-    """A module (or container) with the same arrays, held by containers of its own.
-
-    While a compiled function is traced, the module it captures holds placeholders instead of its
-    arrays: a thread that compiles needs a module that no other thread looks at.
-    """
-    if isinstance(part, nn.Module):
-        twin = copy.copy(part)
-        for name, value in part.items():
-            twin[name] = replica(value)
-        return twin
-    if isinstance(part, (list, tuple)):
-        return type(part)(map(replica, part))
-    return part
 
 
 @contextmanager
