@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hjepa_mlx.data.raw import read_idx
-from hjepa_mlx.data.sources import DEBIAN_FASHION
+from hjepa_mlx.data.importers import DEBIAN_FASHION, read_idx
+from hjepa_mlx.data.prepare import originals_of, prepare
 from hjepa_mlx.rng import generator
 
 TRAINED, VALIDATED = 20_000, 10_000  # images of Fashion-MNIST

@@ -36,6 +36,10 @@ class Repeated:
         """What to call image `index` in messages."""
         return f"made-up[{index}]"
 
+    def fingerprint(self) -> str:
+        """They are the same everywhere."""
+        return "made-up"
+
 
 def synthetic(dataset: Dataset) -> Source:
     """JPEG photographs of 500 × 375 for what is published as files, else raw pixels."""

@@ -43,8 +43,7 @@ class Dataset:
     """One data set.
 
     splits: number of images of `pretrain`, `train` (labelled, evaluation learns from it), `test`.
-    files: what `download` fetches. unpacks: what is then taken out of the archive: member name →
-    size in bytes; nothing else is, and nothing larger.
+    files: those that `download` fetches from the web.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Dataset:
     goal: str = ""
     promise: Promise | None = None
     files: tuple[Remote, ...] = ()
-    unpacks: dict[str, int] | None = None
     hub: str | None = None  # repository on Hugging Face
     parts: tuple[str, ...] = ()
 
@@ -65,6 +63,12 @@ class Dataset:
     def images(self) -> int:
         """Images of one epoch of pretraining."""
         return self.splits["pretrain"]
+
+    @property
+    def stored_splits(self) -> tuple[str, ...]:
+        """The splits that are prepared: pretrain only where it has other images than train."""
+        same = self.splits["pretrain"] == self.splits["train"]
+        return ("train", "test") if same else ("pretrain", "train", "test")
 
 
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -88,11 +92,6 @@ _ROWS = (
                 170_052_171,
             ),
         ),
-        unpacks={
-            **{f"cifar-10-batches-bin/data_batch_{n}.bin": 30_730_000 for n in range(1, 6)},
-            "cifar-10-batches-bin/test_batch.bin": 30_730_000,
-            "cifar-10-batches-bin/batches.meta.txt": 1_000,
-        },
     ),
     Dataset(
         name="stl10",
@@ -112,14 +111,6 @@ _ROWS = (
                 2_640_397_119,
             ),
         ),
-        unpacks={
-            "stl10_binary/unlabeled_X.bin": 100_000 * 27_648,
-            "stl10_binary/train_X.bin": 5_000 * 27_648,
-            "stl10_binary/train_y.bin": 5_000,
-            "stl10_binary/test_X.bin": 8_000 * 27_648,
-            "stl10_binary/test_y.bin": 8_000,
-            "stl10_binary/class_names.txt": 1_000,
-        },
     ),
     Dataset(
         name="imagenet100",

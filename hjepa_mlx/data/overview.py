@@ -11,7 +11,8 @@ from rich.table import Table
 from hjepa_mlx import backend
 from hjepa_mlx.config import Data
 from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
-from hjepa_mlx.data.sources import data_root, layout
+from hjepa_mlx.data import importers
+from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
 
 RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
@@ -42,8 +43,16 @@ def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
         "goal": row.goal,
         "terms": row.terms,
         "promised": promise,
-        "here": {"layout": layout(row.name, data), "hours_100_epochs": hours},
+        "here": {"layout": _layout(row, data), "hours_100_epochs": hours},
     }
+
+
+def _layout(row: Dataset, data: Data) -> str | None:
+    """In which form the data set is here: prepared, or as published, which has to be prepared."""
+    if layout(row.name, data) or row.parts:
+        return layout(row.name, data)
+    found = importers.find(row.name, data_root(data))
+    return found and f"{found.layout}, not prepared"
 
 
 def hours_here(results: Path) -> dict[str, float]:
