@@ -34,7 +34,7 @@ def opened_member(archive: Path, wanted: str, largest: int) -> Iterator[IO[bytes
     is unsafe or turns out to be damaged.
     """
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 if _checked(member, archive).removeprefix("./") == wanted:
                     break

@@ -93,7 +93,7 @@ class Array:
 
     def read(self, index: int) -> np.ndarray:
         raw = self.file.read(self._start + index * self._bytes, self._bytes)
-        return np.frombuffer(raw, np.uint8).reshape(self._shape)
+        return np.frombuffer(bytearray(raw), np.uint8).reshape(self._shape)  # to be written to
 
     def name(self, index: int) -> str:
         return f"{self.file.path}[{index}]"
