@@ -115,7 +115,7 @@ def prepare(
         folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
         made = run(name, originals_of(name, root), folder, side, quality, workers)
     for split, part in made["splits"].items():
-        left_out = f", {len(part['skipped'])} unreadable ones left out" if part["skipped"] else ""
+        left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
         print(f"{split}: {part['images']:,} images{left_out}")
     print(f"{size_of(folder) / 1e9:.2f} GB in {folder}")
 
