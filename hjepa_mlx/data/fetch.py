@@ -74,19 +74,23 @@ def _check_disk(row: Dataset, download: int, folder: Path) -> None:
 
 
 def _from_web(row: Dataset, root: Path) -> None:
-    """Fetch the files that are not there; compare those that are with their MD5."""
+    """Fetch the files that are not there; compare those that are with their MD5.
+
+    Debian's package has files of its own, compressed anew: their MD5 is another.
+    """
     folder = root / row.name
     found = importers.find(row.name, root)
-    places = (folder, root, importers.DEBIAN_FASHION) if found else (folder,)
     if not found:
         folder.mkdir(parents=True, exist_ok=True)
         _check_disk(row, sum(remote.size for remote in row.files), folder)
     for remote in row.files:
-        placed = [place / remote.name for place in places if (place / remote.name).is_file()]
-        if placed:
-            _check_placed(placed[0], remote.md5)
+        path = folder / remote.name
+        if not path.is_file() and found:
+            path = root / remote.name
+        if path.is_file():
+            _check_placed(path, remote.md5)
         elif not found:
-            download(remote, folder / remote.name)
+            download(remote, path)
 
 
 def _check_placed(path: Path, published: str) -> None:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Data
-from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
 from hjepa_mlx.data import importers
+from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
 from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
 

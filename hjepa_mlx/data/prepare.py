@@ -34,6 +34,7 @@ from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_jso
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
+RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
 AHEAD = 512  # images that are read and reduced before they are written
@@ -109,7 +110,7 @@ def prepare(
                 else:
                     splits[split] = _write_array(path, original, advance)
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
-        for record in folder.glob("*-[0-9]*.json"):
+        for record in folder.glob(RECORDS):
             record.unlink()
         (folder / LOCK).unlink()
     return prepared.manifest(folder)
@@ -122,7 +123,9 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """
     path = folder / prepared.MANIFEST
     if path.is_file():
-        _compare(plan, json.loads(path.read_text()), folder)
+        begun = json.loads(path.read_text())
+        if any(folder.glob(RECORDS)) or begun.get("name") != plan["name"]:
+            _compare(plan, begun, folder)
     elif any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
     write_json(path, plan)
