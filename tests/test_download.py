@@ -1,7 +1,6 @@
 """Downloads from servers that misbehave: a second call succeeds; a wrong file is never taken."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -224,7 +223,7 @@ def serving():
 
 def remote(server, content=CONTENT, name="file.bin") -> Remote:
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Remote(f"{server.url}/{name}", digest, len(content))
+    return Remote(url=f"{server.url}/{name}", md5=digest, size=len(content))
 
 
 # What is put right without a word
@@ -327,7 +326,8 @@ import sys
 from pathlib import Path
 from hjepa_mlx.data.catalog import Remote
 from hjepa_mlx.data.download import download
-download(Remote(sys.argv[1], sys.argv[2], int(sys.argv[3])), Path(sys.argv[4]))
+url, md5, size, path = sys.argv[1:]
+download(Remote(url=url, md5=md5, size=int(size)), Path(path))
 """
 
 
@@ -474,7 +474,7 @@ def published(server, monkeypatch):
     def publish(name: str, files: dict[str, bytes]) -> None:
         server.files |= files
         remotes = tuple(remote(server, content, file) for file, content in files.items())
-        row = dataclasses.replace(CATALOG[name], files=remotes)
+        row = CATALOG[name].model_copy(update={"files": remotes})
         monkeypatch.setitem(CATALOG, name, row)
 
     return publish

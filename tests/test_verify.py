@@ -1,6 +1,5 @@
 """`datasets verify`, `list` and `combine`: what is said of a data set is true of it."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -43,7 +42,7 @@ def published(monkeypatch):
     """Says that a data set was published with these counts."""
 
     def set_counts(name: str, **splits: int) -> None:
-        row = dataclasses.replace(CATALOG[name], splits=splits)
+        row = CATALOG[name].model_copy(update={"splits": splits})
         monkeypatch.setitem(CATALOG, name, row)
 
     return set_counts

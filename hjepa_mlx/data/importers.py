@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import partial
-from itertools import count, repeat
+from itertools import count, repeat, zip_longest
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,14 +26,16 @@ FASHION_CLASSES = (
     "Ankle boot",
 )  # fmt: skip
 LARGEST_IDX = 60_000 * 32 * 32  # bytes
-CIFAR_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 CIFAR_RECORD, STL_RECORD = 1 + 3 * 32 * 32, 3 * 96 * 96  # bytes; CIFAR-10's begins with the label
 CIFAR_TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
-STL_CLASSES = (
-    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
-)  # fmt: skip
+CLASSES = {
+    "cifar10": (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    ),
+    "stl10": (
+        "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+    ),
+}  # fmt: skip
 BINARY = {  # folder in the archive; its files, and the most bytes that each may have
     "cifar10": (
         "cifar-10-batches-bin",
@@ -53,9 +54,6 @@ BINARY = {  # folder in the archive; its files, and the most bytes that each may
 }
 
 
-Items = Callable[[], Iterator[Item]]
-
-
 class Found(NamedTuple):
     """A published data set on this machine: its layout in words, and how to open a split of it."""
 
@@ -69,8 +67,8 @@ def find(name: str, root: Path) -> Found | None:
         found = imagenet.find(name, root)
         return found and Found(*found)
     for place in (root / name, root, DEBIAN_FASHION):
-        if name in BINARY and (where := _binary(name, place)):
-            return Found("binary files", partial(_cifar10 if name == "cifar10" else _stl10, where))
+        if name in BINARY and (where := _binary_place(name, place)):
+            return Found("binary files", partial(_binary, name, where))
         files = [place / remote.name for remote in CATALOG[name].files]
         if name == "fashion-mnist" and all(path.is_file() for path in files):
             return Found("IDX files", partial(idx, place))
@@ -115,84 +113,75 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-class _Binary(NamedTuple):
-    """The files of a binary version: in the folder `place`, or in the archive `place`."""
-
-    name: str
-    place: Path
-
-    def original(
-        self, split: str, names: list[str], classes: tuple[str, ...], items: Items
-    ) -> Original:
-        paths = (self.place / name for name in names) if self.place.is_dir() else (self.place,)
-        files = tuple(paths)
-        images, side = CATALOG[self.name].splits[split], CATALOG[self.name].resolution
-        return Original(classes, images, of_files(files), items, files, (side, side, 3))
-
-    def records(self, name: str, size: int) -> Iterator[tuple[np.ndarray, str]]:
-        """Records of `size` bytes of a file, [size] uint8, and their names."""
-        with self._opened(name) as file:
-            for number in count():
-                record = file.read(size)
-                if not record:
-                    return
-                if len(record) < size:
-                    raise StorageError(
-                        f"{self.place}: {name} is not whole, its record {number} ends early. "
-                        "Delete it and download again."
-                    )
-                yield np.frombuffer(record, np.uint8), f"{self.place}:{name}[{number}]"
-
-    def _opened(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        folder, files = BINARY[self.name]
-        if self.place.is_dir():
-            return open(self.place / name, "rb")
-        return opened_member(self.place, f"{folder}/{name}", files[name])
-
-
-def _binary(name: str, place: Path) -> _Binary | None:
+def _binary_place(name: str, place: Path) -> Path | None:
+    """The folder that holds all files of a binary version, or else its archive."""
     inner, names = BINARY[name]
     for folder in (place / inner, place):
         if all((folder / file).is_file() for file in names):
-            return _Binary(name, folder)
+            return folder
     archive = place / CATALOG[name].files[0].name
-    return _Binary(name, archive) if archive.is_file() else None
+    return archive if archive.is_file() else None
 
 
-def _cifar10(binary: _Binary, split: str) -> Original:
-    """CIFAR-10's binary version: records of a label and three 32×32 planes stored by rows."""
-    names = ["test_batch.bin"] if split == "test" else CIFAR_TRAIN
+def _binary(name: str, place: Path, split: str) -> Original:
+    """CIFAR-10 or STL-10 in the folder or archive `place`."""
+    files, items = (_cifar10 if name == "cifar10" else _stl10)(place, split)
+    paths = tuple(place / file for file in files) if place.is_dir() else (place,)
+    side, images = CATALOG[name].resolution, CATALOG[name].splits[split]
+    classes = () if split == "pretrain" else CLASSES[name]
+    return Original(classes, images, of_files(paths), items, paths, (side, side, 3))
+
+
+def _cifar10(place: Path, split: str) -> tuple[list[str], Callable[[], Iterator[Item]]]:
+    """Records of a label and three 32×32 planes stored by rows."""
+    files = ["test_batch.bin"] if split == "test" else CIFAR_TRAIN
 
     def items() -> Iterator[Item]:
-        for file in names:
-            for record, name in binary.records(file, CIFAR_RECORD):
-                if record[0] >= len(CIFAR_CLASSES):
-                    raise _apart(binary.place)
+        for file in files:
+            for record, name in _records("cifar10", place, file, CIFAR_RECORD):
+                if record[0] >= 10:
+                    raise _apart(place)
                 pixels = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
                 yield Item(partial(np.asarray, pixels), int(record[0]), name)
 
-    return binary.original(split, names, CIFAR_CLASSES, items)
+    return files, items
 
 
-def _stl10(binary: _Binary, split: str) -> Original:
-    """STL-10's binary version: three 96×96 planes an image, stored by columns; labels from 1."""
+def _stl10(place: Path, split: str) -> tuple[list[str], Callable[[], Iterator[Item]]]:
+    """Three 96×96 planes an image, stored by columns; labels from 1 in a file of their own."""
     stem = "unlabeled" if split == "pretrain" else split
-    names = [f"{stem}_X.bin"] if split == "pretrain" else [f"{stem}_X.bin", f"{stem}_y.bin"]
+    files = [f"{stem}_X.bin", *([] if split == "pretrain" else [f"{stem}_y.bin"])]
 
     def items() -> Iterator[Item]:
-        labels = repeat(-1)
-        if split != "pretrain":
-            labels = iter([int(byte[0]) - 1 for byte, _ in binary.records(names[1], 1)])
-        for record, name in binary.records(names[0], STL_RECORD):
-            label = next(labels, -2)
-            if not (-1 if split == "pretrain" else 0) <= label < len(STL_CLASSES):
-                raise _apart(binary.place)
-            pixels = record.reshape(3, 96, 96).transpose(2, 1, 0)
-            yield Item(partial(np.asarray, pixels), label, name)
-        if split != "pretrain" and next(labels, None) is not None:
-            raise _apart(binary.place)
+        images = _records("stl10", place, files[0], STL_RECORD)
+        labels = [_records("stl10", place, file, 1) for file in files[1:]]
+        for image, label in zip_longest(images, *labels) if labels else zip(images, repeat(None)):
+            number = int(label[0][0]) - 1 if label else -1
+            if image is None or (labels and number not in range(10)):
+                raise _apart(place)
+            pixels = image[0].reshape(3, 96, 96).transpose(2, 1, 0)
+            yield Item(partial(np.asarray, pixels), number, image[1])
 
-    return binary.original(split, names, STL_CLASSES if split != "pretrain" else (), items)
+    return files, items
+
+
+def _records(name: str, place: Path, file: str, size: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Records of `size` bytes, [size] uint8, and their names."""
+    inner, largest = BINARY[name]
+    path, member = place / file, f"{inner}/{file}"
+    with (
+        open(path, "rb") if place.is_dir() else opened_member(place, member, largest[file])
+    ) as stream:
+        for number in count():
+            record = stream.read(size)
+            if not record:
+                return
+            if len(record) < size:
+                raise StorageError(
+                    f"{path} is not whole: its record {number} ends early. Delete it and download "
+                    "again."
+                )
+            yield np.frombuffer(record, np.uint8), f"{path}[{number}]"
 
 
 def _apart(place: Path) -> HJEPAError:

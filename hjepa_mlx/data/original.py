@@ -1,4 +1,4 @@
-"""An original: one split of a data set as it was published, for `prepare` to read once, in order."""
+"""An original: one split of a data set as published, for `prepare` to read once, in order."""
 
 from __future__ import annotations
 
