@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from hjepa_mlx.errors import UsageError, did_you_mean
 
 HERE = Path(__file__).parent
-Range = tuple[float, float]
+Range = tuple[int, int]
 
 
 class _Row(BaseModel):
@@ -27,7 +27,7 @@ class Promise(_Row):
     hours: Range
     linear_probe: Range
     knn: Range
-    rank: float
+    rank: int
 
 
 class Remote(_Row):

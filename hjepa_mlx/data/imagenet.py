@@ -102,23 +102,24 @@ def _parquet(place: Path, split: str) -> Original:
     stem = "train" if split != "test" else "val*"
     paths = sorted(folder.glob(f"{stem}-*.parquet"))
     _check_parts(folder, stem, paths)
-    labels = np.concatenate([_parquet_labels(path) for path in paths])
-    names = _label_names(paths[0])
-    if names[:1] == (CMC_FIRST,) or (not names and labels.max(initial=0) < 100):
-        names = class_list("cmc")
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names):
-        raise HJEPAError(
-            f"{folder}: labels reach from {labels.min()} to {labels.max()}, for {len(names)} "
-            "classes. Only labelled splits can be used."
-        )
+    images, names = 0, class_list("cmc")
+    for path in paths:
+        rows, words = _parquet_head(path)
+        images += rows
+        if words and words[0] != CMC_FIRST:
+            names = words
 
     def items() -> Iterator[Item]:
-        label = iter(labels.tolist())
         for path in paths:
-            for row, image in enumerate(_parquet_images(path)):
-                yield Item(partial(_bytes, image), next(label), f"{path}[{row}]")
+            for row, (image, label) in enumerate(_parquet_rows(path)):
+                if not 0 <= label < len(names):
+                    raise HJEPAError(
+                        f"{path}: an image has the label {label}, for {len(names)} classes. Only "
+                        "labelled splits can be used."
+                    )
+                yield Item(partial(_bytes, image), label, f"{path}[{row}]")
 
-    return Original(names, len(labels), of_files(paths), items, tuple(paths))
+    return Original(names, images, of_files(paths), items, tuple(paths))
 
 
 def _check_parts(folder: Path, stem: str, paths: list[Path]) -> None:
@@ -132,30 +133,28 @@ def _check_parts(folder: Path, stem: str, paths: list[Path]) -> None:
         )
 
 
-def _parquet_labels(path: Path) -> np.ndarray:
+def _parquet_head(path: Path) -> tuple[int, tuple[str, ...]]:
+    """Number of rows, and names of the labels where the file says them as Hugging Face does."""
     try:
-        schema = _pyarrow().read_schema(path)
+        metadata = _pyarrow().read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
         schema.field("image").type.field("bytes")
-        return _pyarrow().read_table(path, columns=["label"])["label"].to_numpy().astype(np.int64)
+        schema.field("label")
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     except (OSError, ValueError, LookupError) as error:
         raise StorageError(
             f"{path} is not a whole parquet file with columns image and label "
             f"({str(error).splitlines()[0]}). Delete it and download again."
         ) from error
+    features = about.get("info", {}).get("features", {})
+    return metadata.num_rows, tuple(map(str, features.get("label", {}).get("names") or ()))
 
 
-def _label_names(path: Path) -> tuple[str, ...]:
-    """Names of the labels, where the file says them as Hugging Face does."""
-    stored = _pyarrow().read_schema(path).metadata or {}
-    features = json.loads(stored.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(map(str, features.get("label", {}).get("names") or ()))
-
-
-def _parquet_images(path: Path) -> Iterator[Any]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, int]]:
     try:
         with _pyarrow().ParquetFile(path) as file:
-            for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes"]):
-                yield from batch["image"]
+            for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
+                yield from zip(batch["image"], batch["label"].to_pylist(), strict=True)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 

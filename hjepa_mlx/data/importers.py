@@ -71,22 +71,27 @@ def find(name: str, root: Path) -> Found | None:
             return Found("binary files", partial(_binary, name, where))
         files = [place / remote.name for remote in CATALOG[name].files]
         if name == "fashion-mnist" and all(path.is_file() for path in files):
-            return Found("IDX files", partial(idx, place))
+            return Found("IDX files", partial(_idx, place))
     return None
 
 
-def idx(place: Path, split: str) -> Original:
-    """28×28 grey images in the IDX format of MNIST, padded to 32×32 as the field does."""
+def _idx(place: Path, split: str) -> Original:
+    files = [place / remote.name for remote in CATALOG["fashion-mnist"].files]
+    return of_images(*fashion(place, split), files=files)
+
+
+def fashion(place: Path, split: str) -> tuple[Pixels, np.ndarray, tuple[str, ...]]:
+    """Images, labels and classes of Fashion-MNIST: 28×28, padded to 32×32 as the field does."""
     prefix = "t10k" if split == "test" else "train"
-    paths = [place / f"{prefix}-images-idx3-ubyte.gz", place / f"{prefix}-labels-idx1-ubyte.gz"]
-    images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+    images = read_idx(place / f"{prefix}-images-idx3-ubyte.gz", 3)
+    labels = read_idx(place / f"{prefix}-labels-idx1-ubyte.gz", 1)
     if len(images) != len(labels) or labels.max(initial=0) >= len(FASHION_CLASSES):
         raise _apart(place)
     if max(images.shape[1:]) > 32:
         raise HJEPAError(f"The images in {place} are larger than 32x32: not Fashion-MNIST's.")
     margins = [(0, 0), *(((32 - side) // 2, (33 - side) // 2) for side in images.shape[1:])]
-    pixels = Pixels(np.pad(images, margins)[..., None], str(paths[0]))
-    return of_images(pixels, labels.astype(np.int64), FASHION_CLASSES, files=paths)
+    pixels = Pixels(np.pad(images, margins)[..., None], str(place))
+    return pixels, labels.astype(np.int64), FASHION_CLASSES
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:

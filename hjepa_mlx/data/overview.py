@@ -15,6 +15,7 @@ from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
 from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
 
+SHOWN = {"name", "title", "resolution", "classes", "download_gb", "goal", "terms"}
 RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
 
 
@@ -28,20 +29,12 @@ def overview(data: Data) -> dict[str, Any]:
 
 def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
     promise = row.promise and {
-        "hours": row.promise.hours,
-        "linear_probe": row.promise.linear_probe,
-        "knn": row.promise.knn,
+        **row.promise.model_dump(exclude={"rank"}),
         "feature_rank_percent": row.promise.rank,
     }
     return {
-        "name": row.name,
-        "title": row.title,
+        **row.model_dump(include=SHOWN),
         "images": row.images,
-        "resolution": row.resolution,
-        "classes": row.classes,
-        "download_gb": row.download_gb,
-        "goal": row.goal,
-        "terms": row.terms,
         "promised": promise,
         "here": {"layout": _layout(row, data), "hours_100_epochs": hours},
     }

@@ -15,7 +15,7 @@ from hjepa_mlx.config import Data
 from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.images import EXTENSIONS, as_ppm, decodable
-from hjepa_mlx.data.storage import Files, Images, Joined, Pixels, image_paths
+from hjepa_mlx.data.storage import Files, Images, Joined, image_paths
 from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
 from hjepa_mlx.rng import generator
 
@@ -159,18 +159,12 @@ def _open_one(name: str, data: Data, split: Split) -> Source:
             raise UsageError("data.name=folder needs the folder of images: give --data-dir FOLDER.")
         return open_folder(Path(data.dir).expanduser(), split)
     if name == "demo":
-        return _in_memory(name, importers.idx(importers.DEMO, split))
+        return make_source(name, *importers.fashion(importers.DEMO, split))
     root = data_root(data)
     folder = prepared.find(name, root)
     if folder is None:
         raise HJEPAError(not_ready(name, root))
     return make_source(name, *prepared.read(folder, split))
-
-
-def _in_memory(name: str, original: importers.Original) -> Source:
-    items = list(original.items())
-    pixels = Pixels(np.stack([item.read() for item in items]), name)
-    return make_source(name, pixels, np.array([item.label for item in items]), original.classes)
 
 
 def layout(name: str, data: Data) -> str | None:

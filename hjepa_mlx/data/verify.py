@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,14 +38,6 @@ class Check:
     found: str
 
 
-@dataclass
-class _Content:
-    """Every image of a split: a hash of its content, and those that cannot be read."""
-
-    unreadable: list[str] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-
-
 def verify(data: Data) -> list[Check]:
     """Check each part of a data set: counts, checksums, classes, every image, duplicates.
 
@@ -63,11 +55,12 @@ def _one(name: str, data: Data) -> list[Check]:
     checks += [_count(name, split, source) for split, source in sources.items()]
     if name.startswith("imagenet"):
         checks.append(_classes(name, sources["pretrain"].classes))
-    contents = {split: _read_all(source) for split, source in sources.items()}
-    for split, content in contents.items():
-        found = f"{len(content.unreadable)} of {len(sources[split])}{_named(content.unreadable)}"
-        checks.append(Check(f"{name} {split}: unreadable", not content.unreadable, found))
-    return [*checks, _duplicates(name, sources, contents)]
+    digests: dict[Split, list[bytes]] = {}
+    for split, source in sources.items():
+        digests[split], unreadable = _read_all(source)
+        found = f"{len(unreadable)} of {len(source)}{_named(unreadable)}"
+        checks.append(Check(f"{name} {split}: unreadable", not unreadable, found))
+    return [*checks, _duplicates(name, sources, digests)]
 
 
 def _checksums(name: str, data: Data) -> list[Check]:
@@ -110,9 +103,9 @@ def _classes(name: str, classes: tuple[str, ...]) -> Check:
     return Check(f"{name} classes", which.startswith(known), which)
 
 
-def _read_all(source: Source) -> _Content:
-    """Decode every image and hash its content, on all cores."""
-    content = _Content()
+def _read_all(source: Source) -> tuple[list[bytes], list[str]]:
+    """A hash of each image's content, and which images cannot be read; on all cores."""
+    digests, unreadable = [], []
 
     def read(begin: int) -> list[tuple[bytes, str]]:
         return [_read(source, i) for i in range(begin, min(begin + CHUNK, len(source)))]
@@ -123,9 +116,9 @@ def _read_all(source: Source) -> _Content:
     ):
         for chunk in pool.map(read, range(0, len(source), CHUNK)):
             advance(len(chunk))
-            content.hashes += [digest for digest, _ in chunk]
-            content.unreadable += [error for _, error in chunk if error]
-    return content
+            digests += [digest for digest, _ in chunk]
+            unreadable += [error for _, error in chunk if error]
+    return digests, unreadable
 
 
 def _read(source: Source, index: int) -> tuple[bytes, str]:
@@ -140,24 +133,24 @@ def _read(source: Source, index: int) -> tuple[bytes, str]:
     return hashlib.blake2b(raw, digest_size=16).digest(), ""
 
 
-def _duplicates(name: str, sources: dict[Split, Source], contents: dict[Split, _Content]) -> Check:
+def _duplicates(
+    name: str, sources: dict[Split, Source], digests: dict[Split, list[bytes]]
+) -> Check:
     """Test images that are also trained on, by content."""
     trained = {
         digest: (split, index)
-        for split, content in contents.items()
+        for split in sources
         if split != "test"
-        for index, digest in enumerate(content.hashes)
-        if digest
+        for index, digest in enumerate(digests[split])
     }
     pairs = [
         f"{sources['test'].name_of(index)} is {sources[split].name_of(number)}"
-        for index, digest in enumerate(contents["test"].hashes)
-        if digest in trained
+        for index, digest in enumerate(digests["test"])
+        if digest and digest in trained
         for split, number in [trained[digest]]
     ]
-    return Check(
-        f"{name}: test images that are also trained on", not pairs, f"{len(pairs)}{_named(pairs)}"
-    )
+    what = f"{name}: test images that are also trained on"
+    return Check(what, not pairs, f"{len(pairs)}{_named(pairs)}")
 
 
 def _named(items: list[str]) -> str:
