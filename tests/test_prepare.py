@@ -377,7 +377,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 import time
 from itertools import count
 from hjepa_mlx.data import prepare, prepared
-prepared.SHARD = 32
+prepared.SHARD, prepare.GROUP = 32, 4
 shrunk, calls = prepare.shrunk, count()
 def slow(*arguments):
     time.sleep(0.02 if next(calls) < 80 else 0.5)

@@ -37,7 +37,8 @@ LOCK = ".lock"
 RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
-AHEAD = 512  # images that are read and reduced before they are written
+GROUP = 32  # images that a worker takes at once
+AHEAD = 16  # groups that wait to be written
 Advance = Callable[[int], None]
 
 
@@ -207,23 +208,27 @@ def _reduced(
 ) -> Generator[_Reduced, None, None]:
     """The images in order, read and made smaller by the pool (PIL works outside Python's lock)."""
 
-    def reduce(item: Item) -> _Reduced:
-        try:
-            return _Reduced(item, shrunk(bytes(item.read()), side, quality))
-        except UNREADABLE as error:
-            return _Reduced(item, b"", str(error) or type(error).__name__)
+    def reduce(group: list[Item]) -> list[_Reduced]:
+        return [_reduce(item, side, quality) for item in group]
 
-    waiting: deque[Future[_Reduced]] = deque()
+    waiting: deque[Future[list[_Reduced]]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(reduce, item))
+        while group := list(islice(items, GROUP)):
+            waiting.append(pool.submit(reduce, group))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _reduce(item: Item, side: int, quality: int) -> _Reduced:
+    try:
+        return _Reduced(item, shrunk(bytes(item.read()), side, quality))
+    except UNREADABLE as error:
+        return _Reduced(item, b"", str(error) or type(error).__name__)
 
 
 def _write_shard(
