@@ -58,8 +58,8 @@ def size_of(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder."""
-    if path.is_dir():
+    """Delete a file, a folder or a link to one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

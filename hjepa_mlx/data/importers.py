@@ -85,7 +85,7 @@ def fashion(place: Path, split: str) -> tuple[Pixels, np.ndarray, tuple[str, ...
     prefix = "t10k" if split == "test" else "train"
     images = read_idx(place / f"{prefix}-images-idx3-ubyte.gz", 3)
     labels = read_idx(place / f"{prefix}-labels-idx1-ubyte.gz", 1)
-    if len(images) != len(labels) or labels.max(initial=0) >= len(FASHION_CLASSES):
+    if not 0 < len(images) == len(labels) or labels.max() >= len(FASHION_CLASSES):
         raise _apart(place)
     if max(images.shape[1:]) > 32:
         raise HJEPAError(f"The images in {place} are larger than 32x32: not Fashion-MNIST's.")

@@ -55,7 +55,7 @@ def manifest(folder: Path) -> dict[str, Any]:
         if made["format"] not in (1, FORMAT):
             raise ValueError(f"its format is {made['format']}, made by a newer version")
         for split in made["splits"].values():
-            split["files"] = split.pop("shards", None) or split["files"]
+            split["files"] = split.pop("shards") if "shards" in split else split["files"]
             [(file["file"], file["images"], file["sha256"]) for file in split["files"]]
         return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
