@@ -190,7 +190,7 @@ def _unpack(folder: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What these figures were measured on."""
+    """The machine and versions of these figures."""
     from hjepa_mlx.bench.machine import describe
 
     names = ("pillow", "torch", "torchvision")

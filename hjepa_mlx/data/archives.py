@@ -57,7 +57,7 @@ def opened_member(archive: Path, wanted: str, largest: int) -> Iterator[IO[bytes
 
 
 def _checked(member: tarfile.TarInfo, archive: Path) -> str:
-    """The member's name; HJEPAError for what no image archive holds."""
+    """The member's name; HJEPAError for links, devices and unsafe paths."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise HJEPAError(f"{archive} is unsafe: it holds a file named {member.name!r}.")
@@ -107,7 +107,7 @@ def _walk(
 
 
 def _check_end(file: BinaryIO, path: Path, at: int, end: int, outermost: bool) -> None:
-    """tarfile stops at what it cannot read as if the archive ended there; tell the two apart."""
+    """Tell an archive's end from a damaged header: tarfile stops silently at both."""
     if at >= end and not outermost:
         return  # an inner tar without its end mark
     file.seek(at)

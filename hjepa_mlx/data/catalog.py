@@ -1,7 +1,7 @@
-"""The catalog: what is known of each data set. Everything that shows or checks this reads it here.
+"""The catalog: facts about each data set, for everything that shows or checks them.
 
 The rows are in catalog.yaml. `Promise` holds what the project's founding comparison of data sets
-expects of 100 epochs of ViT-S on an M1 Max: figures to be checked, none of them measured here.
+expects of 100 epochs of ViT-S on an M1 Max: estimates, none of them measured here.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ BASE = "imagenet100"  # the recipe that a combined one starts from
 def combine(names: list[str], path: Path) -> str:
     """Write a recipe that trains on all of `names` to `path`; returns the mix in words.
 
-    A pass shows each image once; evaluation is on the first. Raises UsageError for what cannot be
-    combined.
+    A pass shows each image once; evaluation is on the first. Raises UsageError for data sets
+    that cannot be combined.
     """
     names = [part for name in names for part in name.split("+")]
     if len(names) < 2 or len(set(names)) < len(names):

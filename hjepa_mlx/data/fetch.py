@@ -29,7 +29,7 @@ def fetch(name: str, root: Path) -> list[Path]:
     """Download a data set into `root/name` and prepare it there; finished steps are not repeated.
 
     Returns the originals, which are not needed any more; none when it was prepared already. Raises
-    HJEPAError with one line that says what went wrong; it can be run again.
+    HJEPAError with the reason in one line; it can be run again.
     """
     row = look_up(name)
     if row.parts:

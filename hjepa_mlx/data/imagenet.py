@@ -22,7 +22,7 @@ from hjepa_mlx.data import prepared
 from hjepa_mlx.data.archives import images_in_tar
 from hjepa_mlx.data.catalog import CATALOG, class_list
 from hjepa_mlx.data.ground_truth import classes_of
-from hjepa_mlx.data.original import Item, Original, of_files, of_images
+from hjepa_mlx.data.original import Found, Item, Original, of_files, of_images
 from hjepa_mlx.data.storage import Files, KnownFile, StorageError, image_paths
 from hjepa_mlx.errors import HJEPAError
 
@@ -32,18 +32,18 @@ CMC_FIRST = "bonnet, poke bonnet"  # label 0 of clane9/imagenet-100, in words
 PARQUET_BATCH = 64  # images
 
 
-def find(name: str, root: Path) -> tuple[str, Callable[[str], Original]] | None:
-    """The first layout found, in words, and how to open a split of it; a quick look only."""
+def find(name: str, root: Path) -> Found | None:
+    """The first layout found; a quick look only."""
     for place in (root / name, root):
         for words, (recognise, opened) in LAYOUTS.items():
             if recognise(place):
-                return words, partial(_opened, name, partial(opened, place))
+                return Found(words, partial(_opened, name, partial(opened, place)))
     if name != "imagenet100":
         return None
-    if prepared.find("imagenet1k", root):
-        return "imagenet1k: prepared", partial(_hundred, partial(_prepared, root))
-    found = find("imagenet1k", root)
-    return found and (f"imagenet1k: {found[0]}", partial(_hundred, found[1]))
+    larger = find("imagenet1k", root)
+    if folder := prepared.find("imagenet1k", root):
+        larger = Found("prepared", partial(_prepared, folder))
+    return larger and Found(f"imagenet1k: {larger.layout}", partial(_hundred, larger.open))
 
 
 def _opened(name: str, opened: Callable[[str], Original], split: str) -> Original:
@@ -52,6 +52,12 @@ def _opened(name: str, opened: Callable[[str], Original], split: str) -> Origina
 
 def _hundred(opened: Callable[[str], Original], split: str) -> Original:
     return replace(_opened("imagenet100", opened, split), files=())  # ImageNet-1K's own
+
+
+def _prepared(folder: Path, split: str) -> Original:
+    images, labels, classes = prepared.read(folder, split)
+    assert labels is not None
+    return of_images(images, labels, classes)
 
 
 def _in_order(name: str, original: Original) -> Original:
@@ -80,14 +86,6 @@ def _with_classes(original: Original, classes: tuple[str, ...]) -> Original:
 
     images = original.images * len(classes) // len(original.classes)  # about as many of each
     return replace(original, classes=classes, images=images, items=items)
-
-
-def _prepared(root: Path, split: str) -> Original:
-    folder = prepared.find("imagenet1k", root)
-    assert folder is not None
-    images, labels, classes = prepared.read(folder, split)
-    assert labels is not None
-    return of_images(images, labels, classes)
 
 
 def _parquet_folder(place: Path) -> Path | None:

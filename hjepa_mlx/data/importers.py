@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, repeat, zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from hjepa_mlx.data import imagenet
 from hjepa_mlx.data.archives import opened_member
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.data.original import Item, Original, of_files, of_images
+from hjepa_mlx.data.original import Found, Item, Original, of_files, of_images
 from hjepa_mlx.data.storage import Pixels, StorageError
 from hjepa_mlx.errors import HJEPAError
 
@@ -54,18 +53,10 @@ BINARY = {  # folder in the archive; its files, and the most bytes that each may
 }
 
 
-class Found(NamedTuple):
-    """A published data set on this machine: its layout in words, and how to open a split of it."""
-
-    layout: str
-    open: Callable[[str], Original]
-
-
 def find(name: str, root: Path) -> Found | None:
     """The originals of data set `name` in `root/name` or `root`, or None; a quick look only."""
     if name.startswith("imagenet"):
-        found = imagenet.find(name, root)
-        return found and Found(*found)
+        return imagenet.find(name, root)
     for place in (root / name, root, DEBIAN_FASHION):
         if name in BINARY and (where := _binary_place(name, place)):
             return Found("binary files", partial(_binary, name, where))

@@ -42,6 +42,13 @@ class Original:
     shape: tuple[int, ...] | None = None
 
 
+class Found(NamedTuple):
+    """A published data set on this machine: its layout in words, and how to open a split of it."""
+
+    layout: str
+    open: Callable[[str], Original]
+
+
 def of_images(
     images: Images,
     labels: np.ndarray,

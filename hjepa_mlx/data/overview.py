@@ -1,4 +1,4 @@
-"""`hjepa-mlx datasets list`: what the catalog promises, and what is on this machine."""
+"""`hjepa-mlx datasets list`: the catalog's data sets, and which are on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
 
 SHOWN = {"name", "title", "resolution", "classes", "download_gb", "goal", "terms"}
-RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
+RESULTS = Path("benchmarks/results")  # of `hjepa-mlx bench`
 
 
 def overview(data: Data) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def hours_here(results: Path) -> dict[str, float]:
 
 
 def tables(facts: dict[str, Any]) -> list[Table]:
-    """What there is, and what each is good for."""
+    """The data sets, and the goal that each is good for."""
     sets = _table(f"Data sets; {facts['free_gb']:.0f} GB are free for {facts['folder']}")
     for column in ("name", "images", "pixels", "classes", "download", "on this machine"):
         sets.add_column(column, justify="right" if column in SETS_RIGHT else "left", no_wrap=True)

@@ -83,7 +83,7 @@ def random_box(numbers: np.ndarray, height: int, width: int, scale: list[float])
 
 
 def central_box(height: int, width: int) -> Box:
-    """The largest central square: what evaluation looks at."""
+    """The largest central square, for evaluation."""
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
@@ -155,7 +155,7 @@ def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
 def _samples(
     source: Source, order: np.ndarray, config: Config, crops: np.ndarray | None, skipped: Skipped
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place in `order`, image [S, S, 3]), in order, leaving out what cannot be read."""
+    """(place in `order`, image [S, S, 3]), in order, without the unreadable ones."""
     reader = _Reader(source, order, config, crops, skipped)
     size = CHUNK if source.encoded else RAW_CHUNK
     chunks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
@@ -186,7 +186,7 @@ def _of_chunk(reader: _Reader, chunk: range) -> Iterator[tuple[int, np.ndarray]]
 
 
 class _Reader:
-    """What mlx-data's threads do for the image at each place of `order`."""
+    """Reads and crops the image at each place of `order`, in mlx-data's threads."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ CHUNK = 256  # images a worker takes at once
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a data set: whether the answer is right, and what was found."""
+    """One question about a data set, the answer, and whether that is right."""
 
     what: str
     right: bool
