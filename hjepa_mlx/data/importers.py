@@ -35,20 +35,11 @@ CLASSES = {
         "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
     ),
 }  # fmt: skip
-BINARY = {  # folder in the archive; its files, and the most bytes that each may have
-    "cifar10": (
-        "cifar-10-batches-bin",
-        dict.fromkeys([*CIFAR_TRAIN, "test_batch.bin"], 10_000 * CIFAR_RECORD),
-    ),
+BINARY = {  # folder in the archive, and its files
+    "cifar10": ("cifar-10-batches-bin", [*CIFAR_TRAIN, "test_batch.bin"]),
     "stl10": (
         "stl10_binary",
-        {
-            "unlabeled_X.bin": 100_000 * STL_RECORD,
-            "train_X.bin": 5_000 * STL_RECORD,
-            "train_y.bin": 5_000,
-            "test_X.bin": 8_000 * STL_RECORD,
-            "test_y.bin": 8_000,
-        },
+        ["unlabeled_X.bin", "train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"],
     ),
 }
 
@@ -163,11 +154,9 @@ def _stl10(place: Path, split: str) -> tuple[list[str], Callable[[], Iterator[It
 
 def _records(name: str, place: Path, file: str, size: int) -> Iterator[tuple[np.ndarray, str]]:
     """Records of `size` bytes, [size] uint8, and their names."""
-    inner, largest = BINARY[name]
-    path, member = place / file, f"{inner}/{file}"
-    with (
-        open(path, "rb") if place.is_dir() else opened_member(place, member, largest[file])
-    ) as stream:
+    path, member = place / file, f"{BINARY[name][0]}/{file}"
+    largest = CATALOG[name].images * size  # a longer member is not the published one
+    with open(path, "rb") if place.is_dir() else opened_member(place, member, largest) as stream:
         for number in count():
             record = stream.read(size)
             if not record:

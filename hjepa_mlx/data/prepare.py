@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
@@ -40,14 +40,7 @@ IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check
 GROUP = 32  # images that a worker takes at once
 AHEAD = 16  # groups that wait to be written
 Advance = Callable[[int], None]
-
-
-class _Reduced(NamedTuple):
-    """An image that was made smaller, or the reason why it cannot be read."""
-
-    item: Item
-    data: bytes
-    error: str = ""
+Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
 
 
 def originals_of(name: str, root: Path) -> dict[str, Original]:
@@ -178,7 +171,7 @@ def _write_header(file: Any, count: int, shape: tuple[int, ...] | None) -> None:
 def _write_shards(
     path: Path,
     original: Original,
-    reduced: Callable[[Iterator[Item]], Generator[_Reduced, None, None]],
+    reduced: Callable[[Iterator[Item]], Generator[Reduced, None, None]],
     advance: Advance,
 ) -> dict[str, Any]:
     """Shards of the split `path` that are not there yet; returns its part of the manifest."""
@@ -196,22 +189,23 @@ def _write_shards(
 
 
 def _whole_shards(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of the shards that an interrupted call finished; a record is written last."""
-    for record in sorted(path.parent.glob(f"{path.name}-[0-9]*.json")):
-        if not record.with_suffix(".tar").is_file() or not record.with_suffix(".npy").is_file():
+    """The records of the first shards, which an interrupted call finished."""
+    for number in count():
+        record = path.with_name(f"{path.name}-{number:05d}.json")
+        if not all(record.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
             return
         yield json.loads(record.read_text())
 
 
 def _reduced(
     pool: ThreadPoolExecutor, side: int, quality: int, items: Iterator[Item]
-) -> Generator[_Reduced, None, None]:
+) -> Generator[Reduced, None, None]:
     """The images in order, read and made smaller by the pool (PIL works outside Python's lock)."""
 
-    def reduce(group: list[Item]) -> list[_Reduced]:
+    def reduce(group: list[Item]) -> list[Reduced]:
         return [_reduce(item, side, quality) for item in group]
 
-    waiting: deque[Future[list[_Reduced]]] = deque()
+    waiting: deque[Future[list[Reduced]]] = deque()
     try:
         while group := list(islice(items, GROUP)):
             waiting.append(pool.submit(reduce, group))
@@ -224,15 +218,15 @@ def _reduced(
             future.cancel()
 
 
-def _reduce(item: Item, side: int, quality: int) -> _Reduced:
+def _reduce(item: Item, side: int, quality: int) -> Reduced:
     try:
-        return _Reduced(item, shrunk(bytes(item.read()), side, quality))
+        return (item, shrunk(bytes(item.read()), side, quality), "")
     except UNREADABLE as error:
-        return _Reduced(item, b"", str(error) or type(error).__name__)
+        return (item, b"", str(error) or type(error).__name__)
 
 
 def _write_shard(
-    path: Path, images: Iterable[tuple[int, _Reduced]], classes: tuple[str, ...], advance: Advance
+    path: Path, images: Iterable[tuple[int, Reduced]], classes: tuple[str, ...], advance: Advance
 ) -> dict[str, Any]:
     """One shard, its index and its record, each written whole; returns the record."""
     rows, skipped = [], []
