@@ -259,8 +259,8 @@ def test_the_command_can_be_run_again_and_knows_its_own_output(tmp_path):
     again = CliRunner().invoke(app, prepare_it)
     assert (first.exit_code, again.exit_code) == (0, 0)
     assert "It is prepared already" in again.output
-    both = CliRunner().invoke(app, ["datasets", "prepare", "imagenet100+stl10"])
-    assert both.exit_code == 2
+    for name in ("imagenet100+stl10", "demo", "folder", "stl1"):
+        assert CliRunner().invoke(app, ["datasets", "prepare", name]).exit_code == 2
 
 
 def test_a_folder_with_other_files_is_left_alone(root, tmp_path):

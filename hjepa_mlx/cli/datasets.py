@@ -64,9 +64,8 @@ def download(
     if originals:
         paths = ", ".join(map(str, originals))
         size = sum(map(size_of, originals)) / 1e9
-        print(
-            f"{'Removed' if remove_originals else 'Not needed any more'}: {paths} ({size:.2f} GB)"
-        )
+        done = "Removed" if remove_originals else "Not needed any more"
+        print(f"{done}: {paths} ({size:.2f} GB)")
     for path in originals if remove_originals else ():
         remove(path)
     more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"

@@ -54,6 +54,8 @@ def originals_of(name: str, root: Path) -> dict[str, Original]:
             split: of_images(source.images, source.labels, source.classes, source.rows)
             for split, source in folders.items()
         }
+    if name == "demo":
+        raise UsageError("The demo's images come with the package and need no preparation.")
     splits = look_up(name).stored_splits
     found = importers.find(name, root)
     if found is None:
