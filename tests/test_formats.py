@@ -4,8 +4,6 @@ import io
 import os
 import shutil
 import tarfile
-import threading
-import time
 from contextlib import closing
 from itertools import islice
 
@@ -17,7 +15,6 @@ import pytest
 from layouts import CMC, KAGGLE, OTHERS
 from PIL import Image
 
-import hjepa_mlx as hj
 from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.catalog import CATALOG
@@ -346,17 +343,6 @@ def test_a_fingerprint_tells_other_images_labels_and_limits_apart(both, tmp_path
     assert source(tmp_path / "b", "folder", "train").fingerprint != before
 
 
-def test_augmentation_of_a_mix_does_not_depend_on_the_number_of_workers(both, tiny_config):
-    joined = source(both[0], "imagenet100+stl10", "pretrain")
-    seen = []
-    for workers in (1, 2, 4):
-        config = tiny_config(data={"workers": workers, "batch_size": 32})
-        with closing(training_batches(joined, config, Position(), Skipped())) as batches:
-            seen.append(np.stack([batch.images for batch in islice(batches, 12)]))
-    assert np.array_equal(seen[0], seen[1])
-    assert np.array_equal(seen[0], seen[2])
-
-
 def test_training_on_a_mix_shows_each_image_at_its_place(both, tiny_config):
     joined = source(both[0], "imagenet100+stl10", "pretrain")
     whole = {"image_size": 96, "batch_size": 30, "flip": False, "crop_scale": [1.0, 1.0]}
@@ -498,33 +484,3 @@ def test_a_damaged_list_of_kaggles_labels_is_named(tmp_path, content):
     (tmp_path / "Labels.json").write_bytes(content)
     with pytest.raises(HJEPAError, match=r"Labels\.json"):
         originals_of("imagenet100", tmp_path)
-
-
-def test_a_run_whose_shard_is_cut_is_saved_and_goes_on(tmp_path, tiny_config, ready, capsys):
-    shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
-    shard = tmp_path / "imagenet100/prepared/train-00002.tar"
-    whole = shard.read_bytes()
-    config = tiny_config(
-        data={"name": "imagenet100", "dir": str(tmp_path), "batch_size": 20},
-        optim={"epochs": 3, "warmup_epochs": 1},
-        run={"dir": str(tmp_path / "run"), "checkpoint_minutes": 1e-9, "keep_last": 2},
-    )
-    checkpoints = tmp_path / "run/checkpoints"
-
-    def cut_after_the_first_checkpoint() -> None:
-        while not list(checkpoints.glob("step-*")):
-            time.sleep(0.001)
-        os.truncate(shard, 100)
-
-    thread = threading.Thread(target=cut_after_the_first_checkpoint, daemon=True)
-    thread.start()
-    with pytest.raises(HJEPAError, match=r"train-00002\.tar .* saved\. When it is back: hjepa-mlx"):
-        hj.train(config)
-    thread.join()
-    stopped = int((checkpoints / "latest").read_text().removeprefix("step-"))
-    assert 1 <= stopped < 30
-    shard.write_bytes(whole)
-    capsys.readouterr()
-    hj.train(config, resume=True)
-    assert f"at step {stopped} of 30." in "".join(capsys.readouterr())
-    assert (checkpoints / "latest").read_text() == "step-00000030"

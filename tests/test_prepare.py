@@ -228,16 +228,6 @@ def test_an_interrupted_call_goes_on_and_keeps_what_was_whole(
     assert len(kept) >= len(whole) - 2  # a shard whose index was not yet written is made again
 
 
-def test_ctrl_c_leaves_no_partial_file(root, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "shrunk", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare("imagenet100", originals(root), tmp_path / "out", side=32, workers=2)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "dataset.json"]
-
-
 def test_other_options_or_other_images_are_refused(root, tmp_path):
     out = tmp_path / "out"
     prepare("imagenet100", originals(root), out, side=32)
