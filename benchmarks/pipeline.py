@@ -40,25 +40,26 @@ CONTENDERS = (
 
 
 def make_data(folder: Path, images: int, raw: int) -> None:
-    """ImageNet-like folders of two classes, STL-10's and CIFAR-10's raw files."""
+    """ImageNet-like folders of two classes; STL-10 and CIFAR-10 as they are published."""
     from hjepa_mlx.bench.synthetic import photograph  # here: PyTorch's processes load no MLX
 
     for number in range(images):
         split = "val" if number % 10 == 9 else "train"
-        path = folder / "photos" / split / f"class-{number % 2}" / f"{number:06d}.JPEG"
+        path = folder / "photos" / split / f"class-{number // 10 % 2}" / f"{number:06d}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         photograph(number).save(path, quality=92)
     random = np.random.default_rng(0)
-    for name, size in (("stl10_binary/unlabeled_X.bin", 27_648), *_cifar_files()):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records = random.integers(0, 256, (raw, size), np.uint8)
-        records[:, 0] %= 10  # CIFAR-10's label
-        path.write_bytes(records.tobytes())
-
-
-def _cifar_files() -> list[tuple[str, int]]:
-    return [(f"cifar-10-batches-bin/data_batch_{n}.bin", 3_073) for n in range(1, 6)]
+    few = 10  # images of a split that is not timed
+    cifar = {f"data_batch_{n}.bin": raw for n in range(1, 6)} | {"test_batch.bin": few}
+    stl = {"unlabeled_X.bin": raw, "train_X.bin": few, "test_X.bin": few}
+    for name, files, size in (("cifar10", cifar, 3_073), ("stl10", stl, 27_648)):
+        (folder / name).mkdir()
+        for file, count in files.items():
+            records = random.integers(0, 256, (count, size), np.uint8)
+            records[:, 0] %= 10  # CIFAR-10's label
+            (folder / name / file).write_bytes(records.tobytes())
+    for split in ("train", "test"):
+        (folder / "stl10" / f"{split}_y.bin").write_bytes(bytes(range(1, few + 1)))
 
 
 def run(contender: str, folder: Path, photos: Path, seconds: float, workers: int) -> float:
@@ -95,7 +96,7 @@ def decode_and_resize(folder: Path, workers: int) -> Iterator[int]:
 def our_pipeline(contender: str, folder: Path, photos: Path, workers: int) -> Iterator[int]:
     """The training pipeline as a run uses it."""
     from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
-    from hjepa_mlx.data.sources import open_source
+    from hjepa_mlx.data.source import open_source
     from hjepa_mlx.recipes import load_config
 
     name, place, size = "folder", photos, SIZE
@@ -159,16 +160,14 @@ def memory(folder: Path, images: int, workers: int) -> dict[str, float]:
     return {"images": seen, "early_mb": early, "late_mb": resident_mb()}
 
 
-def prepare_shards(folder: Path, photos: Path) -> dict[str, float]:
-    """Prepare the photos; seconds and bytes for 1,000 images."""
-    from hjepa_mlx.config import Data
-    from hjepa_mlx.data.prepare import prepare
-    from hjepa_mlx.data.sources import open_source
+def prepare_all(folder: Path, photos: Path) -> dict[str, float]:
+    """Prepare photos and raw images; seconds and bytes for 1,000 photos."""
+    from hjepa_mlx.data.prepare import originals_of, prepare
 
-    data = Data(name="folder", dir=str(photos))
-    sources = {split: open_source(data, split) for split in ("train", "test")}
+    for name in ("cifar10", "stl10"):
+        prepare(name, originals_of(name, folder), folder / name / "prepared")
     start = time.perf_counter()
-    made = prepare("folder", sources, folder / "shards")
+    made = prepare("folder", originals_of("folder", photos), folder / "shards")
     seconds = time.perf_counter() - start
     images = sum(split["images"] for split in made["splits"].values())
     size = sum(path.stat().st_size for path in (folder / "shards").glob("*.tar"))
@@ -191,7 +190,7 @@ def _unpack(folder: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What these figures were measured on."""
+    """The machine and versions of these figures."""
     from hjepa_mlx.bench.machine import describe
 
     names = ("pillow", "torch", "torchvision")
@@ -238,7 +237,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict:
     """All figures: medians, the least and the most of each contender, ratios of medians."""
     make_data(folder, 1100 if not arguments.images else 0, 5_000)
     photos = Path(arguments.images or folder / "photos")
-    prepared = prepare_shards(folder, photos)
+    prepared = prepare_all(folder, photos)
     contenders = [c for c in CONTENDERS if _installed("torchvision") or "PyTorch" not in c]
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):

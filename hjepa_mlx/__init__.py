@@ -14,7 +14,7 @@ write the loop yourself with `hj.Step`, `hj.MaskSampler` and `hj.training_batche
 from hjepa_mlx import backend  # isort: skip  (first: it loads OpenBLAS, which MLX must find)
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import evaluate
 from hjepa_mlx.eval.protocols import Protocol

@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx.data.folder import tree
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import Source
+from hjepa_mlx.data.source import Source, tree
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import atomic_write, check_space

@@ -9,7 +9,7 @@ import numpy as np
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
-from hjepa_mlx.data.sources import Source
+from hjepa_mlx.data.source import Source
 from hjepa_mlx.eval.rank import effective_rank, feature_std
 from hjepa_mlx.losses import smooth_l1
 from hjepa_mlx.models.hjepa import HJEPA

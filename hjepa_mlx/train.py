@@ -18,7 +18,7 @@ from hjepa_mlx import backend, checkpoint, runs
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped, training_batches
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable

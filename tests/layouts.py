@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from hjepa_mlx.data.catalog import class_list
+from hjepa_mlx.data.prepare import originals_of, prepare
 
 CMC, KAGGLE = class_list("cmc"), class_list("kaggle")
 OTHERS = ("n01443537", "n02123159", "n15075141")  # of ImageNet-1K, in neither list of a hundred
@@ -77,6 +78,13 @@ def stl10(root: Path, train: int = 60, test: int = 40, unlabeled: int = 200) -> 
         made[stem] = (list(images), labels.tolist())
     (folder / "class_names.txt").write_text("airplane\nbird\n")
     return made
+
+
+def prepared(root: Path, name: str, **options: int) -> Path:
+    """The folder of a data set that lies in `root`, prepared."""
+    folder = root / name / "prepared"
+    prepare(name, originals_of(name, root), folder, **options)
+    return folder
 
 
 def archive(folder: Path, path: Path) -> Path:

@@ -130,13 +130,13 @@ REFUSED = {
     ),
     "resume with other images": ("train tiny.yaml --resume --run-dir run --data-dir more", "36"),
     "result into no folder": ("eval run --json nowhere/scores.json", "nowhere/scores.json"),
-    "truncated data set": ("train demo --set data.name=fashion-mnist --data-dir cut", "cut/train-"),
+    "truncated data set": ("datasets prepare fashion-mnist --data-dir cut", "cut/train-"),
     "truncated head of a data set": (
-        "train demo --set data.name=fashion-mnist --data-dir short",
+        "datasets prepare fashion-mnist --data-dir short",
         "short/train-images-idx3-ubyte.gz is not a whole IDX file",
     ),
     "data set of another kind": (
-        "train demo --set data.name=fashion-mnist --data-dir other",
+        "datasets prepare fashion-mnist --data-dir other",
         "other/train-images-idx3-ubyte.gz is not a whole IDX file",
     ),
 }

@@ -1,7 +1,6 @@
 """Downloads from servers that misbehave: a second call succeeds; a wrong file is never taken."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -17,19 +16,23 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import layouts
 import numpy as np
 import pytest
 from layouts import CMC
 from test_sources import fashion_files
+from typer.testing import CliRunner
 
+from hjepa_mlx.cli import app
 from hjepa_mlx.config import Data
 from hjepa_mlx.data import download as module
+from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import CATALOG, IMAGENET_ARCHIVES, Remote
 from hjepa_mlx.data.download import download
 from hjepa_mlx.data.fetch import fetch
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -129,14 +132,18 @@ def slow(handler, content, start):
         time.sleep(0.02)
 
 
-def no_length(handler, content, start):
-    handler.answer(content, length="none", Connection="close")
-    handler.close_connection = True
+def claims(length):
+    """Answers with a length that may be missing, nonsense, or `length(content)`."""
+
+    def manner(handler, content, start):
+        said = length(len(content)) if callable(length) else length
+        handler.answer(content, length=said, Connection="close")
+        handler.close_connection = True
+
+    return manner
 
 
-def nonsense_length(handler, content, start):
-    handler.answer(content, length="many", Connection="close")
-    handler.close_connection = True
+no_length, short_length = claims("none"), claims(lambda right: right - 10)
 
 
 def broken_chunks(handler, content, start):
@@ -147,21 +154,6 @@ def broken_chunks(handler, content, start):
         b"10000\r\n" + content[:0x10000] + b"\r\n10000\r\n" + content[0x10000:70_000]
     )
     hang_up(handler)
-
-
-def long_length(handler, content, start):
-    handler.answer(content, length=len(content) + 10, Connection="close")
-    handler.close_connection = True
-
-
-def short_length(handler, content, start):
-    handler.answer(content, length=len(content) - 10, Connection="close")
-    handler.close_connection = True
-
-
-def negative_length(handler, content, start):
-    handler.answer(content, length=-5, Connection="close")
-    handler.close_connection = True
 
 
 def chunked(handler, content, start):
@@ -203,6 +195,7 @@ def other_span(handler, content, start):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(importers, "DEBIAN_FASHION", Path("/nowhere"))
     with serving() as running:
         yield running
 
@@ -219,7 +212,7 @@ def serving():
 
 def remote(server, content=CONTENT, name="file.bin") -> Remote:
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Remote(f"{server.url}/{name}", digest, len(content))
+    return Remote(url=f"{server.url}/{name}", md5=digest, size=len(content))
 
 
 # What is put right without a word
@@ -229,9 +222,9 @@ PUT_RIGHT = {
     "redirected": [redirect],
     "slow": [slow],
     "no length": [no_length],
-    "nonsense length": [nonsense_length],
-    "length too large": [long_length],
-    "negative length": [negative_length],
+    "nonsense length": [claims("many")],
+    "length too large": [claims(lambda right: right + 10)],
+    "negative length": [claims(-5)],
     "in chunks": [chunked],
     "cut inside a chunk": [chunk_cut_after(20_000)],
     "cut between chunks": [chunk_cut_after(0)],
@@ -264,16 +257,9 @@ def test_it_asks_for_no_byte_twice(server, tmp_path, amount):
     assert server.asked == [("/file.bin", 0), ("/file.bin", amount)]
 
 
-def test_a_download_is_resumed_where_an_earlier_call_stopped(server, tmp_path):
-    (tmp_path / ".file.bin.part").write_bytes(CONTENT[:1000])
-    download(remote(server), tmp_path / "file.bin")
-    assert server.asked == [("/file.bin", 1000)]
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("manner", [range_ignored, other_span, chunked, no_length])
-def test_a_server_that_does_not_resume_starts_anew(server, tmp_path, manner):
-    (tmp_path / ".file.bin.part").write_bytes(b"x" * 1000)
+@pytest.mark.parametrize("manner", [good, range_ignored, other_span, chunked, no_length])
+def test_a_later_call_resumes_or_starts_anew_where_the_server_cannot(server, tmp_path, manner):
+    (tmp_path / ".file.bin.part").write_bytes(CONTENT[:1000] if manner is good else b"x" * 1000)
     server.manners = [manner]
     download(remote(server), tmp_path / "file.bin")
     assert server.asked == [("/file.bin", 1000)]
@@ -322,7 +308,8 @@ import sys
 from pathlib import Path
 from hjepa_mlx.data.catalog import Remote
 from hjepa_mlx.data.download import download
-download(Remote(sys.argv[1], sys.argv[2], int(sys.argv[3])), Path(sys.argv[4]))
+url, md5, size, path = sys.argv[1:]
+download(Remote(url=url, md5=md5, size=int(size)), Path(path))
 """
 
 
@@ -469,7 +456,7 @@ def published(server, monkeypatch):
     def publish(name: str, files: dict[str, bytes]) -> None:
         server.files |= files
         remotes = tuple(remote(server, content, file) for file, content in files.items())
-        row = dataclasses.replace(CATALOG[name], files=remotes)
+        row = CATALOG[name].model_copy(update={"files": remotes})
         monkeypatch.setitem(CATALOG, name, row)
 
     return publish
@@ -488,26 +475,49 @@ def archive_of(name: str, tmp_path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10"])
-def test_an_archive_is_fetched_unpacked_and_ready_to_train_on(server, published, tmp_path, name):
+def test_an_archive_is_fetched_and_ready_to_train_on(server, published, tmp_path, name):
     files = archive_of(name, tmp_path)
     published(name, files)
     root = tmp_path / "data"
-    fetch(name, root)
+    (archive,) = fetch(name, root)
     source = open_source(Data(name=name, dir=str(root)), "train")
     assert len(source) == (50 if name == "cifar10" else 10)
-    assert {p.name for p in (root / name).iterdir()} == {
-        "checksums.json",
-        "cifar-10-batches-bin" if name == "cifar10" else "stl10_binary",
-    }
-    recorded = json.loads((root / name / "checksums.json").read_text())
-    for file, digest in recorded.items():
-        assert hashlib.sha256((root / name / file).read_bytes()).hexdigest() == digest
+    assert archive.read_bytes() == next(iter(files.values()))
+    assert {p.name for p in (root / name).iterdir()} == {"prepared", archive.name}
     asked = len(server.asked)
-    fetch(name, root)
+    assert fetch(name, root) == []
+    shutil.rmtree(root / name / "prepared")
+    assert fetch(name, root) == [archive]
     assert len(server.asked) == asked
-    next((root / name).glob("*/*.bin")).unlink()
-    fetch(name, root)
-    assert len(server.asked) == asked + 1
+
+
+def test_originals_are_kept_and_named_or_removed_if_wished(server, published, tmp_path):
+    files = archive_of("cifar10", tmp_path)
+    published("cifar10", files)
+    archive = tmp_path / "data/cifar10" / next(iter(files))
+    command = ["datasets", "download", "cifar10", "--data-dir", str(tmp_path / "data")]
+    ended = CliRunner().invoke(app, command)
+    assert f"Not needed any more: {archive} (0.00 GB)" in ended.output
+    assert f"Train with: hjepa-mlx train cifar10 --data-dir {tmp_path}/data" in ended.output
+    assert archive.is_file()
+    shutil.rmtree(tmp_path / "data/cifar10/prepared")
+    ended = CliRunner().invoke(app, [*command, "--remove-originals"])
+    assert f"Removed: {archive}" in ended.output
+    assert not archive.exists()
+    assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
+
+
+def test_debians_files_are_used_and_never_removed(server, published, tmp_path, monkeypatch):
+    files = fashion_files()
+    published("fashion-mnist", {name: content + b"?" for name, content in files.items()})
+    debian = tmp_path / "debian"
+    debian.mkdir()
+    for name, content in files.items():
+        (debian / name).write_bytes(content)
+    monkeypatch.setattr(importers, "DEBIAN_FASHION", debian)
+    assert fetch("fashion-mnist", tmp_path / "data") == []
+    assert server.asked == []
+    assert len(open_source(Data(name="fashion-mnist", dir=str(tmp_path / "data")), "test")) == 12
 
 
 def test_an_archive_placed_by_hand_is_checked_and_used(server, published, tmp_path):
@@ -525,7 +535,7 @@ def test_an_archive_placed_by_hand_is_checked_and_used(server, published, tmp_pa
     assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
 
 
-def test_unpacking_that_was_stopped_is_done_again_from_the_archive(server, published, tmp_path):
+def test_a_folder_that_is_not_whole_is_passed_over_for_the_archive(server, published, tmp_path):
     files = archive_of("cifar10", tmp_path)
     published("cifar10", files)
     ((file, content),) = files.items()
@@ -533,30 +543,26 @@ def test_unpacking_that_was_stopped_is_done_again_from_the_archive(server, publi
     inner.mkdir(parents=True)
     (inner.parent / file).write_bytes(content)
     (inner / "data_batch_1.bin").write_bytes(b"of another time")
-    (inner / ".data_batch_2.bin.part").write_bytes(b"half")
-    fetch("cifar10", tmp_path / "data")
+    assert fetch("cifar10", tmp_path / "data") == [inner.parent / file]
     assert server.asked == []
-    made = tmp_path / "made/cifar-10-batches-bin"
-    assert {p.name: p.read_bytes() for p in inner.iterdir()} == {
-        p.name: p.read_bytes() for p in made.iterdir()
-    }
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10"])
 def test_what_was_unpacked_by_hand_is_not_downloaded(server, published, tmp_path, name):
     published(name, archive_of(name, tmp_path))
     (tmp_path / "made").rename(tmp_path / name)
-    fetch(name, tmp_path)
+    assert len(fetch(name, tmp_path)) == (6 if name == "cifar10" else 5)
     assert server.asked == []
-    assert (tmp_path / name / "checksums.json").is_file()
+    assert len(open_source(Data(name=name, dir=str(tmp_path)), "test")) == 10
 
 
 def test_the_hundred_classes_of_an_imagenet1k_that_is_here_are_not_downloaded(server, tmp_path):
-    layouts.folders(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
-    assert fetch("imagenet100", tmp_path) == tmp_path / "imagenet1k"
+    layouts.folders(tmp_path / "imagenet1k", layouts.photos(CMC))
+    assert fetch("imagenet100", tmp_path) == []
+    assert len(open_source(Data(name="imagenet100", dir=str(tmp_path)), "test")) == 100
 
 
-def test_an_archive_that_lacks_a_file_is_refused_and_nothing_recorded(server, published, tmp_path):
+def test_an_archive_that_lacks_a_file_is_refused(server, published, tmp_path):
     right = archive_of("stl10", tmp_path)
     (tmp_path / "made/stl10_binary/test_y.bin").unlink()
     name = next(iter(right))
@@ -564,27 +570,11 @@ def test_an_archive_that_lacks_a_file_is_refused_and_nothing_recorded(server, pu
     published("stl10", {name: lacking})
     with pytest.raises(HJEPAError, match=r"lacks stl10_binary/test_y\.bin"):
         fetch("stl10", tmp_path / "data")
-    assert not (tmp_path / "data/stl10/checksums.json").exists()
+    assert not prepared.find("stl10", tmp_path / "data")
     published("stl10", right)
     (tmp_path / "data/stl10" / name).unlink()
     fetch("stl10", tmp_path / "data")
     assert len(open_source(Data(name="stl10", dir=str(tmp_path / "data")), "test")) == 10
-
-
-def test_a_damaged_record_of_checksums_is_named(server, published, tmp_path):
-    published("fashion-mnist", fashion_files())
-    fetch("fashion-mnist", tmp_path)
-    record = tmp_path / "fashion-mnist/checksums.json"
-    whole = record.read_bytes()
-    for damaged in (b"", whole[:50], b"[]", b"null", b"\xff\xfe"):
-        record.write_bytes(damaged)
-        with pytest.raises(HJEPAError, match=r"checksums\.json cannot be read"):
-            fetch("fashion-mnist", tmp_path)
-    record.unlink()
-    asked = len(server.asked)
-    fetch("fashion-mnist", tmp_path)
-    assert record.read_bytes() == whole
-    assert len(server.asked) == asked
 
 
 def test_files_of_fashion_mnist_placed_by_hand_are_checked_and_kept(server, published, tmp_path):
@@ -620,24 +610,13 @@ def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp
     published("stl10", {"stl10_binary.tar.gz": b"x"})
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000_000))
-    with pytest.raises(HJEPAError, match=r"STL-10 needs 3\.1\d GB in .*3\.00 GB are free"):
+    with pytest.raises(HJEPAError, match=r"STL-10 needs 3\.12 GB in .*3\.00 GB are free"):
         fetch("stl10", tmp_path)
     assert server.asked == []
-
-
-def test_what_is_there_already_needs_no_room(server, published, tmp_path, monkeypatch):
-    published("cifar10", archive_of("cifar10", tmp_path))
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=160_000_000))
-    with pytest.raises(HJEPAError, match=r"CIFAR-10 needs 0\.\d\d GB in .*0\.16 GB are free"):
-        fetch("cifar10", tmp_path / "data")
-    assert server.asked == []
-    there = tmp_path / "data/cifar10/cifar-10-batches-bin/data_batch_1.bin"
-    there.parent.mkdir()
-    with open(there, "wb") as file:
-        file.truncate(250_000_000)
-    fetch("cifar10", tmp_path / "data")
-    assert there.stat().st_size == 10 * 3073
+    with open(tmp_path / "stl10/.stl10_binary.tar.gz.part", "wb") as part:
+        part.truncate(200_000_000)  # it counts as here already
+    with pytest.raises(HJEPAError, match="not the right file"):
+        fetch("stl10", tmp_path)
 
 
 def test_archives_of_imagenet1k_with_the_right_md5_are_taken(tmp_path, monkeypatch):
@@ -646,7 +625,9 @@ def test_archives_of_imagenet1k_with_the_right_md5_are_taken(tmp_path, monkeypat
     for name, path in archives.items():
         digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         monkeypatch.setitem(IMAGENET_ARCHIVES, name, digest)
-    assert fetch("imagenet1k", tmp_path) == tmp_path / "imagenet1k"
+    tars = [path for name, path in archives.items() if name.endswith(".tar")]
+    assert sorted(fetch("imagenet1k", tmp_path)) == sorted(tars)
+    shutil.rmtree(tmp_path / "imagenet1k" / "prepared")
     kit = archives["ILSVRC2012_devkit_t12.tar.gz"]
     kit.write_bytes(kit.read_bytes()[:-1] + b"?")
     with pytest.raises(HJEPAError, match=r"devkit_t12\.tar\.gz has the MD5 .*Move it away"):
@@ -661,18 +642,15 @@ def test_imagenet1k_says_how_to_get_it_and_checks_what_was_placed(tmp_path, caps
     layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
     with pytest.raises(HJEPAError, match=r"img_train\.tar has the MD5 .*not the published 1d675b"):
         fetch("imagenet1k", tmp_path)
-
-
-def test_imagenet1k_with_one_of_its_archives_is_not_enough(tmp_path):
-    (tmp_path / "imagenet1k").mkdir()
-    (tmp_path / "imagenet1k" / "ILSVRC2012_img_train.tar").write_bytes(b"cut")
-    with pytest.raises(HJEPAError, match=r"lacks ILSVRC2012_img_val\.tar, ILSVRC2012_devkit"):
+    (tmp_path / "imagenet1k" / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.raises(HJEPAError, match=r"lacks ILSVRC2012_img_val\.tar\."):
         fetch("imagenet1k", tmp_path)
 
 
 def test_another_layout_of_imagenet1k_is_enough(tmp_path):
     layouts.kaggle_contest(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
-    assert fetch("imagenet1k", tmp_path) == tmp_path / "imagenet1k"
+    inner = tmp_path / "imagenet1k/ILSVRC/Data/CLS-LOC"
+    assert fetch("imagenet1k", tmp_path) == [inner / "train", inner / "val"]
 
 
 # Hugging Face
@@ -758,21 +736,18 @@ def test_imagenet100_comes_from_the_hub_and_is_checked(hub, server, tmp_path):
     assert len(server.asked) == asked
 
 
-def test_a_wrong_file_from_the_hub_is_deleted_and_fetched_again(hub, server, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-1] + b"?", "not the published file .*run the command again"),
+        (lambda data: data[:-1000], "again"),
+    ],
+    ids=["wrong", "cut"],
+)
+def test_a_wrong_or_cut_file_from_the_hub_is_fetched_again(hub, server, tmp_path, damage, says):
     name = next(name for name in hub.files if name.endswith(".parquet"))
-    hub.served[name] = hub.files[name][:-1] + b"?"
-    line = last_line(download_imagenet100(server, tmp_path))
-    assert re.search(r"not the published file .*run the command again", line)
-    assert not (tmp_path / "data/imagenet100" / name).exists()
-    hub.served = hub.files
-    assert download_imagenet100(server, tmp_path).returncode == 0
-    assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
-
-
-def test_a_file_from_the_hub_that_ends_early_is_fetched_again(hub, server, tmp_path):
-    name = next(name for name in hub.files if name.endswith(".parquet"))
-    hub.served[name] = hub.files[name][:-1000]
-    last_line(download_imagenet100(server, tmp_path))
+    hub.served[name] = damage(hub.files[name])
+    assert re.search(says, last_line(download_imagenet100(server, tmp_path)))
     assert not (tmp_path / "data/imagenet100" / name).exists()
     hub.served = hub.files
     assert download_imagenet100(server, tmp_path).returncode == 0

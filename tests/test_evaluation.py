@@ -282,6 +282,7 @@ def test_a_model_is_evaluated_on_another_data_set(
 ) -> None:
     model = build(name="demo", limit=50)  # which is no limit of the other data set
     layouts.cifar10(tmp_path / "cifar10", per_batch=20)
+    layouts.prepared(tmp_path, "cifar10")
     pictures(tmp_path / "own", 30)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"data: {{name: folder, dir: {tmp_path / 'own'}}}")
@@ -387,6 +388,8 @@ SPLITS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
 def test_no_test_image_is_trained_on_or_learnt_from(layout: str, tmp_path: Path) -> None:
     name, inner, make = SPLITS[layout]
     make(tmp_path / inner)
+    if name != "folder":
+        layouts.prepared(tmp_path, name)
     seen = {}
     for split in get_args(Split):
         source = hj.open_source(Data(name=name, dir=str(tmp_path)), split)

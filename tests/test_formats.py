@@ -4,8 +4,6 @@ import io
 import os
 import shutil
 import tarfile
-import threading
-import time
 from contextlib import closing
 from itertools import islice
 
@@ -17,56 +15,72 @@ import pytest
 from layouts import CMC, KAGGLE, OTHERS
 from PIL import Image
 
-import hjepa_mlx as hj
 from hjepa_mlx.config import Data
-from hjepa_mlx.data import shards
+from hjepa_mlx.data import prepared
+from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.pipeline import Position, Skipped, evaluation_images, training_batches
-from hjepa_mlx.data.prepare import prepare
-from hjepa_mlx.data.sources import layout as layout_of
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.prepare import originals_of
+from hjepa_mlx.data.source import layout, open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
+
+SPLITS = ("pretrain", "train", "test")
 
 
 def source(root, name, split, **keys):
     return open_source(Data(name=name, dir=str(root), **keys), split)
 
 
-def decoded(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
+def drained(root, name, split) -> tuple[tuple[str, ...], list[tuple[str, bytes]]]:
+    """Classes of a published split, and (class, JPEG bytes) of every image, sorted."""
+    original = originals_of(name, root)[split]
+    items = [(original.classes[item.label], item.read()) for item in original.items()]
+    return original.classes, sorted(items)
 
 
-def contents(found) -> list[tuple[str, bytes]]:
-    """(class, JPEG bytes) of every image, sorted."""
-    return sorted(
-        (found.classes[found.labels[i]], found.images.read(int(found.rows[i])))
-        for i in range(len(found))
-    )
+def sorted_photos(made, split) -> list[tuple[str, bytes]]:
+    return sorted((name, data) for name, _, data in made["val" if split == "test" else split])
 
 
 # Raw pixels
 
 
+def archived(root, name) -> None:
+    """Leave only the archive as it is published."""
+    (inner,) = root.iterdir()
+    layouts.archive(inner, root / CATALOG[name].files[0].name)
+    shutil.rmtree(inner)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "archive"])
 @pytest.mark.parametrize("inner", ["", "cifar10"])
-def test_cifar10_comes_back_pixel_for_pixel(tmp_path, inner):
+def test_cifar10_comes_back_pixel_for_pixel(tmp_path, inner, packed):
     made = layouts.cifar10(tmp_path / inner, per_batch=20)
-    for split in ("pretrain", "train", "test"):
+    if packed:
+        archived(tmp_path / inner, "cifar10")
+    layouts.prepared(tmp_path, "cifar10")
+    for split in SPLITS:
         images, labels = made["test" if split == "test" else "train"]
         found = source(tmp_path, "cifar10", split)
         assert found.labels.tolist() == labels
         assert all(np.array_equal(found.read(i), image) for i, image in enumerate(images))
         assert len(found) == len(images)
-        assert len(found.classes) == 10
+    assert " ".join(found.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
 
 
-def test_stl10_comes_back_pixel_for_pixel_and_is_pretrained_on_the_unlabelled(tmp_path):
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "archive"])
+def test_stl10_comes_back_pixel_for_pixel_and_is_pretrained_on_the_unlabelled(tmp_path, packed):
     made = layouts.stl10(tmp_path / "stl10", train=20, test=10, unlabeled=30)
+    if packed:
+        archived(tmp_path / "stl10", "stl10")
+    layouts.prepared(tmp_path, "stl10")
     for split, stem in (("pretrain", "unlabeled"), ("train", "train"), ("test", "test")):
         images, labels = made[stem]
         found = source(tmp_path, "stl10", split)
         assert len(found) == len(images)
         assert all(np.array_equal(found.read(i), image) for i, image in enumerate(images))
         assert found.labels.tolist() == ([] if split == "pretrain" else labels)
+    assert " ".join(found.classes) == "airplane bird car cat deer dog horse monkey ship truck"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,10 @@ def test_raw_files_that_are_cut_or_do_not_belong_together_are_refused(tmp_path, 
     path = tmp_path / file
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HJEPAError, match=os.path.dirname(file)):
-        [source(tmp_path, name, split) for split in ("pretrain", "train")]
+        layouts.prepared(tmp_path, name)
+    assert not (tmp_path / name / "prepared" / prepared.MANIFEST).exists() or not prepared.complete(
+        tmp_path / name / "prepared"
+    )
 
 
 # ImageNet
@@ -108,81 +125,96 @@ def hundred(request, tmp_path_factory):
 
 def test_imagenet100_has_cmcs_order_in_every_layout(hundred):
     root, made = hundred
-    for split in ("train", "val"):
-        found = source(root, "imagenet100", "test" if split == "val" else split)
-        assert found.classes == CMC
-        assert contents(found) == sorted((name, data) for name, _, data in made[split])
-        for index in (0, 7, len(found) - 1):
-            raw = found.images.read(int(found.rows[index]))
-            assert np.array_equal(decoded(raw), decoded(found.read(index).tobytes()))
-            assert found.name_of(index)
+    for split in ("train", "test"):
+        assert drained(root, "imagenet100", split) == (CMC, sorted_photos(made, split))
+        assert drained(root / "imagenet100", "imagenet100", split)[0] == CMC
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["original", "prepared"])
 @pytest.mark.parametrize("layout", [layouts.folders, layouts.tars, layouts.kaggle_contest])
-def test_imagenet100_is_cut_out_of_an_imagenet1k_beside_it(tmp_path, layout):
+def test_imagenet100_is_cut_out_of_an_imagenet1k_beside_it(tmp_path, layout, ready):
     made = layouts.photos(CMC + OTHERS, train=1)
     layout(tmp_path / "imagenet1k", made)
-    for split in ("train", "val"):
-        expected = sorted((name, data) for name, _, data in made[split] if name in CMC)
-        found = source(tmp_path, "imagenet100", "test" if split == "val" else "pretrain")
-        assert found.classes == CMC
-        assert contents(found) == expected
-        whole = source(tmp_path, "imagenet1k", "test" if split == "val" else "pretrain")
-        assert whole.classes == tuple(sorted(CMC + OTHERS))
-        assert len(whole) == len(expected) + 3
+    assert drained(tmp_path, "imagenet1k", "test")[0] == tuple(sorted(CMC + OTHERS))
+    if ready:
+        layouts.prepared(tmp_path, "imagenet1k")
+    for split in ("train", "test"):
+        expected = [(name, data) for name, data in sorted_photos(made, split) if name in CMC]
+        assert drained(tmp_path, "imagenet100", split) == (CMC, expected)
+        assert originals_of("imagenet100", tmp_path)[split].files == ()  # ImageNet-1K's own
 
 
 def test_kaggles_hundred_keep_the_order_of_their_own_list(tmp_path):
     made = layouts.photos(KAGGLE)
     layouts.kaggle_hundred(tmp_path / "imagenet100", made)
-    for split in ("train", "val"):
-        found = source(tmp_path, "imagenet100", "test" if split == "val" else "train")
-        assert found.classes == KAGGLE
-        assert contents(found) == sorted((name, data) for name, _, data in made[split])
+    for split in ("train", "test"):
+        assert drained(tmp_path, "imagenet100", split) == (KAGGLE, sorted_photos(made, split))
+
+
+def unpack_kit(root) -> None:
+    kit = root / f"{layouts.KIT}.tar.gz"
+    with tarfile.open(kit) as tar:
+        tar.extractall(root, filter="data")
+    kit.unlink()
 
 
 def test_the_extracted_development_kit_serves_as_well(tmp_path):
     made = layouts.photos(CMC[:5])
     layouts.tars(tmp_path, made)
-    kit = tmp_path / f"{layouts.KIT}.tar.gz"
-    with tarfile.open(kit) as tar:
-        tar.extractall(tmp_path, filter="data")
-    kit.unlink()
-    found = source(tmp_path, "imagenet1k", "test")
-    assert contents(found) == sorted((name, data) for name, _, data in made["val"])
+    unpack_kit(tmp_path)
+    assert drained(tmp_path, "imagenet1k", "test")[1] == sorted_photos(made, "test")
 
 
-def test_what_is_missing_of_an_imagenet_is_named(tmp_path):
+def test_missing_parts_of_an_imagenet_are_named(tmp_path):
     made = layouts.photos(CMC[:3])
     layouts.tars(tmp_path / "tars", made)
     (tmp_path / "tars" / f"{layouts.KIT}.tar.gz").unlink()
-    assert len(source(tmp_path / "tars", "imagenet1k", "train")) == 6
     with pytest.raises(HJEPAError, match=rf"put {layouts.KIT}.*LOC_val_solution.csv there"):
-        source(tmp_path / "tars", "imagenet1k", "test")
+        originals_of("imagenet1k", tmp_path / "tars")
     (tmp_path / "tars/ILSVRC2012_img_val.tar").unlink()
     with pytest.raises(HJEPAError, match=r"ILSVRC2012_img_val\.tar is not beside it"):
-        source(tmp_path / "tars", "imagenet1k", "test")
+        originals_of("imagenet1k", tmp_path / "tars")
     layouts.folders(tmp_path / "folders", {"train": made["train"]})
     with pytest.raises(HJEPAError, match="val/ is not beside it"):
-        source(tmp_path / "folders", "imagenet1k", "test")
+        originals_of("imagenet1k", tmp_path / "folders")
     layouts.parquet(tmp_path / "parquet", made)
     next((tmp_path / "parquet/data").glob("train-00001-*")).unlink()
     with pytest.raises(HJEPAError, match="has 2 of 3 parquet files"):
-        source(tmp_path / "parquet", "imagenet100", "train")
+        originals_of("imagenet100", tmp_path / "parquet")
+    layouts.kaggle_hundred(tmp_path / "kaggle", layouts.photos(KAGGLE))
+    shutil.rmtree(tmp_path / "kaggle" / "val.X")
+    with pytest.raises(HJEPAError, match=r"val\.X"):
+        originals_of("imagenet100", tmp_path / "kaggle")
 
 
 def test_a_hundred_cannot_be_chosen_out_of_classes_named_in_words(tmp_path):
     made = layouts.photos(CMC)
     layouts.parquet(tmp_path / "imagenet100", made, words=[f"word {n}" for n in range(1000)])
     with pytest.raises(HJEPAError, match="not named by WordNet ids"):
-        source(tmp_path, "imagenet100", "train")
+        originals_of("imagenet100", tmp_path)
 
 
 def test_a_foreign_parquet_file_is_named(tmp_path):
     table = pa.table({"picture": [b"x"], "label": [0]})
     pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
     with pytest.raises(HJEPAError, match=r"train-00000.*with columns image and label") as error:
-        source(tmp_path, "imagenet100", "train")
+        originals_of("imagenet100", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_a_damaged_column_of_a_parquet_file_is_named(tmp_path, column):
+    layouts.parquet(tmp_path, layouts.photos(CMC))
+    path = sorted((tmp_path / "data").glob("train-*"))[1]
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    part = next(part for part in columns if part.path_in_schema.startswith(column))
+    data = bytearray(path.read_bytes())
+    start = part.dictionary_page_offset or part.data_page_offset
+    data[start : start + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(HJEPAError, match=path.name) as error:
+        drained(tmp_path, "imagenet100", "train")
     assert "\n" not in str(error.value)
 
 
@@ -198,7 +230,7 @@ def test_a_cut_archive_is_named(tmp_path, layout, file):
     path = tmp_path / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(HJEPAError, match=path.name):
-        source(tmp_path, "imagenet100", "train")
+        drained(tmp_path, "imagenet100", "train")
 
 
 @pytest.mark.parametrize(
@@ -212,16 +244,36 @@ def test_without_the_data_one_line_says_how_to_get_it(tmp_path, name):
     assert str(error.value).endswith(command)
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("cifar10", lambda root: layouts.cifar10(root, 5)),
+        ("imagenet100", lambda root: layouts.parquet(root, layouts.photos(CMC[:3]))),
+        ("imagenet1k", lambda root: layouts.tars(root, layouts.photos(CMC[:3]))),
+    ],
+)
+def test_originals_are_not_trained_on_but_one_line_says_how_to_prepare_them(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(HJEPAError) as error:
+        source(tmp_path, name, "pretrain")
+    assert str(error.value).endswith(
+        f"Run: hjepa-mlx datasets prepare {name} --data-dir {tmp_path}"
+    )
+
+
 # Several data sets at once
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """ImageNet-100 in folders (200 images) and STL-10 (100 unlabelled)."""
+    """ImageNet-100 (200 images) and STL-10 (100 unlabelled), prepared."""
     root = tmp_path_factory.mktemp("both")
     photos = layouts.photos(CMC)
     layouts.folders(root / "imagenet100", photos)
-    return root, photos, layouts.stl10(root / "stl10", unlabeled=100)["unlabeled"][0]
+    made = layouts.stl10(root / "stl10", unlabeled=100)
+    for name in ("imagenet100", "stl10"):
+        layouts.prepared(root, name)
+    return root, photos, made["unlabeled"][0]
 
 
 def test_raw_and_encoded_images_come_through_one_pipeline(both, tiny_config):
@@ -237,11 +289,10 @@ def test_raw_and_encoded_images_come_through_one_pipeline(both, tiny_config):
     assert min(np.abs(images[i] - expected).mean() for i in range(200)) < 1.5
 
 
-def test_several_are_found_here_whatever_their_weights(both):
-    for weights in ("auto", [2.0, 1.0]):
-        data = Data(name="imagenet100+stl10", dir=str(both[0]), weights=weights)
-        assert layout_of(data.name, data) == "folders + raw pixels"
-    assert layout_of("imagenet100+cifar10", data) is None
+def test_several_are_found_here(both):
+    data = Data(name="imagenet100+stl10", dir=str(both[0]))
+    assert layout(data.name, data) == "prepared"
+    assert layout("imagenet100+cifar10", data) is None
 
 
 def test_evaluation_of_several_is_on_the_first(both):
@@ -251,65 +302,65 @@ def test_evaluation_of_several_is_on_the_first(both):
     assert len(found) == len(photos["val"])
 
 
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [2.0, 1.0], [1.0, 5.0], [0.01, 1.0]])
-def test_the_mix_of_every_pass_is_that_of_the_weights(both, weights):
-    joined = source(both[0], "imagenet100+stl10", "pretrain", weights=weights)
-    for number in range(3):
-        order, rows = joined.pass_order(0, number)
-        assert sorted(rows) == list(range(len(order)))
-        share = weights[0] / sum(weights)
-        assert (order < 200).sum() == max(1, round(300 * share))
-        for part, size in ((order[order < 200], 200), (order[order >= 200] - 200, 100)):
-            times = np.bincount(part, minlength=size)
-            assert times.max() - times.min() <= 1
-
-
-def test_without_weights_each_image_comes_once(both):
+def test_each_image_comes_once_a_pass(both):
     joined = source(both[0], "imagenet100+stl10", "pretrain")
-    first, again, second = (joined.pass_order(0, n)[0] for n in (0, 0, 1))
+    first, again, second = (joined.pass_order(0, n) for n in (0, 0, 1))
     assert sorted(first) == list(range(300))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, joined.pass_order(1, 0)[0])
+    assert not np.array_equal(first, joined.pass_order(1, 0))
 
 
-@pytest.mark.parametrize("limit", [64, 65, 67, 299])
-def test_a_pass_has_as_many_images_as_its_parts_together(both, limit):
-    joined = source(both[0], "imagenet100+stl10", "pretrain", weights=[1.0, 1.0], limit=limit)
-    assert sum(joined.shares) == len(joined) == len(joined.pass_order(0, 0)[0])
-    assert sorted(joined.take(np.arange(5)).pass_order(0, 0)[0]) == [0, 1, 2, 3, 4]
-
-
-def test_a_data_set_named_twice_is_refused(both):
-    with pytest.raises(UsageError, match="has a data set twice"):
+def test_names_that_cannot_be_combined_are_refused(both):
+    with pytest.raises(UsageError, match="names a data set twice"):
         source(both[0], "stl10+stl10", "pretrain")
-
-
-def test_limit_cuts_each_part_in_proportion(both):
-    limited = source(both[0], "imagenet100+stl10", "pretrain", limit=30)
-    assert limited.parts == (20, 10)
-    assert len(limited) == 30
-    assert limited.read(29).dtype == np.uint8
-
-
-def test_weights_must_fit_the_names(both):
-    for name, weights in (("imagenet100+stl10", [1.0]), ("stl10", [1.0, 2.0])):
-        with pytest.raises(UsageError, match=r"needs one weight per data set"):
-            source(both[0], name, "pretrain", weights=weights)
     with pytest.raises(UsageError, match="mean 'stl10'"):
         source(both[0], "imagenet100+stl1", "pretrain")
 
 
-def test_augmentation_of_a_mix_does_not_depend_on_the_number_of_workers(both, tiny_config):
-    root = both[0]
-    joined = source(root, "imagenet100+stl10", "pretrain", weights=[1.0, 3.0])
-    seen = []
-    for workers in (1, 2, 4):
-        config = tiny_config(data={"workers": workers, "batch_size": 32})
-        with closing(training_batches(joined, config, Position(), Skipped())) as batches:
-            seen.append(np.stack([batch.images for batch in islice(batches, 12)]))
-    assert np.array_equal(seen[0], seen[1])
-    assert np.array_equal(seen[0], seen[2])
+def test_limit_cuts_each_part_in_proportion(both):
+    limited = source(both[0], "imagenet100+stl10", "pretrain", limit=30)
+    assert len(limited) == 30
+    assert (limited.rows < 200).sum() == 20
+    assert limited.read(29).dtype == np.uint8
+
+
+def test_a_fingerprint_tells_other_images_labels_and_limits_apart(both, tmp_path):
+    names = ("imagenet100", "stl10", "imagenet100+stl10")
+    found = [source(both[0], name, "pretrain") for name in names]
+    found += [source(both[0], "stl10", split) for split in ("train", "test")]
+    found += [source(both[0], "stl10", "pretrain", limit=limit) for limit in (10, 11)]
+    assert len({one.fingerprint for one in found}) == len(found)
+    moved = shutil.copytree(both[0], tmp_path / "moved")
+    for name, one in zip(names, found, strict=False):
+        assert source(moved, name, "pretrain").fingerprint == one.fingerprint
+    assert len({source("x", "demo", split).fingerprint for split in SPLITS}) == 2
+    layouts.folders(tmp_path / "a", layouts.photos(CMC[:2]))
+    before = source(tmp_path / "a", "folder", "train").fingerprint
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert source(tmp_path / "b", "folder", "train").fingerprint == before
+    next((tmp_path / "b/train").rglob("*.JPEG")).write_bytes(b"other")
+    assert source(tmp_path / "b", "folder", "train").fingerprint != before
+
+
+def test_training_on_a_mix_shows_each_image_at_its_place(both, tiny_config):
+    joined = source(both[0], "imagenet100+stl10", "pretrain")
+    whole = {"image_size": 96, "batch_size": 30, "flip": False, "crop_scale": [1.0, 1.0]}
+    config = tiny_config(data=whole)
+    with closing(training_batches(joined, config, Position(), Skipped())) as batches:
+        seen = np.concatenate([batch.images for batch in islice(batches, 10)])
+    order = joined.pass_order(config.seed, 0)
+    assert len(seen) == len(order) == 300
+    differences = []
+    for image, index in zip(seen, order, strict=True):
+        if index >= 200:
+            assert np.array_equal(image, both[2][index - 200])
+        else:
+            jpeg = joined.images.read(int(joined.rows[index]))
+            expected = Image.open(io.BytesIO(jpeg)).resize((96, 96), Image.Resampling.BILINEAR)
+            differences.append(np.abs(image - np.asarray(expected).astype(int)).mean())
+    assert max(differences) < 5  # a crop of the whole may lack one of its 80 columns
+    assert np.mean(differences) < 0.5
 
 
 # A disk that goes away
@@ -331,87 +382,66 @@ def spoil(path, how: str) -> None:
         path.write_bytes(path.read_bytes() + b"more")
 
 
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """STL-10's 200 images in an array; ImageNet-100's 200 + 100 in shards of 32."""
+    root = tmp_path_factory.mktemp("ready")
+    layouts.folders(root / "imagenet100", layouts.photos(CMC))
+    layouts.stl10(root / "stl10")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "SHARD", 32)
+        for name in ("imagenet100", "stl10"):
+            layouts.prepared(root, name, side=32)
+    return root
+
+
 @pytest.mark.parametrize(
-    ("name", "layout", "file"),
-    [
-        ("stl10", lambda root: layouts.stl10(root), "stl10_binary/unlabeled_X.bin"),
-        (
-            "imagenet1k",
-            lambda root: layouts.tars(root, layouts.photos(CMC)),
-            "ILSVRC2012_img_train.tar",
-        ),
-        (
-            "imagenet100",
-            lambda root: layouts.parquet(root, layouts.photos(CMC), files=1),
-            "data/train-00000-of-00001-0123456789abcdef.parquet",
-        ),
-    ],
+    ("name", "file"),
+    [("stl10", "pretrain-images.npy"), ("imagenet100", "train-00001.tar")],
 )
 @pytest.mark.parametrize("how", ["gone", "cut", "changed"])
 def test_a_file_that_goes_away_while_training_is_named(
-    tmp_path, tiny_config, name, layout, file, how
+    ready, tmp_path, tiny_config, name, file, how
 ):
-    layout(tmp_path)
+    shutil.copytree(ready / name, tmp_path / name)
     found = source(tmp_path, name, "pretrain")
-    batches = training_batches(found, tiny_config(), Position(), Skipped())
-    with closing(batches):
+    with closing(training_batches(found, tiny_config(), Position(), Skipped())) as batches:
         next(batches)
-        spoil(tmp_path / file, how)
-        with pytest.raises(StorageError, match=os.path.basename(file)):
+        spoil(tmp_path / name / "prepared" / file, how)
+        with pytest.raises(StorageError, match=file):
             drain(batches, 200)
 
 
 def test_a_folder_that_goes_away_is_named_but_one_missing_file_is_skipped(tmp_path, tiny_config):
-    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
-    found = source(tmp_path, "imagenet100", "pretrain")
+    layouts.folders(tmp_path / "mine", layouts.photos(CMC))
+    found = source(tmp_path / "mine", "folder", "pretrain")
     skipped = Skipped()
     with closing(training_batches(found, tiny_config(), Position(), skipped)) as batches:
         next(batches)
         os.unlink(found.name_of(3))
         drain(batches, 100)
-        assert [os.path.basename(n) for n in skipped.reasons] == [
-            os.path.basename(found.name_of(3))
-        ]
-        spoil(tmp_path / "imagenet100", "gone")
-        with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):
+        assert list(skipped.reasons) == [found.name_of(3)]
+        spoil(tmp_path / "mine", "gone")
+        with pytest.raises(StorageError, match="mine/train cannot be read any more"):
             drain(batches, 100)
 
 
 @pytest.mark.parametrize("emptied", ["train moved", "mount point left empty"])
 def test_a_disk_that_leaves_its_folder_behind_is_noticed(tmp_path, tiny_config, emptied):
-    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
-    found = source(tmp_path, "imagenet100", "pretrain")
+    layouts.folders(tmp_path / "mine", layouts.photos(CMC))
+    found = source(tmp_path / "mine", "folder", "pretrain")
     with closing(training_batches(found, tiny_config(), Position(), Skipped())) as batches:
         next(batches)
         if emptied == "train moved":
-            (tmp_path / "imagenet100/train").rename(tmp_path / "away")
+            (tmp_path / "mine/train").rename(tmp_path / "away")
         else:
-            shutil.rmtree(tmp_path / "imagenet100")
-            (tmp_path / "imagenet100").mkdir()
-        with pytest.raises(StorageError, match="imagenet100 cannot be read any more"):
+            shutil.rmtree(tmp_path / "mine")
+            (tmp_path / "mine").mkdir()
+        with pytest.raises(StorageError, match="mine/train cannot be read any more"):
             drain(batches, 100)
 
 
-# Classes, and files that say which class an image has
-
-
-@pytest.mark.parametrize(
-    ("name", "classes"),
-    [
-        ("cifar10", "airplane automobile bird cat deer dog frog horse ship truck"),
-        ("stl10", "airplane bird car cat deer dog horse monkey ship truck"),
-    ],
-)
-def test_classes_are_in_the_publishers_order(tmp_path, name, classes):
-    getattr(layouts, name)(tmp_path)
-    assert source(tmp_path, name, "train").classes == tuple(classes.split())
-
-
-def test_the_folder_of_the_data_set_itself_may_be_given(hundred):
-    root, made = hundred
-    found = source(root / "imagenet100", "imagenet100", "test")
-    assert found.classes == CMC
-    assert contents(found) == sorted((name, data) for name, _, data in made["val"])
+# Files that say which class an image has
 
 
 CSV = "LOC_val_solution.csv"
@@ -441,14 +471,11 @@ def test_damaged_ground_truth_is_named(tmp_path, file, damage):
         layouts.kaggle_contest(tmp_path, made)
     else:
         layouts.tars(tmp_path, made)
-        kit = tmp_path / f"{layouts.KIT}.tar.gz"
-        with tarfile.open(kit) as tar:
-            tar.extractall(tmp_path, filter="data")
-        kit.unlink()
+        unpack_kit(tmp_path)
     path = tmp_path / file
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HJEPAError, match=path.name):
-        source(tmp_path, "imagenet1k", "test")
+        originals_of("imagenet1k", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"text", b"3", bytes(range(256))])
@@ -456,100 +483,4 @@ def test_a_damaged_list_of_kaggles_labels_is_named(tmp_path, content):
     layouts.kaggle_hundred(tmp_path, layouts.photos(KAGGLE))
     (tmp_path / "Labels.json").write_bytes(content)
     with pytest.raises(HJEPAError, match=r"Labels\.json"):
-        source(tmp_path, "imagenet100", "train")
-
-
-def test_kaggles_missing_validation_images_are_named(tmp_path):
-    layouts.kaggle_hundred(tmp_path, layouts.photos(KAGGLE))
-    shutil.rmtree(tmp_path / "val.X")
-    with pytest.raises(HJEPAError, match=r"val\.X"):
-        source(tmp_path, "imagenet100", "test")
-
-
-def test_a_parquet_file_whose_labels_are_damaged_is_named(tmp_path):
-    layouts.parquet(tmp_path, layouts.photos(CMC))
-    path = sorted((tmp_path / "data").glob("train-*"))[1]
-    group = pq.read_metadata(path).row_group(0)
-    columns = [group.column(i) for i in range(group.num_columns)]
-    (labels,) = (column for column in columns if column.path_in_schema == "label")
-    data = bytearray(path.read_bytes())
-    start = labels.dictionary_page_offset or labels.data_page_offset
-    data[start : start + 30] = b"\xff" * 30
-    path.write_bytes(data)
-    with pytest.raises(HJEPAError, match=path.name) as error:
-        source(tmp_path, "imagenet100", "train")
-    assert "\n" not in str(error.value)
-
-
-def test_training_on_a_mix_shows_each_image_at_its_place(both, tiny_config):
-    joined = source(both[0], "imagenet100+stl10", "pretrain", weights=[1.0, 2.0])
-    whole = {"image_size": 96, "batch_size": 30, "flip": False, "crop_scale": [1.0, 1.0]}
-    config = tiny_config(data=whole)
-    with closing(training_batches(joined, config, Position(), Skipped())) as batches:
-        seen = np.concatenate([batch.images for batch in islice(batches, 10)])
-    order, _ = joined.pass_order(config.seed, 0)
-    assert len(seen) == len(order) == 300
-    assert (order >= 200).sum() == 200
-    differences = []
-    for image, index in zip(seen, order, strict=True):
-        if index >= 200:
-            assert np.array_equal(image, both[2][index - 200])
-        else:
-            jpeg = joined.images.read(int(joined.rows[index]))
-            expected = Image.open(io.BytesIO(jpeg)).resize((96, 96), Image.Resampling.BILINEAR)
-            differences.append(np.abs(image - np.asarray(expected).astype(int)).mean())
-    assert max(differences) < 5  # a crop of the whole may lack one of its 80 columns
-    assert np.mean(differences) < 0.5
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """200 + 100 images in prepared shards of 32."""
-    root = tmp_path_factory.mktemp("prepared")
-    layouts.folders(root / "original" / "imagenet100", layouts.photos(CMC))
-    originals = {s: source(root / "original", "imagenet100", s) for s in ("train", "test")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 32)
-        prepare("imagenet100", originals, root / "made" / "imagenet100" / "shards", side=32)
-    return root / "made"
-
-
-@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
-def test_a_shard_that_goes_away_while_training_is_named(tmp_path, tiny_config, prepared, how):
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    found = source(tmp_path, "imagenet100", "pretrain")
-    with closing(training_batches(found, tiny_config(), Position(), Skipped())) as batches:
-        next(batches)
-        spoil(tmp_path / "imagenet100/shards/train-00001.tar", how)
-        with pytest.raises(StorageError, match=r"train-00001\.tar"):
-            drain(batches, 200)
-
-
-def test_a_run_whose_shard_is_cut_is_saved_and_goes_on(tmp_path, tiny_config, prepared, capsys):
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    shard = tmp_path / "imagenet100/shards/train-00002.tar"
-    whole = shard.read_bytes()
-    config = tiny_config(
-        data={"name": "imagenet100", "dir": str(tmp_path), "batch_size": 20},
-        optim={"epochs": 3, "warmup_epochs": 1},
-        run={"dir": str(tmp_path / "run"), "checkpoint_minutes": 1e-9, "keep_last": 2},
-    )
-    checkpoints = tmp_path / "run/checkpoints"
-
-    def cut_after_the_first_checkpoint() -> None:
-        while not list(checkpoints.glob("step-*")):
-            time.sleep(0.001)
-        os.truncate(shard, 100)
-
-    thread = threading.Thread(target=cut_after_the_first_checkpoint, daemon=True)
-    thread.start()
-    with pytest.raises(HJEPAError, match=r"train-00002\.tar .* saved\. When it is back: hjepa-mlx"):
-        hj.train(config)
-    thread.join()
-    stopped = int((checkpoints / "latest").read_text().removeprefix("step-"))
-    assert 1 <= stopped < 30
-    shard.write_bytes(whole)
-    capsys.readouterr()
-    hj.train(config, resume=True)
-    assert f"at step {stopped} of 30." in "".join(capsys.readouterr())
-    assert (checkpoints / "latest").read_text() == "step-00000030"
+        originals_of("imagenet100", tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-from layouts import CMC, KAGGLE, OTHERS
+from layouts import CMC, OTHERS
 from PIL import Image
 from test_images import encoded, smooth
 from typer.testing import CliRunner
@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from hjepa_mlx.cli import app
 from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepare as module
-from hjepa_mlx.data import shards
+from hjepa_mlx.data import prepared
 from hjepa_mlx.data.images import shrunk
-from hjepa_mlx.data.prepare import prepare
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.prepare import originals_of, prepare
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import locked
@@ -33,6 +33,10 @@ from hjepa_mlx.files import locked
 
 def sources(root, name="imagenet100"):
     return {s: open_source(Data(name=name, dir=str(root)), s) for s in ("train", "test")}
+
+
+def originals(root, name="imagenet100"):
+    return originals_of(name, root)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -51,16 +55,16 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 32)
+    monkeypatch.setattr(prepared, "SHARD", 32)
 
 
 @pytest.fixture(scope="module")
 def expected(root, tmp_path_factory):
     """What an undisturbed call with one worker gives."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 32)
+        patch.setattr(prepared, "SHARD", 32)
         folder = tmp_path_factory.mktemp("expected")
-        prepare("imagenet100", sources(root), folder, side=32, workers=1)
+        prepare("imagenet100", originals(root), folder, side=32, workers=1)
     return contents(folder)
 
 
@@ -111,19 +115,24 @@ def odd_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
     }
 
 
+@pytest.mark.parametrize("side", [256, 45])
 @pytest.mark.parametrize("kind", odd_pictures())
-def test_odd_pictures_become_upright_rgb_jpegs(kind):
+def test_odd_pictures_become_upright_rgb_jpegs(kind, side):
     data, picture = odd_pictures()[kind]
-    made = Image.open(io.BytesIO(shrunk(data, 256, 95)))
+    made = Image.open(io.BytesIO(shrunk(data, side, 95)))
     assert (made.format, made.mode, made.getexif().get(0x0112)) == ("JPEG", "RGB", None)
-    assert np.abs(np.asarray(made).astype(int) - picture).mean() < 4
+    if side == 45:
+        height, width = (length // 2 for length in picture.shape[:2])
+        picture = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    assert made.size == Image.fromarray(np.asarray(picture)).size
+    assert np.abs(np.asarray(made).astype(int) - np.asarray(picture)).mean() < 4
 
 
 # A data set
 
 
 def test_any_number_of_workers_gives_the_same_bytes(root, tmp_path, expected):
-    made = prepare("imagenet100", sources(root), tmp_path / "out", side=32, workers=3)
+    made = prepare("imagenet100", originals(root), tmp_path / "out", side=32, workers=3)
     assert contents(tmp_path / "out") == expected
     assert len([name for name in expected if name.endswith(".tar")]) == 7 + 4
     assert made["splits"]["train"]["images"] == 199
@@ -132,35 +141,59 @@ def test_any_number_of_workers_gives_the_same_bytes(root, tmp_path, expected):
 
 
 def test_reading_back_gives_the_same_pictures_in_the_published_order(root, tmp_path):
-    folder = tmp_path / "imagenet100" / "shards"
-    prepare("imagenet100", sources(root), folder, side=32)
-    before, after = sources(root), sources(tmp_path)
+    folder = tmp_path / "imagenet100" / "prepared"
+    prepare("imagenet100", originals(root), folder, side=32)
+    before, after = originals(root), sources(tmp_path)
     for split, skipped in (("train", 5), ("test", None)):
-        old, new = before[split], after[split]
-        kept = [i for i in range(len(old)) if i != skipped]
+        old, new = list(before[split].items()), after[split]
+        kept = [item for i, item in enumerate(old) if i != skipped]
         assert new.classes == CMC
-        assert new.labels.tolist() == old.labels[kept].tolist()
-        for number, index in enumerate(kept[:40]):
-            raw = old.images.read(int(old.rows[index]))
-            assert new.images.read(int(new.rows[number])) == shrunk(raw, 32, 90)
+        assert new.labels.tolist() == [item.label for item in kept]
+        for number, item in enumerate(kept[:40]):
+            assert new.images.read(int(new.rows[number])) == shrunk(item.read(), 32, 90)
         assert new.name_of(0).endswith(".jpg")
     with tarfile.open(folder / "train-00000.tar") as tar:
         assert all(member.isfile() and member.name.endswith(".jpg") for member in tar)
         assert tar.getnames()[0].split("/")[0] in CMC
 
 
+@pytest.mark.parametrize("name", ["imagenet100", "imagenet1k"])
 @pytest.mark.parametrize(
     "layout", [layouts.folders, layouts.tars, layouts.kaggle_contest, layouts.parquet]
 )
-def test_every_layout_can_be_prepared(tmp_path, layout):
-    made = layouts.photos(CMC, train=1)
-    layout(tmp_path / "imagenet100", made)
-    wanted = sorted(shrunk(data, 32, 90) for _, _, data in made["train"])
-    out = tmp_path / "imagenet100" / "shards"
-    prepare("imagenet100", sources(tmp_path), out, side=32)
+def test_every_layout_can_be_prepared_also_an_imagenet1k_beside_it(tmp_path, layout, name):
+    more = OTHERS if name == "imagenet1k" and layout != layouts.parquet else ()
+    made = layouts.photos(CMC + more, train=1)
+    layout(tmp_path / name, made)
+    wanted = {(owner, shrunk(data, 32, 90)) for owner, _, data in made["train"] if owner in CMC}
+    layouts.prepared(tmp_path, "imagenet100", side=32)
     found = sources(tmp_path)["train"]
-    assert str(out) in found.name_of(0)
-    assert sorted(found.images.read(int(row)) for row in found.rows) == wanted
+    read = [found.images.read(int(row)) for row in found.rows]
+    names = [found.classes[label] for label in found.labels]
+    assert set(zip(names, read, strict=True)) == wanted
+    assert len(read) == 100
+
+
+def test_shards_that_the_first_version_made_still_open(root, tmp_path):
+    new = tmp_path / "imagenet100/prepared"
+    made = prepare("imagenet100", originals(root), new, side=32)
+    before = {split: source.fingerprint for split, source in sources(tmp_path).items()}
+    made |= {"format": 1, "sources": made.pop("originals")}
+    for split in made["splits"].values():
+        split["shards"] = split.pop("files")
+    (new / "dataset.json").write_text(json.dumps(made))
+    old = new.rename(tmp_path / "imagenet100/shards")
+    for where, name in ((tmp_path, "imagenet100"), (old, "imagenet100"), (old, "folder")):
+        found = sources(where, name)
+        assert {split: source.fingerprint for split, source in found.items()} == before
+        assert [len(source) for source in found.values()] == [199, 100]
+
+
+def test_a_prepared_data_set_is_not_taken_for_another(root, tmp_path):
+    prepare("imagenet100", originals(root), tmp_path / "prepared", side=32)
+    assert len(sources(tmp_path)["train"]) == 199
+    with pytest.raises(HJEPAError, match="datasets download stl10"):
+        sources(tmp_path, "stl10")
 
 
 class Crash(Exception):
@@ -183,64 +216,28 @@ def test_an_interrupted_call_goes_on_and_keeps_what_was_whole(
     monkeypatch.setattr(module, "shrunk", fragile)
     out = tmp_path / "out"
     with pytest.raises(Crash):
-        prepare("imagenet100", sources(root), out, side=32, workers=2)
-    assert not shards.complete(out)
+        prepare("imagenet100", originals(root), out, side=32, workers=2)
+    assert not prepared.complete(out)
     whole = {name: data for name, data in contents(out).items() if name.endswith(".tar")}
     assert all(expected[name] == data for name, data in whole.items())
     monkeypatch.setattr(module, "shrunk", shrunk)
     times = {name: (out / name).stat().st_mtime_ns for name in whole}
-    prepare("imagenet100", sources(root), out, side=32, workers=2)
+    prepare("imagenet100", originals(root), out, side=32, workers=2)
     assert contents(out) == expected
     kept = [name for name in times if (out / name).stat().st_mtime_ns == times[name]]
     assert len(kept) >= len(whole) - 2  # a shard whose index was not yet written is made again
 
 
-def test_killed_at_any_time_it_goes_on(root, tmp_path):
-    command = [sys.executable, "-m", "hjepa_mlx", "datasets", "prepare", "imagenet100"]
-    for name in ("whole", "killed"):
-        shutil.copytree(root, tmp_path / name)
-    subprocess.run([*command, "--data-dir", "whole"], cwd=tmp_path, check=True, capture_output=True)
-    running = subprocess.Popen(
-        [*command, "--data-dir", "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
-    folder = tmp_path / "killed/imagenet100/shards"
-    while not list(folder.glob(".*.part")) and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    again = subprocess.run(
-        [*command, "--data-dir", "killed"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    assert "train: 199 images, 1 left out: unreadable" in again.stdout
-    one, other = (contents(tmp_path / n / "imagenet100/shards") for n in ("whole", "killed"))
-    made = [json.loads(files.pop("dataset.json")) for files in (one, other)]
-    assert {n: d for n, d in other.items() if not n.endswith(".part")} == one
-    for manifest in made:
-        manifest["splits"]["train"].pop("skipped")  # names the folder
-    assert made[0] == made[1]
-
-
-def test_ctrl_c_leaves_no_partial_file(root, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "shrunk", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare("imagenet100", sources(root), tmp_path / "out", side=32, workers=2)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "plan.json"]
-
-
 def test_other_options_or_other_images_are_refused(root, tmp_path):
     out = tmp_path / "out"
-    prepare("imagenet100", sources(root), out, side=32)
+    prepare("imagenet100", originals(root), out, side=32)
     before = contents(out)
-    prepare("imagenet100", sources(root), out, side=32)
+    prepare("imagenet100", originals(root), out, side=32)
     with pytest.raises(UsageError, match=r"was prepared with short_side=32"):
-        prepare("imagenet100", sources(root), out, side=40)
+        prepare("imagenet100", originals(root), out, side=40)
     layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC, train=1))
     with pytest.raises(UsageError, match="prepared with other images"):
-        prepare("imagenet100", sources(tmp_path), out, side=32)
+        prepare("imagenet100", originals(tmp_path), out, side=32)
     assert contents(out) == before
 
 
@@ -248,21 +245,19 @@ def test_the_command_can_be_run_again_and_knows_its_own_output(tmp_path):
     layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
     prepare_it = ["datasets", "prepare", "imagenet100", "--data-dir", str(tmp_path)]
     first = CliRunner().invoke(app, prepare_it)
+    shutil.rmtree(tmp_path / "imagenet100/train")  # the originals may go
     again = CliRunner().invoke(app, prepare_it)
     assert (first.exit_code, again.exit_code) == (0, 0)
-    assert "Prepared already, with --side 256" in again.output
-    other = CliRunner().invoke(app, [*prepare_it, "--out", str(tmp_path / "other")])
-    assert other.exit_code == 2
-    assert "is read from the prepared shards in" in other.output
-    both = CliRunner().invoke(app, ["datasets", "prepare", "imagenet100+stl10"])
-    assert both.exit_code == 2
+    assert "It is prepared already" in again.output
+    for name in ("imagenet100+stl10", "demo", "folder", "stl1"):
+        assert CliRunner().invoke(app, ["datasets", "prepare", name]).exit_code == 2
 
 
 def test_a_folder_with_other_files_is_left_alone(root, tmp_path):
     for name in ("train-00000.tar", "notes-12345.json"):
         (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
-        prepare("imagenet100", sources(root), tmp_path, side=32)
+        prepare("imagenet100", originals(root), tmp_path, side=32)
     assert (tmp_path / "train-00000.tar").read_text() == "mine"
     assert (tmp_path / "notes-12345.json").exists()
 
@@ -270,20 +265,27 @@ def test_a_folder_with_other_files_is_left_alone(root, tmp_path):
 def test_a_second_call_at_the_same_time_is_refused(root, tmp_path):
     writing = pytest.raises(HJEPAError, match="is being written by another process")
     with locked(tmp_path / ".lock", "x"), writing:
-        prepare("imagenet100", sources(root), tmp_path, side=32)
+        prepare("imagenet100", originals(root), tmp_path, side=32)
 
 
-def test_raw_pixels_and_a_small_disk_are_refused(root, tmp_path, monkeypatch):
-    layouts.cifar10(tmp_path / "cifar10", per_batch=5)
-    with pytest.raises(UsageError, match="raw pixels, which train fast as they are"):
-        prepare("cifar10", sources(tmp_path, "cifar10"), tmp_path / "out")
+def test_raw_pixels_are_the_same_in_every_call_and_have_labels(tmp_path):
+    made = layouts.cifar10(tmp_path / "cifar10", per_batch=5)
+    folder = layouts.prepared(tmp_path, "cifar10")
+    again = tmp_path / "again"
+    prepare("cifar10", originals(tmp_path, "cifar10"), again, workers=1)
+    assert contents(folder) == contents(again)
+    assert np.array_equal(np.load(folder / "train-images.npy"), np.stack(made["train"][0]))
+    assert np.load(folder / "train-labels.npy").tolist() == made["train"][1]
+
+
+def test_a_small_disk_is_refused(root, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(HJEPAError, match=r"300 images of 256 pixels need about 0\.01 GB in"):
-        prepare("imagenet100", sources(root), tmp_path / "out")
+    with pytest.raises(HJEPAError, match=r"300 prepared images need about 0\.01 GB in"):
+        prepare("imagenet100", originals(root), tmp_path / "out")
     monkeypatch.undo()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"Finder was here")
-    prepare("imagenet100", sources(root), tmp_path / "out", side=32)  # of another size than asked
+    prepare("imagenet100", originals(root), tmp_path / "out", side=32)  # of another size than asked
 
 
 def test_splits_of_different_classes_are_refused(tmp_path):
@@ -291,76 +293,40 @@ def test_splits_of_different_classes_are_refused(tmp_path):
     layouts.folders(tmp_path / "mine", made)
     shutil.rmtree(tmp_path / "mine" / "val" / min(CMC[:3]))
     with pytest.raises(UsageError, match=r"different classes: 3 and 2; only"):
-        prepare("folder", sources(tmp_path / "mine", "folder"), tmp_path / "small")
+        prepare("folder", originals(tmp_path / "mine", "folder"), tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize("damage", ["tar cut", "tar gone", "index gone", "index cut", "manifest"])
-def test_damaged_shards_are_named_when_opened(root, tmp_path, damage):
-    out = tmp_path / "imagenet100" / "shards"
-    prepare("imagenet100", sources(root), out, side=32)
-    path = out / ("dataset.json" if damage == "manifest" else "train-00002.tar")
-    if damage.startswith("index"):
-        path = path.with_suffix(".npy")
-    if damage.endswith("gone"):
-        path.unlink()
+@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        *(("imagenet100", file) for file in ("train-00002.tar", "train-00002.npy", "dataset.json")),
+        *(("cifar10", file) for file in ("train-images.npy", "train-labels.npy", "dataset.json")),
+    ],
+)
+def test_damaged_files_are_named_when_opened(root, tmp_path, name, file, how):
+    out = tmp_path / name / "prepared"
+    if name == "cifar10":
+        layouts.cifar10(tmp_path / "cifar10", per_batch=5)
+    prepare(name, originals(root if name == "imagenet100" else tmp_path, name), out, side=32)
+    if how == "gone":
+        (out / file).unlink()
     else:
-        os.truncate(path, path.stat().st_size // 3)
-    with pytest.raises(StorageError, match=path.name):
-        sources(tmp_path)
+        os.truncate(out / file, (out / file).stat().st_size // 3)
+    gone = "datasets (download|prepare)" if (how, file) == ("gone", "dataset.json") else file
+    with pytest.raises(HJEPAError, match=gone):
+        sources(tmp_path, name)
 
 
 def test_a_prepared_folder_of_ones_own_pictures_trains_as_folder_does(tmp_path):
     layouts.folders(tmp_path / "mine", layouts.photos(CMC[:3], train=10, val=3))
     mine = sources(tmp_path / "mine", "folder")
-    prepare("folder", mine, tmp_path / "small", side=32)
+    prepare("folder", originals(tmp_path / "mine", "folder"), tmp_path / "small", side=32)
     small = sources(tmp_path / "small", "folder")
     assert small["train"].classes == mine["train"].classes
     assert small["train"].labels.tolist() == mine["train"].labels.tolist()
     assert len(small["test"]) == 9
-
-
-@pytest.mark.parametrize("kind", odd_pictures())
-def test_odd_pictures_are_reduced_upright_as_well(kind):
-    data, picture = odd_pictures()[kind]
-    made = Image.open(io.BytesIO(shrunk(data, 45, 95)))
-    height, width = (side // 2 for side in picture.shape[:2])
-    assert made.size == (width, height)
-    expected = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-    assert np.abs(np.asarray(made).astype(int) - np.asarray(expected)).mean() < 4
-
-
-def test_kaggles_hundred_are_prepared_in_the_order_of_their_own_list(tmp_path):
-    made = layouts.photos(KAGGLE, train=1)
-    layouts.kaggle_hundred(tmp_path / "imagenet100", made)
-    out = tmp_path / "imagenet100" / "shards"
-    prepare("imagenet100", sources(tmp_path), out, side=32)
-    found = sources(tmp_path)["train"]
-    assert str(out) in found.name_of(0)
-    assert found.classes == KAGGLE
-    pairs = {(KAGGLE.index(name), shrunk(data, 32, 90)) for name, _, data in made["train"]}
-    read = [found.images.read(int(row)) for row in found.rows]
-    assert set(zip(found.labels.tolist(), read, strict=True)) == pairs
-
-
-def test_the_hundred_of_an_imagenet1k_are_prepared_on_their_own(tmp_path):
-    layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC + OTHERS, train=1))
-    out = tmp_path / "imagenet100" / "shards"
-    made = prepare("imagenet100", sources(tmp_path), out, side=32)
-    assert {split: part["images"] for split, part in made["splits"].items()} == {
-        "train": 100,
-        "test": 100,
-    }
-    found = sources(tmp_path)["test"]
-    assert str(out) in found.name_of(0)
-    assert found.classes == CMC
-    assert len(sources(tmp_path, "imagenet1k")["test"]) == 103
-
-
-def test_a_call_killed_while_it_wrote_its_plan_goes_on(root, tmp_path, expected):
-    (tmp_path / ".plan.json.part").write_bytes(b"{")
-    prepare("imagenet100", sources(root), tmp_path, side=32)
-    assert contents(tmp_path) == expected
 
 
 # So slow after the first two shards that a signal always comes in time
@@ -369,8 +335,8 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 import time
 from itertools import count
-from hjepa_mlx.data import prepare, shards
-shards.SHARD = 32
+from hjepa_mlx.data import prepare, prepared
+prepared.SHARD, prepare.GROUP = 32, 4
 shrunk, calls = prepare.shrunk, count()
 def slow(*arguments):
     time.sleep(0.02 if next(calls) < 80 else 0.5)
@@ -381,7 +347,10 @@ main()
 """
 
 
-def test_ctrl_c_keeps_what_is_whole_and_the_next_call_the_rest(root, tmp_path, expected):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_call_that_is_ended_keeps_whole_shards_and_the_next_one_makes_the_rest(
+    root, tmp_path, expected, how
+):
     arguments = ["datasets", "prepare", "imagenet100", "--data-dir", str(root), "--side", "32"]
     out = tmp_path / "out"
     running = subprocess.Popen(
@@ -393,19 +362,23 @@ def test_ctrl_c_keeps_what_is_whole_and_the_next_call_the_rest(root, tmp_path, e
     while not (out / "train-00001.json").exists():
         assert running.poll() is None
         time.sleep(0.001)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert said.splitlines()[-1] == "hjepa-mlx: stopped."
+    running.send_signal(how)
+    _, said = running.communicate(timeout=200)
     left = contents(out)
-    assert not [name for name in left if name.endswith(".part") or name == shards.MANIFEST]
+    if how == signal.SIGINT:
+        assert running.returncode == 130
+        assert said.splitlines()[-1] == "hjepa-mlx: stopped."
+        assert not [name for name in left if name.endswith(".part")]
+    assert not prepared.complete(out)
     whole = {name for name in left if name.endswith(".tar")}
     assert {"train-00001.tar"} <= whole < {name for name in expected if name.endswith(".tar")}
-    recorded = [name for name in whole if (out / name).with_suffix(".json").exists()]
-    times = {name: (out / name).stat().st_mtime_ns for name in recorded}
-    prepare("imagenet100", sources(root), out, side=32, workers=2)
-    assert contents(out) == expected
-    assert {name: (out / name).stat().st_mtime_ns for name in recorded} == times
+    times = {name: (out / name).stat().st_mtime_ns for name in whole}
+    prepare("imagenet100", originals(root), out, side=32, workers=2)
+    assert {name: data for name, data in contents(out).items() if ".part" not in name} == expected
+    recorded = [name for name in whole if f"{name[:-4]}.json" in left]
+    assert {name: (out / name).stat().st_mtime_ns for name in recorded} == {
+        name: times[name] for name in recorded
+    }
 
 
 def test_a_disk_that_goes_away_is_no_list_of_unreadable_images(
@@ -424,9 +397,9 @@ def test_a_disk_that_goes_away_is_no_list_of_unreadable_images(
     monkeypatch.setattr(module, "shrunk", unplugged)
     out = tmp_path / "out"
     with pytest.raises(StorageError, match="cannot be read any more"):
-        prepare("imagenet100", sources(tmp_path / "disk"), out, side=32, workers=2)
+        prepare("imagenet100", originals(tmp_path / "disk"), out, side=32, workers=2)
     (tmp_path / "away").rename(tmp_path / "disk")
-    made = prepare("imagenet100", sources(tmp_path / "disk"), out, side=32, workers=2)
+    made = prepare("imagenet100", originals(tmp_path / "disk"), out, side=32, workers=2)
     assert [len(part["skipped"]) for part in made["splits"].values()] == [1, 0]
     tars = {name: data for name, data in expected.items() if name.endswith(".tar")}
     assert {name: data for name, data in contents(out).items() if name in tars} == tars
@@ -439,7 +412,7 @@ def test_the_options_of_the_command_are_those_of_what_it_makes(root, tmp_path):
     )
     assert ended.exit_code == 0, ended.output
     assert "train: 199 images, 1 left out" in ended.output
-    made = shards.manifest(tmp_path / "out")
+    made = prepared.manifest(tmp_path / "out")
     assert (made["short_side"], made["jpeg_quality"]) == (20, 40)
-    with tarfile.open(tmp_path / "out" / made["splits"]["test"]["shards"][0]["file"]) as tar:
+    with tarfile.open(tmp_path / "out" / made["splits"]["test"]["files"][0]["file"]) as tar:
         assert {min(Image.open(tar.extractfile(m)).size) for m in tar} == {20}

@@ -31,6 +31,8 @@ def root(tmp_path_factory):
     layouts.stl10(root / "stl10", train=60, test=40, unlabeled=200)
     layouts.tars(root / "imagenet1k", layouts.photos(CMC + OTHERS))
     layouts.parquet(root / "imagenet100", layouts.photos(CMC))
+    for name in DATA_SETS:
+        layouts.prepared(root, name)
     return root
 
 

@@ -99,7 +99,7 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_left_to_do(uninterrupted:
 
 def test_a_run_whose_data_went_away_is_saved_and_goes_on_bit_identically(tmp_path: Path) -> None:
     layouts.stl10(tmp_path / "data/stl10", train=40, test=40, unlabeled=160)
-    data = tmp_path / "data/stl10/stl10_binary/unlabeled_X.bin"
+    data = layouts.prepared(tmp_path / "data", "stl10") / "pretrain-images.npy"
     more = ["--set", "data.name=stl10", "--data-dir", str(tmp_path / "data")]
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()

@@ -4,13 +4,15 @@ import gzip
 import struct
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 from PIL import Image
 
 from hjepa_mlx.config import Data
-from hjepa_mlx.data.raw import read_idx
-from hjepa_mlx.data.sources import DEBIAN_FASHION, open_source
+from hjepa_mlx.data.importers import DEBIAN_FASHION, read_idx
+from hjepa_mlx.data.prepare import originals_of
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.recipes import load_config
 
@@ -76,6 +78,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, content):
 def test_fashion_mnist_is_padded_to_32_pixels_and_read_as_three_channels(tmp_path):
     files = fashion_files()
     write(tmp_path / "fashion-mnist", files)
+    layouts.prepared(tmp_path, "fashion-mnist")
     source = open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")
     pictures = read_idx(tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz", 3)
     assert len(source) == 30
@@ -99,15 +102,18 @@ def test_fashion_mnist_is_padded_to_32_pixels_and_read_as_three_channels(tmp_pat
 def test_files_that_do_not_belong_together_are_refused(tmp_path, name, array):
     write(tmp_path, fashion_files() | {name: idx(array)})
     with pytest.raises(HJEPAError, match=str(tmp_path)):
-        open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")
+        originals_of("fashion-mnist", tmp_path)
 
 
 @pytest.fixture(scope="module")
-def debian():
-    """Fashion-MNIST as Debian's package dataset-fashion-mnist installs it."""
+def debian(tmp_path_factory):
+    """Fashion-MNIST as Debian's package dataset-fashion-mnist installs it, prepared."""
     if not DEBIAN_FASHION.is_dir():
         pytest.skip("needs the package dataset-fashion-mnist")
-    return {split: open_source(Data(name="fashion-mnist"), split) for split in ("train", "test")}
+    root = tmp_path_factory.mktemp("debian")
+    layouts.prepared(root, "fashion-mnist")
+    data = Data(name="fashion-mnist", dir=str(root))
+    return {split: open_source(data, split) for split in ("train", "test")}
 
 
 def test_debians_fashion_mnist_is_found_and_whole(debian):
@@ -128,7 +134,7 @@ def test_the_demo_has_ten_classes_and_as_many_images_as_it_says():
 def test_the_demo_is_the_beginning_of_fashion_mnist(debian):
     for split in ("train", "test"):
         demo = open_source(Data(name="demo"), split)
-        assert np.array_equal(demo.images.array, debian[split].images.array[: len(demo)])
+        assert all(np.array_equal(demo.read(i), debian[split].read(i)) for i in range(len(demo)))
         assert np.array_equal(demo.labels, debian[split].labels[: len(demo)])
 
 

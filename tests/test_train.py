@@ -16,7 +16,7 @@ from rich.console import Console
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint, runs
 from hjepa_mlx.costs import costs
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import locked, write_json
 from hjepa_mlx.losses import mse

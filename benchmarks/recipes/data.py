@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hjepa_mlx.data.raw import read_idx
-from hjepa_mlx.data.sources import DEBIAN_FASHION
+from hjepa_mlx.data.importers import DEBIAN_FASHION, read_idx
+from hjepa_mlx.data.prepare import originals_of, prepare
 from hjepa_mlx.rng import generator
 
 TRAINED, VALIDATED = 20_000, 10_000  # images of Fashion-MNIST
@@ -31,7 +31,7 @@ HALVES = {"test": ((0, 1 / 2), (1 / 2, 1)), "validation": ((0, 1 / 4), (1 / 4, 1
 
 
 def fashion(root: Path) -> None:
-    """Write both pairs of splits in the data set's own format."""
+    """Write both pairs of splits in the data set's own format, and prepare them."""
     arrays = {
         (split, kind): read_idx(DEBIAN_FASHION / f"{split}-{kind}-idx{axes}-ubyte.gz", axes)
         for split in ("train", "t10k")
@@ -45,6 +45,9 @@ def fashion(root: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for split, array in (("train", train[:TRAINED]), ("t10k", of)):
                 write_idx(folder / f"{split}-{kind}-idx{axes}-ubyte.gz", array)
+    for name in ("test", "validation"):
+        folder = root / "fashion" / name
+        prepare("fashion-mnist", originals_of("fashion-mnist", folder), folder / "prepared")
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

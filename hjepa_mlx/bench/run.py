@@ -16,8 +16,7 @@ from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.data.source import Source
-from hjepa_mlx.data.sources import layout, open_source
+from hjepa_mlx.data.source import Source, layout, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.quick import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA

@@ -42,72 +42,83 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
 @datasets.command()
 @readable
 @awake()
-def download(name: Name, data_dir: DataDir = None) -> None:
-    """Download a data set, or go on where it stopped; check it; make it ready to train on.
+def download(
+    name: Name,
+    data_dir: DataDir = None,
+    remove_originals: Annotated[
+        bool, typer.Option("--remove-originals", help="Delete the downloaded files afterwards.")
+    ] = False,
+) -> None:
+    """Download a data set, check it and prepare it for training, or go on where it stopped.
 
     Example: `hjepa-mlx datasets download stl10`
     """
     from hjepa_mlx.config import Data
     from hjepa_mlx.data.catalog import look_up
-    from hjepa_mlx.data.fetch import fetch
-    from hjepa_mlx.data.sources import data_root
+    from hjepa_mlx.data.fetch import fetch, remove, size_of
+    from hjepa_mlx.data.source import data_root
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
-    folder = fetch(name, data_root(Data(dir=data_dir)))
+    originals = fetch(name, data_root(Data(dir=data_dir)))
+    if originals:
+        paths = ", ".join(map(str, originals))
+        size = sum(map(size_of, originals)) / 1e9
+        done = "Removed" if remove_originals else "Not needed any more"
+        print(f"{done}: {paths} ({size:.2f} GB)")
+    for path in originals if remove_originals else ():
+        remove(path)
     more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"
-    if row.hub or name == "imagenet1k":
-        print(f"In {folder}. It trains faster after: hjepa-mlx datasets prepare {name}{more}")
-    else:
-        print(f"In {folder}. Train with: hjepa-mlx train {name.replace('+', '_')}{more}")
+    print(f"Ready. Train with: hjepa-mlx train {name.replace('+', '_')}{more}")
 
 
 @datasets.command()
 @readable
 @awake()
 def prepare(
-    name: Annotated[str, typer.Argument(help="imagenet100, imagenet1k, or folder.")],
+    name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
     data_dir: DataDir = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder to write to. Default: `shards` beside the data.")
+        str | None, typer.Option(help="Folder to write to. Default: `prepared` beside the data.")
     ] = None,
     side: Annotated[
         int,
-        typer.Option(min=16, max=4096, help="Short side of the images, pixels; none is enlarged."),
+        typer.Option(min=16, max=4096, help="Short side of photographs; none is enlarged."),
     ] = 256,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of their JPEGs.")] = 90,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Images worked on at once. Default: all cores.")
     ] = None,
 ) -> None:
-    """Make a data set fast to train on: smaller JPEGs in tar shards with an index.
+    """Prepare files that are here already for training: smaller JPEGs in shards, or raw pixels.
 
     An interrupted call goes on where it stopped. ImageNet-100 is also cut out of an ImageNet-1K.
 
     Example: `hjepa-mlx datasets prepare imagenet100`
     """
     from hjepa_mlx.config import Data
-    from hjepa_mlx.data import shards
+    from hjepa_mlx.data import prepared
+    from hjepa_mlx.data.fetch import size_of
+    from hjepa_mlx.data.prepare import originals_of
     from hjepa_mlx.data.prepare import prepare as run
-    from hjepa_mlx.data.sources import data_root, open_source
+    from hjepa_mlx.data.source import data_root
 
-    data = Data(name=name, dir=data_dir)
-    if name == "folder" and out is None:
-        raise UsageError("prepare folder needs --out FOLDER.")
+    if name == "folder" and (out is None or data_dir is None):
+        raise UsageError("prepare folder needs --data-dir PICTURES and --out FOLDER.")
     if "+" in name:
         raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
-    folder = Path(out).expanduser() if out else data_root(data) / name / shards.FOLDER
-    if out is None and shards.complete(folder):
-        made = shards.manifest(folder)
-        print(f"Prepared already, with --side {made['short_side']}; delete the folder to redo it.")
+    root = data_root(Data(dir=data_dir))
+    folder = prepared.find(name, root) if out is None else None
+    if folder:
+        print("It is prepared already; delete the folder to do it again.")
+        made = prepared.manifest(folder)
     else:
-        sources = {split: open_source(data, split) for split in ("train", "test")}
-        made = run(name, sources, folder, side, quality, workers)
+        folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
+        made = run(name, originals_of(name, root), folder, side, quality, workers)
     for split, part in made["splits"].items():
         left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
         print(f"{split}: {part['images']:,} images{left_out}")
-    size = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    print(f"{size / 1e9:.2f} GB in {folder}")
+    print(f"{size_of(folder) / 1e9:.2f} GB in {folder}")
 
 
 @datasets.command()
@@ -143,20 +154,16 @@ def verify(
 @readable
 def combine(
     names: Annotated[list[str], typer.Argument(help="Two or more data sets.")],
-    weights: Annotated[
-        list[float] | None,
-        typer.Option("--weight", help="Share of each, in order. Default: proportional to size."),
-    ] = None,
     out: Annotated[
         str | None, typer.Option(help="File to write. Default: NAME_NAME.yaml here.")
     ] = None,
 ) -> None:
     """Write a recipe that trains on several data sets; it is evaluated on the first.
 
-    Example: `hjepa-mlx datasets combine imagenet100 stl10 --weight 2 --weight 1`
+    Example: `hjepa-mlx datasets combine imagenet100 stl10`
     """
     from hjepa_mlx.data.combine import combine as run
 
     path = Path(out) if out else Path("_".join(names) + ".yaml")
-    words = run(names, path, weights)
+    words = run(names, path)
     print(f"{path}: {words}. Train with: hjepa-mlx train {quote(str(path))}")

@@ -76,7 +76,7 @@ def _print_plan(config: Config) -> None:
     """The resolved config as YAML; what follows from it as YAML comments."""
     from hjepa_mlx import backend
     from hjepa_mlx.costs import average_gflop, costs
-    from hjepa_mlx.data.sources import open_source
+    from hjepa_mlx.data.source import open_source
     from hjepa_mlx.models.hjepa import HJEPA
     from hjepa_mlx.train import steps_per_epoch
 

@@ -10,39 +10,35 @@ from typing import Any
 import yaml
 
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.data.sources import check_name
+from hjepa_mlx.data.source import check_name
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.files import atomic_write
-from hjepa_mlx.recipes import find_config, parse
+from hjepa_mlx.recipes import find_config
 
 BASE = "imagenet100"  # the recipe that a combined one starts from
 
 
-def combine(names: list[str], path: Path, weights: list[float] | None = None) -> str:
+def combine(names: list[str], path: Path) -> str:
     """Write a recipe that trains on all of `names` to `path`; returns the mix in words.
 
-    weights: relative number of images a pass shows of each; by default each image once, so the
-    shares are proportional to size. Evaluation is on the first. Raises UsageError for what cannot
-    be combined.
+    A pass shows each image once; evaluation is on the first. Raises UsageError for data sets
+    that cannot be combined.
     """
     names = [part for name in names for part in name.split("+")]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"Two or more different data sets are needed; given: {' '.join(names)}.")
-    data = parse({"data": {"name": "+".join(names), "weights": weights or "auto"}}).data
-    check_name(data)
+    check_name("+".join(names))
     if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir():
         raise UsageError(f"{path} must be a .yaml file in a folder that exists.")
     if path.exists():
         raise UsageError(f"{path} exists already; give another file.")
-    images = [CATALOG[name].images for name in names]
-    shares = [float(weight) for weight in weights or images]
-    mix = ", ".join(
-        f"{share / sum(shares):.1%} {name}" for name, share in zip(names, shares, strict=True)
-    )
-    words = f"{sum(images):,} images a pass: {mix}"
+    images = {name: CATALOG[name].images for name in names}
+    total = sum(images.values())
+    mix = ", ".join(f"{count / total:.1%} {name}" for name, count in images.items())
+    words = f"{total:,} images a pass: {mix}"
     tree: dict[str, Any] = yaml.safe_load(find_config(BASE).read_text())
     tree["name"] = re.sub(r"[^\w.-]", "-", path.stem)
-    tree["data"] |= data.model_dump(include={"name", "weights"}, exclude_defaults=True)
+    tree["data"]["name"] = "+".join(names)
     head = (
         f"# hjepa-mlx train {quote(str(path))}\n"
         f"# {words}; evaluated on {names[0]}. Otherwise the recipe {BASE}.\n"

@@ -25,14 +25,14 @@ PAUSE = 2.0  # seconds before another try, doubled each time
 
 
 class _Broken(Exception):
-    """The connection broke; what has arrived so far is good."""
+    """The connection broke; the bytes so far are good."""
 
 
 def download(remote: Remote, path: Path) -> None:
     """Fetch `remote` to `path`; the file appears only when complete and its MD5 is right.
 
-    What has arrived is kept beside it as `.NAME.part` and resumed, here after a broken connection
-    and in the next call. Raises HJEPAError that names the URL and what went wrong.
+    Until then its bytes are kept as `.NAME.part`, and resumed after a broken connection or in the
+    next call. Raises HJEPAError that names the URL and the reason.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -61,7 +61,7 @@ def _fetch_all(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -
 
 
 def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
-    """Append what is missing to `file`; _Broken when the connection ends before that."""
+    """Append the missing bytes to `file`; _Broken when the connection ends before that."""
     have = file.seek(0, os.SEEK_END)
     response = _open(remote, have)
     if response is None:
@@ -144,7 +144,7 @@ def _length(response: http.client.HTTPResponse) -> int | None:
 
 
 def _check(remote: Remote, file: BinaryIO, part: Path) -> None:
-    """Compare the MD5; what is not the published file is removed."""
+    """Compare the MD5; remove a file that is not the published one."""
     file.flush()
     file.seek(0)
     md5 = md5_of(file)

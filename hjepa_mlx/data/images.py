@@ -16,9 +16,9 @@ START, END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
 FRAMES = (0xC0, 0xC1, 0xC2)  # its markers of baseline, extended and progressive frames
 UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
-warnings.filterwarnings("ignore", module="PIL")  # what it finds odd is read or skipped all the same
+warnings.filterwarnings("ignore", module="PIL")  # odd files are read or skipped all the same
 UNREADABLE = (OSError, ValueError)  # one file, by the disk; one picture, by its content
-DAMAGED = (  # what PIL has been seen to raise on files that are damaged
+DAMAGED = (  # PIL has been seen to raise these on damaged files
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -31,7 +31,7 @@ def decodable(data: bytes) -> np.ndarray:
     An upright RGB JPEG passes as it is, after the cheap check that its end is there. All else
     (greyscale, CMYK, alpha, 16 bit, EXIF rotation, other formats), which mlx-data would decode
     wrongly or not at all, is decoded here and passed on as a PPM.
-    Raises ValueError for what is not a whole image.
+    Raises ValueError when it is not a whole image.
     """
     if _is_plain_jpeg(data):
         return np.frombuffer(bytearray(data), np.uint8)
@@ -52,7 +52,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
     """Whether a look at the header alone shows that the decoder gives the right picture.
 
     Three components of 8 bits, neither Exif nor Adobe's segment, the end in its place. It takes a
-    tenth of the time that PIL needs to open the file; what it does not recognise, PIL judges.
+    tenth of the time that PIL needs to open the file. PIL decides where this does not.
     """
     if data[:2] != START or END not in data[-64:]:
         return False
@@ -72,7 +72,7 @@ def shrunk(data: bytes, side: int, quality: int) -> bytes:
     """The image file as an upright RGB JPEG whose shorter side is at most `side` pixels.
 
     A file that is that already stays byte for byte as it is; nothing is enlarged.
-    Raises ValueError for what is not a whole image.
+    Raises ValueError when it is not a whole image.
     """
     with _open(data) as image:
         small = min(image.size) <= side

@@ -1,4 +1,4 @@
-"""`hjepa-mlx datasets list`: what the catalog promises, and what is on this machine."""
+"""`hjepa-mlx datasets list`: the catalog's data sets, and which are on this machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from rich.table import Table
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Data
+from hjepa_mlx.data import importers
 from hjepa_mlx.data.catalog import CATALOG, Dataset, Range
-from hjepa_mlx.data.sources import data_root, layout
+from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
 
-RESULTS = Path("benchmarks/results")  # where `hjepa-mlx bench` keeps what it measured
+SHOWN = {"name", "title", "resolution", "classes", "download_gb", "goal", "terms"}
+RESULTS = Path("benchmarks/results")  # of `hjepa-mlx bench`
 
 
 def overview(data: Data) -> dict[str, Any]:
@@ -27,23 +29,23 @@ def overview(data: Data) -> dict[str, Any]:
 
 def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
     promise = row.promise and {
-        "hours": row.promise.hours,
-        "linear_probe": row.promise.linear_probe,
-        "knn": row.promise.knn,
+        **row.promise.model_dump(exclude={"rank"}),
         "feature_rank_percent": row.promise.rank,
     }
     return {
-        "name": row.name,
-        "title": row.title,
+        **row.model_dump(include=SHOWN),
         "images": row.images,
-        "resolution": row.resolution,
-        "classes": row.classes,
-        "download_gb": row.download_gb,
-        "goal": row.goal,
-        "terms": row.terms,
         "promised": promise,
-        "here": {"layout": layout(row.name, data), "hours_100_epochs": hours},
+        "here": {"layout": _layout(row, data), "hours_100_epochs": hours},
     }
+
+
+def _layout(row: Dataset, data: Data) -> str | None:
+    """In which form the data set is here: prepared, or as published, which has to be prepared."""
+    if layout(row.name, data) or row.parts:
+        return layout(row.name, data)
+    found = importers.find(row.name, data_root(data))
+    return found and f"{found.layout}, not prepared"
 
 
 def hours_here(results: Path) -> dict[str, float]:
@@ -64,7 +66,7 @@ def hours_here(results: Path) -> dict[str, float]:
 
 
 def tables(facts: dict[str, Any]) -> list[Table]:
-    """What there is, and what each is good for."""
+    """The data sets, and the goal that each is good for."""
     sets = _table(f"Data sets; {facts['free_gb']:.0f} GB are free for {facts['folder']}")
     for column in ("name", "images", "pixels", "classes", "download", "on this machine"):
         sets.add_column(column, justify="right" if column in SETS_RIGHT else "left", no_wrap=True)

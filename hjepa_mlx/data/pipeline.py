@@ -25,8 +25,8 @@ from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.rng import generator
 
-BLOCK = 32_768  # images whose order mlx-data is told at once: this bounds memory
-RAW_BLOCK = 512  # likewise where the block's pixels are read at once
+CHUNK = 32_768  # images whose order mlx-data is told at once: this bounds memory
+RAW_CHUNK = 512  # likewise where the chunk's pixels are read at once
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
 CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
@@ -83,7 +83,7 @@ def random_box(numbers: np.ndarray, height: int, width: int, scale: list[float])
 
 
 def central_box(height: int, width: int) -> Box:
-    """The largest central square: what evaluation looks at."""
+    """The largest central square, for evaluation."""
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
@@ -99,9 +99,9 @@ def training_batches(
     B, S = config.data.batch_size, config.data.image_size
     skipped = Skipped() if skipped is None else skipped
     for number in itertools.count(start.number):
-        order, rows = source.pass_order(config.seed, number)
+        order = source.pass_order(config.seed, number)
         offset = start.offset if number == start.number else 0
-        crops = _crop_numbers(config, number, len(order))[rows[offset:]]
+        crops = _crop_numbers(config, number, len(order))[order[offset:]]
         images = np.empty((B, S, S, 3), np.uint8)
         filled, batches, readable = 0, 0, 0
         for place, image in _samples(source, order[offset:], config, crops, skipped):
@@ -155,23 +155,23 @@ def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
 def _samples(
     source: Source, order: np.ndarray, config: Config, crops: np.ndarray | None, skipped: Skipped
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place in `order`, image [S, S, 3]), in order, leaving out what cannot be read."""
+    """(place in `order`, image [S, S, 3]), in order, without the unreadable ones."""
     reader = _Reader(source, order, config, crops, skipped)
-    size = BLOCK if source.encoded else RAW_BLOCK
-    blocks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
+    size = CHUNK if source.encoded else RAW_CHUNK
+    chunks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
     try:
-        for number, block in enumerate(blocks):
+        for number, chunk in enumerate(chunks):
             if number == 0:
-                reader.begin(block)
-            if number + 1 < len(blocks):  # begun now, so that its first images are ready in time
-                reader.begin(blocks[number + 1])
-            yield from _of_block(reader, block)
+                reader.begin(chunk)
+            if number + 1 < len(chunks):  # begun now, so that its first images are ready in time
+                reader.begin(chunks[number + 1])
+            yield from _of_chunk(reader, chunk)
     finally:
         reader.end()
 
 
-def _of_block(reader: _Reader, block: range) -> Iterator[tuple[int, np.ndarray]]:
-    for place in block:
+def _of_chunk(reader: _Reader, chunk: range) -> Iterator[tuple[int, np.ndarray]]:
+    for place in chunk:
         try:
             sample = next(reader.streams[0])
         except RuntimeError as error:  # the decoder's; the stream goes on with the next image
@@ -186,7 +186,7 @@ def _of_block(reader: _Reader, block: range) -> Iterator[tuple[int, np.ndarray]]
 
 
 class _Reader:
-    """What mlx-data's threads do for the image at each place of `order`."""
+    """Reads and crops the image at each place of `order`, in mlx-data's threads."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Reader:
         workers = config.data.workers
         self.threads = min(8, backend.cpu_count()) if workers == "auto" else int(workers)
         self.lost: StorageError | None = None
-        self.streams: deque[Any] = deque()  # of the block being read, and of the next one
+        self.streams: deque[Any] = deque()  # of the chunk being read, and of the next one
         self._nothing = np.zeros((1, 1, 3), np.uint8)
         if source.encoded:
             self._nothing = as_ppm(self._nothing)

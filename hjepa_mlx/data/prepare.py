@@ -1,221 +1,254 @@
-"""`hjepa-mlx datasets prepare`: from what was downloaded to what trains fastest.
+"""`hjepa-mlx datasets prepare`: from published files to the prepared form (prepared.py).
 
-Images are reduced to a short side of 256 pixels, as JPEG, in tar shards with an index (shards.py).
-The result depends on the source and the options only, not on the number of workers or on how often
-it was interrupted: a shard that is whole is kept.
+Photographs become JPEGs with a short side of 256 pixels, in shards; small images stay as they are,
+in one array. The result depends on the originals and the options only, not on the number of workers
+or on interruptions: a shard that is whole is kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL
 
 from hjepa_mlx import backend
-from hjepa_mlx.data import shards
+from hjepa_mlx.data import importers, prepared
+from hjepa_mlx.data.catalog import look_up
 from hjepa_mlx.data.images import UNREADABLE, shrunk
-from hjepa_mlx.data.source import Source, check_same_classes
-from hjepa_mlx.data.storage import Files
+from hjepa_mlx.data.original import Item, Original, of_images
+from hjepa_mlx.data.source import check_classes, not_ready, open_folder
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_json
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
-PLAN = "plan.json"  # there until the manifest is: what an interrupted call was doing
+RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
+GROUP = 32  # images that a worker takes at once
+AHEAD = 16  # groups that wait to be written
+Advance = Callable[[int], None]
+Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
+
+
+def originals_of(name: str, root: Path) -> dict[str, Original]:
+    """The splits to prepare of a data set in `root`; `folder`: of the pictures in `root`.
+
+    Raises HJEPAError with the command that gets the data set when it is not there.
+    """
+    if name == "folder":
+        folders = {split: open_folder(root, split) for split in ("train", "test")}
+        return {
+            split: of_images(source.images, source.labels, source.classes, source.rows)
+            for split, source in folders.items()
+        }
+    if name == "demo":
+        raise UsageError("The demo's images come with the package and need no preparation.")
+    splits = look_up(name).stored_splits
+    found = importers.find(name, root)
+    if found is None:
+        raise HJEPAError(not_ready(name, root))
+    return {split: found.open(split) for split in splits}
 
 
 def prepare(
     name: str,
-    sources: dict[str, Source],
+    originals: dict[str, Original],
     folder: Path,
     side: int = SIDE,
     quality: int = QUALITY,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Write `sources` (train, test) as shards of JPEGs whose short side is at most `side`.
+    """Write `originals` in the prepared form; photographs get a short side of at most `side`.
 
     Returns the manifest. An interrupted call goes on where it stopped; a finished one has nothing
     to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
     """
-    for source in sources.values():
-        _check_original(source)
-    check_same_classes(sources["train"], sources["test"])  # the manifest has one list for both
+    check_classes(name, originals["train"].classes, originals["test"].classes)
+    encoded = originals["train"].shape is None
+    options = {"short_side": side, "jpeg_quality": quality, "pillow": PIL.__version__}
     plan = {
-        "format": shards.FORMAT,
+        "format": prepared.FORMAT,
         "name": name,
-        "short_side": side,
-        "jpeg_quality": quality,
-        "pillow": PIL.__version__,
-        "classes": list(sources["train"].classes),
-        "sources": {split: _fingerprint(source) for split, source in sources.items()},
+        **(options if encoded else {}),
+        "classes": list(originals["train"].classes),
+        "originals": {split: original.fingerprint for split, original in originals.items()},
     }
-    if shards.complete(folder):
-        made = shards.manifest(folder)
+    if prepared.complete(folder):
+        made = prepared.manifest(folder)
         _compare(plan, made, folder)
         return made
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
-        _check_space(folder, sum(map(len, sources.values())), side)
+        _check_space(folder, originals, side)
         _begin(folder, plan)
-        return _write_all(folder, plan, sources, workers or backend.cpu_count())
+        splits = {}
+        total = sum(original.images for original in originals.values())
+        with bar(f"Preparing {name}", total, "images") as advance:
+            for split, original in originals.items():
+                path = folder / split
+                if encoded:
+                    with ThreadPoolExecutor(workers or backend.cpu_count()) as pool:
+                        reduced = partial(_reduced, pool, side, quality)
+                        splits[split] = _write_shards(path, original, reduced, advance)
+                else:
+                    splits[split] = _write_array(path, original, advance)
+        write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
+        for record in folder.glob(RECORDS):
+            record.unlink()
+        (folder / LOCK).unlink()
+    return prepared.manifest(folder)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Go on with what an interrupted call of the same plan left, or start in an empty folder."""
-    if (folder / PLAN).is_file():
-        try:
-            begun = dict(json.loads((folder / PLAN).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise HJEPAError(f"{folder / PLAN} is damaged ({error}). Delete {folder}.") from None
-        _compare(plan, begun, folder)
+    """Go on with an interrupted call of the same plan, or start in an empty folder.
+
+    Until everything is written, the manifest is the plan.
+    """
+    path = folder / prepared.MANIFEST
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        if any(folder.glob(RECORDS)) or begun.get("name") != plan["name"]:
+            _compare(plan, begun, folder)
     elif any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
-    write_json(folder / PLAN, plan)
-
-
-def _write_all(
-    folder: Path, plan: dict[str, Any], sources: dict[str, Source], workers: int
-) -> dict[str, Any]:
-    """Write what is not there yet, then the manifest; returns that."""
-    with bar(f"Preparing {plan['name']}", sum(map(len, sources.values())), "images") as advance:
-        writer = _Writer(folder, plan["short_side"], plan["jpeg_quality"], advance)
-        splits = {split: writer.write(split, source, workers) for split, source in sources.items()}
-    made = {**plan, "splits": splits}
-    write_json(folder / shards.MANIFEST, made)
-    for part in splits.values():
-        for shard in part["shards"]:
-            (folder / shard["file"]).with_suffix(".json").unlink(missing_ok=True)
-    (folder / PLAN).unlink()
-    (folder / LOCK).unlink()
-    return made
-
-
-@dataclass
-class _Writer:
-    """Writes shards, several at once."""
-
-    folder: Path
-    side: int
-    quality: int
-    advance: Callable[[int], None]
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    def write(self, split: str, source: Source, workers: int) -> dict[str, Any]:
-        """All shards of a split; returns its part of the manifest."""
-        numbers = range(-(-len(source) // shards.SHARD))
-        with ThreadPoolExecutor(workers) as pool:  # PIL's work runs outside Python's lock
-            jobs = [pool.submit(self._shard, split, source, number) for number in numbers]
-            try:
-                made = [job.result() for job in jobs]
-            except BaseException:
-                self.stopped.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-        return {
-            "images": sum(shard["images"] for shard in made),
-            "skipped": [line for shard in made for line in shard.pop("skipped")],
-            "shards": made,
-        }
-
-    def _shard(self, split: str, source: Source, number: int) -> dict[str, Any]:
-        """One shard, its index and a record of it, each written whole; kept if it is there."""
-        path = self.folder / f"{split}-{number:05d}.tar"
-        record = path.with_suffix(".json")
-        places = range(number * shards.SHARD, min((number + 1) * shards.SHARD, len(source)))
-        if path.is_file() and record.is_file() and shards.read_index(path) is not None:
-            self.advance(len(places))
-            return json.loads(record.read_text())
-        skipped: list[str] = []
-        with atomic_write(path) as file:
-            rows = self._fill(file, source, places, skipped)
-        with atomic_write(path.with_suffix(".npy")) as file:
-            np.save(file, rows)
-        made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
-        write_json(record, made)
-        return made
-
-    def _fill(
-        self, file: BinaryIO, source: Source, places: range, skipped: list[str]
-    ) -> np.ndarray:
-        rows = []
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in places:
-                if self.stopped.is_set():
-                    raise HJEPAError("Stopped.")
-                self.advance(1)
-                try:
-                    raw = source.images.read(int(source.rows[index]))
-                    data = shrunk(bytes(raw), self.side, self.quality)
-                except UNREADABLE as error:
-                    skipped.append(f"{source.name_of(index)}: {error}")
-                    continue
-                label = int(source.labels[index]) if source.classes else -1
-                group = source.classes[label] if source.classes else "images"
-                plain = re.fullmatch(r"[\w-]{1,60}", group, re.ASCII)
-                info = tarfile.TarInfo(f"{group if plain else label}/{index:08d}.jpg")
-                info.size = len(data)
-                rows.append((file.tell() + tarfile.BLOCKSIZE, len(data), label))
-                tar.addfile(info, io.BytesIO(data))
-        return np.array(rows, shards.ROW)
-
-
-def _check_original(source: Source) -> None:
-    """Refuse pixels, which need no preparation, and what was prepared already."""
-    if not source.encoded:
-        raise UsageError(f"{source.name} is stored as raw pixels, which train fast as they are.")
-    for file in getattr(source.images, "files", [])[:1]:
-        if shards.complete(file.path.parent):
-            raise UsageError(
-                f"{source.name} is read from the prepared shards in {file.path.parent}. Move that "
-                "folder away to prepare the original again."
-            )
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # a link to nothing: skipped when it is read
-        return -1
-
-
-def _fingerprint(source: Source) -> dict[str, Any]:
-    """What tells one source from another: which images, their labels, the sizes of all files."""
-    images = source.images
-    if isinstance(images, Files):
-        start = len(os.path.join(images.folder, ""))
-        files = [(path[start:], _size(path)) for path in images.paths]
-    else:
-        files = [(file.path.name, file.size) for file in getattr(images, "files", [])]
-    digest = hashlib.sha256(repr(files).encode("utf-8", "surrogateescape"))
-    digest.update(source.rows.tobytes() + source.labels.tobytes())
-    return {"images": len(source), "sha256": digest.hexdigest()}
+    write_json(path, plan)
 
 
 def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
     for key, value in plan.items():
         if made.get(key) != value:
-            what = "other images" if key in ("sources", "classes") else f"{key}={made.get(key)}"
+            other = "other images" if key in ("originals", "classes") else f"{key}={made.get(key)}"
             raise UsageError(
-                f"{folder} was prepared with {what}. Delete it, or give another folder with --out."
+                f"{folder} was prepared with {other}. Delete it, or give another folder with --out."
             )
 
 
-def _check_space(folder: Path, images: int, side: int) -> None:
-    there = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    needed = images * IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2 - there
-    needs = f"{images:,} images of {side} pixels need about"
-    check_space(needs, needed, folder, "Free some, or give another folder with --out.")
+def _check_space(folder: Path, originals: dict[str, Original], side: int) -> None:
+    photo = IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
+    sizes = [o.images * (int(np.prod(o.shape)) if o.shape else photo) for o in originals.values()]
+    there = sum(path.stat().st_size for path in folder.iterdir())
+    needs = f"{sum(o.images for o in originals.values()):,} prepared images need about"
+    advice = "Free some, or give another folder with --out."
+    check_space(needs, sum(sizes) - there, folder, advice)
+
+
+def _write_array(path: Path, original: Original, advance: Advance) -> dict[str, Any]:
+    """Pixels and labels of the split `path`; returns its part of the manifest."""
+    paths, labels = [path.with_name(f"{path.name}-images.npy")], []
+    with atomic_write(paths[0]) as file:
+        _write_header(file, 0, original.shape)
+        for item in original.items():
+            file.write(np.ascontiguousarray(item.read()).data)
+            labels.append(item.label)
+            advance(1)
+        file.seek(0)
+        _write_header(file, len(labels), original.shape)
+    if original.classes:
+        paths.append(path.with_name(f"{path.name}-labels.npy"))
+        with atomic_write(paths[1]) as file:
+            np.save(file, np.array(labels, np.int64))
+    files = [{"file": p.name, "images": len(labels), "sha256": sha256(p)} for p in paths]
+    return {"images": len(labels), "skipped": [], "files": files}
+
+
+def _write_header(file: Any, count: int, shape: tuple[int, ...] | None) -> None:
+    """Of a .npy file; numpy leaves room in it for any count."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *(shape or ()))}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_shards(
+    path: Path,
+    original: Original,
+    reduced: Callable[[Iterator[Item]], Generator[Reduced, None, None]],
+    advance: Advance,
+) -> dict[str, Any]:
+    """Shards of the split `path` that are not there yet; returns its part of the manifest."""
+    made, items = list(_whole_shards(path)), original.items()
+    for _ in islice(items, len(made) * prepared.SHARD):
+        advance(1)
+    with closing(reduced(items)) as images:
+        while first := next(images, None):
+            begin = len(made) * prepared.SHARD
+            shard = enumerate(chain([first], islice(images, prepared.SHARD - 1)), begin)
+            tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
+            made.append(_write_shard(tar, shard, original.classes, advance))
+    skipped = [line for shard in made for line in shard.pop("skipped")]
+    return {"images": sum(shard["images"] for shard in made), "skipped": skipped, "files": made}
+
+
+def _whole_shards(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of the first shards, which an interrupted call finished."""
+    for number in count():
+        record = path.with_name(f"{path.name}-{number:05d}.json")
+        if not all(record.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
+            return
+        yield json.loads(record.read_text())
+
+
+def _reduced(
+    pool: ThreadPoolExecutor, side: int, quality: int, items: Iterator[Item]
+) -> Generator[Reduced, None, None]:
+    """The images in order, read and made smaller by the pool (PIL works outside Python's lock)."""
+
+    def reduce(group: list[Item]) -> list[Reduced]:
+        return [_reduce(item, side, quality) for item in group]
+
+    waiting: deque[Future[list[Reduced]]] = deque()
+    try:
+        while group := list(islice(items, GROUP)):
+            waiting.append(pool.submit(reduce, group))
+            if len(waiting) > AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _reduce(item: Item, side: int, quality: int) -> Reduced:
+    try:
+        return (item, shrunk(bytes(item.read()), side, quality), "")
+    except UNREADABLE as error:
+        return (item, b"", str(error) or type(error).__name__)
+
+
+def _write_shard(
+    path: Path, images: Iterable[tuple[int, Reduced]], classes: tuple[str, ...], advance: Advance
+) -> dict[str, Any]:
+    """One shard, its index and its record, each written whole; returns the record."""
+    rows, skipped = [], []
+    with (
+        atomic_write(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for number, (item, data, error) in images:
+            advance(1)
+            if error:
+                skipped.append(f"{item.name}: {error}")
+                continue
+            group = classes[item.label] if classes else "images"
+            plain = re.fullmatch(r"[\w-]{1,60}", group, re.ASCII)
+            info = tarfile.TarInfo(f"{group if plain else item.label}/{number:08d}.jpg")
+            info.size = len(data)
+            rows.append((file.tell() + tarfile.BLOCKSIZE, len(data), item.label))
+            tar.addfile(info, io.BytesIO(data))
+    with atomic_write(path.with_suffix(".npy")) as file:
+        np.save(file, np.array(rows, prepared.ROW))
+    made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
+    write_json(path.with_suffix(".json"), made)
+    return made

@@ -1,12 +1,13 @@
 """Storage: where the bytes of images lie, and how one image is read from there, in any order.
 
-Files are opened for each read: a few microseconds, and a disk that is gone, or a file that was cut
-or changed, is noticed there and named (a memory map would crash the process instead).
+Files are opened for each read. That takes a few microseconds, and names a file that was removed,
+cut or changed. (A memory map would crash the process instead.)
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,11 @@ class Images(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What to call image `index` in messages."""
+        """A name for image `index` in messages."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A string that other content would change."""
         ...
 
 
@@ -57,43 +62,44 @@ class Pixels:
     def name(self, index: int) -> str:
         return f"{self._name}[{index}]"
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.array.tobytes()).hexdigest()
 
-class Records:
-    """Raw images of one size in a binary file: `header` bytes, then three colour planes, each.
 
-    `planes` orders the stored axes (channel, …, …) into [H, W, C]: (1, 2, 0) for planes stored by
-    rows, (2, 1, 0) by columns.
-    """
+class Array:
+    """Raw images of one size in a .npy file, [N, H, W, C] uint8, of known SHA-256."""
 
     encoded = False
 
-    def __init__(
-        self, path: Path, side: int, planes: tuple[int, int, int], header: int = 0
-    ) -> None:
-        self.side, self.planes, self.header = side, planes, header
-        self.record = header + 3 * side * side
-        self.file = KnownFile(path)
-        if self.file.size % self.record:
+    def __init__(self, path: Path, checksum: str) -> None:
+        self.file, self._checksum = KnownFile(path), checksum
+        try:
+            with open(path, "rb") as file:
+                np.lib.format.read_magic(file)
+                shape, _, _ = np.lib.format.read_array_header_1_0(file)
+                self._start = file.tell()
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be read ({error}).") from error
+        self._count, self._shape = shape[0], shape[1:]
+        self._bytes = int(np.prod(self._shape))
+        if self.file.size != self._start + self._count * self._bytes:
             raise StorageError(
-                f"{path} is not whole: its {self.file.size:,} bytes are no multiple of "
-                f"{self.record:,}. Delete it and download again."
+                f"{path} is cut: {self.file.size:,} bytes are too few for {self._count:,} images. "
+                f"Delete {path.parent} and prepare again."
             )
 
     def __len__(self) -> int:
-        return self.file.size // self.record
+        return self._count
 
     def read(self, index: int) -> np.ndarray:
-        offset, size = index * self.record + self.header, self.record - self.header
-        raw = np.frombuffer(self.file.read(offset, size), np.uint8)
-        return raw.reshape(3, self.side, self.side).transpose(self.planes)
+        raw = self.file.read(self._start + index * self._bytes, self._bytes)
+        return np.frombuffer(bytearray(raw), np.uint8).reshape(self._shape)  # to be written to
 
     def name(self, index: int) -> str:
         return f"{self.file.path}[{index}]"
 
-    def headers(self) -> np.ndarray:
-        """The header bytes of all records, [N, header]."""
-        raw = np.fromfile(self.file.path, np.uint8).reshape(-1, self.record)
-        return raw[:, : self.header]
+    def fingerprint(self) -> str:
+        return self._checksum
 
 
 class Files:
@@ -123,16 +129,27 @@ class Files:
     def name(self, index: int) -> str:
         return self.paths[index]
 
+    def fingerprint(self) -> str:
+        """Of the paths inside the folder and their sizes."""
+        start = len(os.path.join(self.folder, ""))
+        files = [(path[start:], _size(path)) for path in self.paths]
+        return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 class Members:
-    """Image files inside larger files (tar archives), found by offset and size, [N] each."""
+    """Image files inside tars of known SHA-256, found by tar, offset and size, [N] each."""
 
     encoded = True
 
     def __init__(
-        self, paths: Sequence[Path], file: np.ndarray, offset: np.ndarray, size: np.ndarray
+        self,
+        paths: Sequence[Path],
+        file: np.ndarray,
+        offset: np.ndarray,
+        size: np.ndarray,
+        checksums: Sequence[str],
     ) -> None:
-        self.files = [KnownFile(path) for path in paths]
+        self.files, self._checksums = [KnownFile(path) for path in paths], checksums
         self.file, self.offset, self.size = file, offset, size
         for number, known in enumerate(self.files):
             mine = self.file == number
@@ -154,6 +171,9 @@ class Members:
         header = known.read(offset - 512, 512)  # every tar member has one just before it
         return f"{known.path}:{header[:100].rstrip(bytes(1)).decode('utf-8', 'backslashreplace')}"
 
+    def fingerprint(self) -> str:
+        return "".join(self._checksums)
+
 
 class Joined:
     """Several storages one after the other."""
@@ -174,17 +194,44 @@ class Joined:
         part, number = self._find(index)
         return part.name(number)
 
+    def fingerprint(self) -> str:
+        return "".join(part.fingerprint() for part in self.parts)
+
     def _find(self, index: int) -> tuple[Images, int]:
         number = int(np.searchsorted(self.starts, index, "right")) - 1
         return self.parts[number], index - int(self.starts[number])
 
 
-def _holds_something(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
-        return False
+class KnownFile:
+    """A file that must stay as it was when it was first looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        self.size, self._changed = status.st_size, status.st_mtime_ns
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`; StorageError when the file is gone, cut or changed."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                status = os.fstat(handle)
+                data = os.pread(handle, size, offset)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read: {error.strerror}.") from error
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._changed):
+            raise StorageError(
+                f"{self.path} has changed since it was opened ({self.size:,} bytes then, "
+                f"{status.st_size:,} now). Put it back, or start anew with the new data."
+            )
+        if len(data) < size:
+            raise StorageError(f"{self.path} ends before byte {offset + size:,}.")
+        return data
 
 
 def image_paths(root: Path) -> list[str]:
@@ -208,42 +255,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-class KnownFile:
-    """A file that must stay as it was when it was first looked at."""
+def _holds_something(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
-        self.size, self._changed = status.st_size, status.st_mtime_ns
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; StorageError when the file is gone, cut or changed."""
-        try:
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                self._compare(os.fstat(handle))
-                data = os.pread(handle, size, offset)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be read: {error.strerror}.") from error
-        if len(data) < size:
-            raise StorageError(f"{self.path} ends before byte {offset + size:,}.")
-        return data
-
-    def check(self) -> None:
-        """StorageError when the file is gone, cut or changed."""
-        try:
-            self._compare(os.stat(self.path))
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be read: {error.strerror}.") from error
-
-    def _compare(self, status: os.stat_result) -> None:
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._changed):
-            raise StorageError(
-                f"{self.path} has changed since it was opened ({self.size:,} bytes then, "
-                f"{status.st_size:,} now). Put it back, or start anew with the new data."
-            )
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a link to nothing: skipped when it is read
+        return -1

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Data
-from hjepa_mlx.data import shards
+from hjepa_mlx.data import prepared
 from hjepa_mlx.data.catalog import (
     CATALOG,
     CMC,
@@ -20,10 +19,8 @@ from hjepa_mlx.data.catalog import (
     KAGGLE_IMAGES,
     class_list_name,
 )
-from hjepa_mlx.data.fetch import CHECKSUMS, checksums
 from hjepa_mlx.data.images import UNREADABLE, check_decodes
-from hjepa_mlx.data.source import Source, Split
-from hjepa_mlx.data.sources import check_name, data_root, open_source
+from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import sha256
 from hjepa_mlx.progress import bar
@@ -34,82 +31,53 @@ CHUNK = 256  # images a worker takes at once
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: whether it is right, and what was found."""
+    """One question about a data set, the answer, and whether that is right."""
 
     what: str
     right: bool
     found: str
 
 
-@dataclass
-class _Split:
-    """What reading every image of a split found."""
-
-    unreadable: list[str] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-
-
 def verify(data: Data) -> list[Check]:
     """Check each part of a data set: counts, checksums, classes, every image, duplicates.
 
-    Raises HJEPAError when it is not on this machine.
+    Raises HJEPAError when it is not ready on this machine.
     """
-    checks: list[Check] = []
-    for name in check_name(data):
-        checks += _verify_one(name, data.whole(name))
-    return checks
+    return [check for name in check_name(data.name) for check in _one(name, data.whole(name))]
 
 
-def _verify_one(name: str, data: Data) -> list[Check]:
+def _one(name: str, data: Data) -> list[Check]:
     splits: list[Split] = ["pretrain", "test"]
-    if name in CATALOG and CATALOG[name].splits["pretrain"] != CATALOG[name].splits["train"]:
+    if name in CATALOG and "pretrain" in CATALOG[name].stored_splits:
         splits.insert(1, "train")
-    checks = _files(name, data)
-    sources: dict[Split, Source] = {}
-    for split in splits:
-        try:
-            sources[split] = open_source(data, split)
-        except HJEPAError as error:
-            if split == "pretrain":
-                raise
-            checks.append(Check(f"{name} {split}", False, str(error)))
+    sources = {split: open_source(data, split) for split in splits}
+    checks = _checksums(name, data)
     checks += [_count(name, split, source) for split, source in sources.items()]
     if name.startswith("imagenet"):
-        checks += _classes(name, sources)
-    read = {split: _read_all(source) for split, source in sources.items()}
-    for split, result in read.items():
-        found = f"{len(result.unreadable)} of {len(sources[split])}{_named(result.unreadable)}"
-        checks.append(Check(f"{name} {split}: unreadable", not result.unreadable, found))
-    checks.append(_duplicates(name, sources, read))
-    return checks
+        checks.append(_classes(name, sources["pretrain"].classes))
+    digests: dict[Split, list[bytes]] = {}
+    for split, source in sources.items():
+        digests[split], unreadable = _read_all(source)
+        found = f"{len(unreadable)} of {len(source)}{_named(unreadable)}"
+        checks.append(Check(f"{name} {split}: unreadable", not unreadable, found))
+    return [*checks, _duplicates(name, sources, digests)]
 
 
-def _files(name: str, data: Data) -> list[Check]:
-    """Checksums of what was downloaded, unpacked or prepared."""
+def _checksums(name: str, data: Data) -> list[Check]:
     root = data_root(data)
-    for folder in (root / name / shards.FOLDER, root / name, root / shards.FOLDER, root):
-        if shards.complete(folder):
-            made = shards.manifest(folder)["splits"].values()
-            wanted = {shard["file"]: shard["sha256"] for split in made for shard in split["shards"]}
-            return [_compare(f"{name} shards", folder, wanted)]
-    for folder in (root / name, root):
-        if (folder / CHECKSUMS).is_file():
-            return [_compare(f"{name} files", folder, checksums(folder))]
-    return []
-
-
-def _compare(what: str, folder: Path, wanted: dict[str, str]) -> Check:
-    with bar("Checking checksums", len(wanted), "files") as advance:
-        wrong = []
-        for file, digest in wanted.items():
-            path = folder / file
-            if not path.is_file():
-                wrong.append(f"{path} is missing")
-            elif sha256(path) != digest:
-                wrong.append(f"{path} has changed")
+    folder = root if name == "folder" else prepared.find(name, root)
+    if folder is None or not prepared.complete(folder):
+        return []
+    splits = prepared.manifest(folder)["splits"].values()
+    files = [file for split in splits for file in split["files"]]
+    wrong = []
+    with bar("Checking checksums", len(files), "files") as advance:
+        for file in files:
+            if sha256(folder / file["file"]) != file["sha256"]:
+                wrong.append(f"{folder / file['file']} has changed")
             advance(1)
-    found = "; ".join(wrong[:NAMED]) or f"{len(wanted)} as recorded"
-    return Check(what, not wrong, found)
+    found = "; ".join(wrong[:NAMED]) or f"{len(files)} as recorded"
+    return [Check(f"{name} files", not wrong, found)]
 
 
 def _count(name: str, split: Split, source: Source) -> Check:
@@ -126,71 +94,63 @@ def _count(name: str, split: Split, source: Source) -> Check:
     return Check(f"{name} {split}", right, found if right else f"{found}; published: {wanted:,}")
 
 
-def _classes(name: str, sources: dict[Split, Source]) -> list[Check]:
-    """Which list of classes this is, and whether both splits have it."""
-    classes = sources["pretrain"].classes
+def _classes(name: str, classes: tuple[str, ...]) -> Check:
+    """Which list of classes this is."""
     which = class_list_name(classes)
     if which == KAGGLE:
         which += f": scores do not compare with those on {CMC}, which has other classes"
     known = (CMC, KAGGLE) if name == "imagenet100" else (IMAGENET,)
-    checks = [Check(f"{name} classes", which.startswith(known), which)]
-    if "test" in sources and sources["test"].classes != classes:
-        found = f"{len(classes)} for training, {len(sources['test'].classes)} for evaluation"
-        checks.append(Check(f"{name} classes of both splits", False, found))
-    return checks
+    return Check(f"{name} classes", which.startswith(known), which)
 
 
-def _read_all(source: Source) -> _Split:
-    """Decode every image and hash its content, on all cores."""
-    result = _Split()
+def _read_all(source: Source) -> tuple[list[bytes], list[str]]:
+    """A hash of each image's content, and which images cannot be read; on all cores."""
+    digests, unreadable = [], []
 
     def read(begin: int) -> list[tuple[bytes, str]]:
         return [_read(source, i) for i in range(begin, min(begin + CHUNK, len(source)))]
 
-    workers = backend.cpu_count()
     with (
         bar(f"Reading {source.name}", len(source), "images") as advance,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(backend.cpu_count()) as pool,
     ):
         for chunk in pool.map(read, range(0, len(source), CHUNK)):
             advance(len(chunk))
-            for digest, error in chunk:
-                result.hashes.append(digest)
-                if error:
-                    result.unreadable.append(error)
-    return result
+            digests += [digest for digest, _ in chunk]
+            unreadable += [error for _, error in chunk if error]
+    return digests, unreadable
 
 
 def _read(source: Source, index: int) -> tuple[bytes, str]:
-    """Hash of the image's content, and what is wrong with it."""
-    raw = b""
+    """Hash of the image's content, and why it cannot be read."""
     try:
         image = source.images.read(int(source.rows[index]))
-        raw = image if isinstance(image, bytes) else image.tobytes()
         if isinstance(image, bytes):
             check_decodes(image)
     except (HJEPAError, *UNREADABLE) as error:
         return b"", f"{source.name_of(index)} ({error})"
+    raw = image if isinstance(image, bytes) else image.tobytes()
     return hashlib.blake2b(raw, digest_size=16).digest(), ""
 
 
-def _duplicates(name: str, sources: dict[Split, Source], read: dict[Split, _Split]) -> Check:
-    """Images of the evaluation that are also trained on, by content."""
+def _duplicates(
+    name: str, sources: dict[Split, Source], digests: dict[Split, list[bytes]]
+) -> Check:
+    """Test images that are also trained on, by content."""
     trained = {
         digest: (split, index)
-        for split, result in read.items()
+        for split in sources
         if split != "test"
-        for index, digest in enumerate(result.hashes)
-        if digest
+        for index, digest in enumerate(digests[split])
     }
     pairs = [
         f"{sources['test'].name_of(index)} is {sources[split].name_of(number)}"
-        for index, digest in enumerate(read["test"].hashes if "test" in read else [])
-        if digest in trained
+        for index, digest in enumerate(digests["test"])
+        if digest and digest in trained
         for split, number in [trained[digest]]
     ]
-    found = f"{len(pairs)}{_named(pairs)}"
-    return Check(f"{name}: evaluation images that are also trained on", not pairs, found)
+    what = f"{name}: test images that are also trained on"
+    return Check(what, not pairs, f"{len(pairs)}{_named(pairs)}")
 
 
 def _named(items: list[str]) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import Source, check_same_classes
-from hjepa_mlx.data.sources import SOURCES, open_source
+from hjepa_mlx.data.source import SOURCES, Source, check_same_classes, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import protocols
 from hjepa_mlx.eval.accuracy import HELD_OUT, check_finite

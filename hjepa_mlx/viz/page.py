@@ -10,7 +10,7 @@ from string import Template
 from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.config import Data
-from hjepa_mlx.data.sources import open_source
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.files import atomic_write
