@@ -63,6 +63,90 @@ def hour_span(pair: Sequence[float] | None) -> str:
     return f"{span([value / 24 for value in pair])} d" if days else f"{span(pair)} h"
 
 
+def level_name(level: str) -> str:
+    """A level's name in the scores, as people read it."""
+    return level.replace("_", " ")
+
+
+def evaluation(scores: dict[str, Any]) -> list[Table]:
+    """The tables of an evaluation's scores: accuracies, ranks and spread, promises."""
+    found = [_accuracies(scores)] if scores.get("knn") else []
+    columns = {"effective_rank": "eff. rank", "rankme": "RankMe", "feature_std": "std"}
+    rows: list[list[str]] = []
+    for network, own in _networks(scores).items():
+        rows.append([network])
+        for level, figures in own["features"].items():
+            cells = [number(figures.get(key), 2 if key == "feature_std" else 1) for key in columns]
+            shares = [figures.get(f"{key}_percent") for key in columns]
+            percent = ["" if share is None else f" ({share:.0f}%)" for share in shares]
+            rows.append([f"  {level_name(level)}", *map(str.__add__, cells, percent)])
+    title = f"{scores['protocol']['data']}: features of the test images"
+    caption = "in brackets: % of the dimension"
+    found.append(table(title, ["", *columns.values()], rows, caption))
+    return found + ([_promises(scores)] if scores.get("promises") else [])
+
+
+def _networks(scores: dict[str, Any]) -> dict[str, Any]:
+    baselines = {"context_encoder": "context encoder", "random_init": "random init."}
+    known = scores["baselines"]
+    others = {name: known[key] for key, name in baselines.items() if key in known}
+    return {"target encoder": scores, **others}
+
+
+def _accuracies(scores: dict[str, Any]) -> Table:
+    protocol = scores["protocol"]
+    few = [key for key in scores if key.startswith("few_labels")]
+    attentive = ["attentive"] if "attentive_probe" in scores else []
+    shares = [f"{key.split('_')[2]} % labels" for key in few]
+    rows: list[list[str]] = []
+    for network, own in _networks(scores).items():
+        rows.append([network])
+        for level, knn in own["knn"].items():
+            low, high = own["confidence_95"]["linear_probe"][level]
+            cells = [f"{own['linear_probe'][level]:.1f} ± {(high - low) / 2:.1f}", number(knn)]
+            cells += [number(own.get("attentive_probe", {}).get(level)) for _ in attentive]
+            for key in few:
+                reached = own.get(key, {}).get(level, {})
+                spread = f" ± {reached['std']:.1f}" if reached.get("std") else ""
+                cells.append(number(reached.get("mean")) + spread)
+            rows.append([f"  {level_name(level)}", *cells])
+    pixels = scores["baselines"]["pixels"]
+    images = [protocol["bank_images"], protocol["query_images"]]
+    caption = "±: half a 95 % interval" + ("; of few labels, deviation of the draws" if few else "")
+    if 0 < protocol.get("attentive_bank_images", 0) < images[0]:
+        seen = protocol["attentive_bank_images"], protocol["attentive_query_images"]
+        caption += ". Attentive: {:,} training and {:,} test images".format(*seen)
+    return table(
+        f"{protocol['data']}: accuracy in %, {images[0]:,} training and {images[1]:,} test images",
+        ["", "linear probe", f"k-NN {protocol['k']}", *attentive, *shares],
+        [*rows, ["raw pixels", number(pixels["linear_probe"]), number(pixels["knn"])]],
+        caption,
+    )
+
+
+def _promises(scores: dict[str, Any]) -> Table:
+    measures = {
+        "linear_probe": "linear probe, %",
+        "knn": "k-NN, %",
+        "effective_rank_percent": "effective rank, % of dim",
+    }
+    trained = f"{scores['trained']['model']} after {scores['trained']['epochs']:g} epochs"
+    return table(
+        f"Promised for 100 epochs of ViT-S; this is {trained}",
+        ["", "level", "promised", "measured", "verdict"],
+        [
+            [
+                measures[row["measure"]],
+                level_name(row["level"]),
+                span(row["promised"]),
+                number(row["measured"]),
+                row["verdict"],
+            ]
+            for row in scores["promises"]
+        ],
+    )
+
+
 class Shown:
     """For classes with `__rich__`: the same in a notebook, coloured."""
 

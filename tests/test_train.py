@@ -18,7 +18,7 @@ from hjepa_mlx import checkpoint, runs
 from hjepa_mlx.config import parse, resolve
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.sources import open_source
-from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.eval.knn import QuickKNN
 from hjepa_mlx.files import locked, write_json
 from hjepa_mlx.losses import mse
 from hjepa_mlx.masks import Masks, MaskSampler

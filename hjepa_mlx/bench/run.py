@@ -23,7 +23,7 @@ from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.sources import layout, open_source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.quick import BANK, QUERIES
+from hjepa_mlx.eval.knn import BANK, QUERIES
 from hjepa_mlx.files import write_json
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
