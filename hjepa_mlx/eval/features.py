@@ -199,12 +199,13 @@ class _Rows:
         self.size += self.file.write(x.tobytes())
 
     def array(self) -> np.ndarray:
-        if self.size <= IN_MEMORY:
-            self.file.seek(0)
-            found = np.frombuffer(self.file.read(), self.dtype).copy()
-        else:
-            self.file.flush()
-            found = np.memmap(self.file, self.dtype, "r+")
+        with self.file as file:
+            if self.size <= IN_MEMORY:
+                file.seek(0)
+                found = np.frombuffer(bytearray(file.read()), self.dtype)
+            else:
+                file.flush()
+                found = np.memmap(file, self.dtype, "r+")
         return found.reshape(-1, *self.shape)
 
 
