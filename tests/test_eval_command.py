@@ -22,7 +22,7 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["eval", *arguments])
 
 
-FAST = ("--draws", "0", "--token-gb", "0")
+FAST = ("--draws", "0", "--attentive-images", "0")
 
 
 def test_the_command_prints_tables_and_keeps_the_scores(
@@ -75,7 +75,7 @@ def test_the_command_says_that_there_are_no_labels(
     run = saved(network(tiny_config, name="folder", dir=str(folder)), tmp_path / "run")
     ended = invoke(run)
     assert ended.exit_code == 0, ended.stderr
-    assert "No labels in this data set: k-NN and probes were left out." in ended.stdout
+    assert "This data set has no labels" in ended.stdout
     assert "RankMe" in ended.stdout
     assert "linear probe" not in ended.stdout
     assert "feature_rank" in json.loads((tmp_path / "run" / "eval.json").read_text())
@@ -108,13 +108,9 @@ def places(
     [
         ("{images}", "is not a run: it has no config.yaml"),
         ("{untrained}", "has no checkpoint yet"),
-        ("{nan}", "the features hold NaN or infinity"),
-        ("{run} --probe svm", "No linear probe named 'svm'. There are: logistic_regression, sgd"),
-        ("{run} --draws -1", "draws and token_gb at least 0"),
-        ("{run} --token-gb -1", "draws and token_gb at least 0"),
-        ("{run} --token-gb nan", "draws and token_gb at least 0"),
-        ("{run} --token-gb inf", "draws and token_gb at least 0"),
-        ("{run} --token-gb 1e-5", "holds the tokens of 4 training images"),
+        ("{nan}", "The features hold NaN or infinity"),
+        ("{run} --draws -1", "draws at least 0"),
+        ("{run} --attentive-images 9", "needs at least 10 training images; 0 leaves it out"),
         ("{run} --k 0", "k and temperature must be positive"),
         ("{run} --k 55", "k-NN with k=55 needs at least 55 training images; there are 54"),
         ("{run} --data-dir {few}", "k=20 needs at least 20 training images; there are 11"),

@@ -20,6 +20,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.features import (
+    Encoded,
     Encoder,
     Features,
     drop_equal_channels,
@@ -43,21 +44,22 @@ def test_features_are_the_means_of_what_the_model_encodes_with_labels_and_indice
     broken.write_bytes(broken.read_bytes()[:200])
     model = network(tiny_config, name="folder", dir=str(tmp_path))
     source = hj.open_source(model.config.data, "train")
-    stride, skipped = 3, Skipped()
-    (found,) = extract(encoders(model), source, model.config, skipped, stride)
+    keep, skipped = np.random.default_rng(0).random(len(source)) < 0.3, Skipped()
+    (found,) = extract(encoders(model), source, model.config, skipped, keep)
     assert list(skipped.reasons) == [str(broken)]
     paths = sorted(path for path in folder.rglob("*.png") if path != broken)
     assert [source.name_of(int(i)) for i in found.indices] == list(map(str, paths))
     assert [sorted(COLOURS)[label] for label in found.labels] == [p.parent.name for p in paths]
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
-    assert len(found) == len(images) == 149  # batches of 64: not a multiple of the stride
+    assert len(found) == len(images) == 149  # not a multiple of the batch
+    assert_array_equal(found.indices[found.token_rows], [i for i in found.indices if keep[i]])
     for number, level in enumerate(map(np.array, model.encode(images))):
         assert_allclose(found.pooled[f"level_{number}"], level.mean(1), atol=1e-5)
-        kept = level[::stride]
+        kept = level[found.token_rows]
         deviation = np.sqrt(kept.var(2, keepdims=True) + 1e-5)
         expected = (kept - kept.mean(2, keepdims=True)) / deviation
         assert_allclose(found.tokens[f"level_{number}"], expected, atol=5e-3)
-    assert_array_equal(found.token_labels, found.labels[::stride])
+    assert_array_equal(found.token_labels, found.labels[found.token_rows])
     assert set(found.pooled) == ALL
 
 
@@ -76,7 +78,7 @@ def test_several_threads_make_the_same_features_as_one(
                 yield threads
 
         monkeypatch.setattr(backend, "computing_threads", computing_threads)
-        return extract(encoders(model), source, model.config, Skipped(), 2)[0]
+        return extract(encoders(model), source, model.config, Skipped())[0]
 
     one = by(1)
     before = sys.getswitchinterval()
@@ -94,13 +96,15 @@ def test_several_threads_make_the_same_features_as_one(
 
 
 def test_features_too_large_for_memory_are_the_same_features(
-    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = network(tiny_config, name="demo", limit=150)
     source = hj.open_source(model.config.data, "train")
     (in_memory,) = extract(encoders(model), source, model.config, Skipped())
-    monkeypatch.setattr("hjepa_mlx.eval.features.IN_MEMORY", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("hjepa_mlx.eval.features.IN_MEMORY", 400)
     (on_disk,) = extract(encoders(model), source, model.config, Skipped())
+    assert list(tmp_path.iterdir()) == []  # the files have no names
     for first, second in ((in_memory.pooled, on_disk.pooled), (in_memory.tokens, on_disk.tokens)):
         for name in first:
             assert isinstance(second[name], np.memmap)
@@ -108,27 +112,25 @@ def test_features_too_large_for_memory_are_the_same_features(
 
 
 def test_a_disk_too_full_for_the_features_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("hjepa_mlx.eval.features.IN_MEMORY", 400)
-    full = shutil.disk_usage(tmp_path)._replace(free=1_500_000_000)
+    model, million = network(tiny_config, name="demo", limit=64), np.ones((64, 250_000), np.float32)
+    source = hj.open_source(model.config.data, "train")
+    full = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(HJEPAError) as refused:
-        room(((500_000, 500), np.float32), ((1_000_000, 500), np.float16))  # either would fit
-    said = str(refused.value)
-    assert "2.00 GB" in said
-    assert "1.50 GB are free" in said
-    assert str(tmp_path) in said
-    assert "--token-gb" in said
-    assert "\n" not in said
+    made = [lambda images: Encoded({"large": million[: len(images)]}, {})] * 2  # one would fit
+    said = rf"Features need 0\.13 GB in {tmp_path}, where 0\.10 GB are free.*--attentive-images\.$"
+    with pytest.raises(HJEPAError, match=said):
+        extract(lambda: made, source, model.config, Skipped())
 
 
 @pytest.mark.parametrize(("side", "factor"), [(28, 1), (70, 2), (100, 3)])
 def test_the_pixel_baseline_averages_whole_squares(side: int, factor: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     small = side // factor
-    got = pixels(images)["pixels"]
+    got = pixels(images).pooled["pixels"]
     assert got.dtype == np.uint8
     squares = got.reshape(3, small, small, 3)
     for image, row, column, channel in np.ndindex(squares.shape):
@@ -143,7 +145,8 @@ def test_one_channel_of_grey_pixels_is_kept_and_all_of_coloured_ones() -> None:
     coloured = grey.copy()
     coloured[4, 7] ^= 1  # one value of one image
     for train, test, kept in ((grey, grey, 20), (grey, coloured, 60), (coloured, grey, 60)):
-        parts = [Features({"pixels": x}, np.arange(9), np.arange(9), {}, 1) for x in (train, test)]
+        rows = np.arange(9)
+        parts = [Features({"pixels": x}, {}, rows, rows, rows) for x in (train, test)]
         drop_equal_channels(*parts)
         for part, whole in zip(parts, (train, test), strict=True):
             expected = whole if kept == 60 else whole.reshape(9, 20, 3)[:, :, 0]

@@ -164,15 +164,15 @@ def extract(
     batches = _batches(evaluation_images(source, config, skipped))
     with bar("Encoding", N, "images", not quiet) as advance:
         for numbers, outputs in _computed(make_encoders, batches, quiet):
-            kept = kept or [(defaultdict(_Rows), defaultdict(_Rows)) for _ in outputs]
+            if not kept:
+                _check_space(outputs, N, int(keep_tokens.sum()))
+                kept = [(defaultdict(_Rows), defaultdict(_Rows)) for _ in outputs]
             count = len(numbers)
             for (pooled, tokens), found in zip(kept, outputs, strict=True):
                 for name, x in found.pooled.items():
                     pooled[name].add(x[:count])
                 for name, x in found.tokens.items():
                     tokens[name].add(x[:count][keep_tokens[numbers]])
-            if not indices:
-                _check_space(kept, N / count)
             indices += numbers
             advance(count)
     if not indices:
@@ -209,9 +209,17 @@ class _Rows:
         return found.reshape(-1, *self.shape)
 
 
-def _check_space(kept: list[tuple[dict[str, _Rows], dict[str, _Rows]]], times: float) -> None:
-    """Refuse features `times` as large as these that the disk for temporary files cannot hold."""
-    sizes = [rows.size * times for own in kept for part in own for rows in part.values()]
+def _check_space(outputs: list[Encoded], count: int, with_tokens: int) -> None:
+    """Refuse features of `count` images that the disk for temporary files cannot hold.
+
+    outputs: those of one batch.
+    """
+    sizes = [
+        x.nbytes // len(x) * number
+        for encoded in outputs
+        for part, number in zip(encoded, (count, with_tokens), strict=True)
+        for x in part.values()
+    ]
     needed = sum(size for size in sizes if size > IN_MEMORY)
     advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
     check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
