@@ -11,8 +11,9 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 import numpy as np
@@ -71,8 +72,8 @@ def embed(
         _check_room(Path(out), 4 * values * len(source), paths)
     skipped = Skipped()
     mx.eval(model.parameters())  # here: the threads that encode could not
-    how = {"encoder": encoder, "pooled": pooled, "joined": False}
-    (found,) = extract(lambda: [model_features(model, **how)], source, model.config, skipped)
+    encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
+    (found,) = extract(lambda: [encoders()], source, model.config, skipped)
     origin = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
     settings = {"encoder": encoder, "image_size": str(size), "folder": _text(str(folder))}
     return Embeddings(
@@ -95,7 +96,12 @@ def save(embeddings: Embeddings, path: str | Path) -> None:
     about = {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
     with atomic_write(path) as file:
         if path.suffix == ".npz":
-            np.savez(file, paths=np.array(embeddings.paths), about=json.dumps(about), **levels)
+            named: dict[str, Any] = {
+                "paths": embeddings.paths,
+                "about": json.dumps(about),
+                **levels,
+            }
+            np.savez(file, **named)
         elif path.suffix == ".safetensors":
             _safetensors(file, levels, {**about, "paths": json.dumps(embeddings.paths)})
         else:
@@ -139,18 +145,21 @@ def _text(path: str) -> str:
 
 def _check_out(path: Path, pooled: bool) -> None:
     """Refuse a file that could not be written in the end."""
-    if path.suffix not in ENDINGS:
-        raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
-    if path.suffix == ".parquet" and not pooled:
-        raise UsageError("Parquet holds one vector per image; for every cell take .npz.")
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; give a file.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: you may not write in {path.parent}.")
+    folder, parquet = path.parent, path.suffix == ".parquet"
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    for wrong, words in (
+        (path.suffix not in ENDINGS, f"{path}: the name must end in {' or '.join(ENDINGS)}."),
+        (parquet and not pooled, "Parquet holds one vector per image; for every cell take .npz."),
+        (
+            parquet and importlib.util.find_spec("pyarrow") is None,
+            "Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.",
+        ),
+        (path.is_dir(), f"{path} is a folder; give a file."),
+        (not folder.is_dir(), f"{path}: the folder {folder} does not exist."),
+        (not writable, f"{path}: you may not write in {folder}."),
+    ):
+        if wrong:
+            raise UsageError(words)
 
 
 def _check_room(path: Path, size: int, paths: list[str]) -> None:

@@ -71,18 +71,18 @@ def level_name(level: str) -> str:
 def evaluation(scores: dict[str, Any]) -> list[Table]:
     """The tables of an evaluation's scores: accuracies, ranks and spread, promises."""
     found = [_accuracies(scores)] if scores.get("knn") else []
-    columns = {"effective_rank": "eff. rank", "rankme": "RankMe", "feature_std": "std"}
     rows: list[list[str]] = []
     for network, own in _networks(scores).items():
         rows.append([network])
         for level, figures in own["features"].items():
-            cells = [number(figures.get(key), 2 if key == "feature_std" else 1) for key in columns]
-            shares = [figures.get(f"{key}_percent") for key in columns]
-            percent = ["" if share is None else f" ({share:.0f}%)" for share in shares]
-            rows.append([f"  {level_name(level)}", *map(str.__add__, cells, percent)])
+            ranks = [
+                f"{number(figures.get(rank))} ({number(figures.get(f'{rank}_percent'), 0)}%)"
+                for rank in ("effective_rank", "rankme")
+            ]
+            rows.append([f"  {level_name(level)}", *ranks, number(figures.get("feature_std"), 2)])
     title = f"{scores['protocol']['data']}: features of the test images"
     caption = "in brackets: % of the dimension"
-    found.append(table(title, ["", *columns.values()], rows, caption))
+    found.append(table(title, ["", "eff. rank", "RankMe", "std"], rows, caption))
     return found + ([_promises(scores)] if scores.get("promises") else [])
 
 
@@ -111,7 +111,8 @@ def _accuracies(scores: dict[str, Any]) -> Table:
                 cells.append(number(reached.get("mean")) + spread)
             rows.append([f"  {level_name(level)}", *cells])
     pixels = scores["baselines"]["pixels"]
-    images = [protocol["bank_images"], protocol["query_images"]]
+    rows.append(["raw pixels", number(pixels["linear_probe"]), number(pixels["knn"])])
+    images = protocol["bank_images"], protocol["query_images"]
     caption = "±: half a 95 % interval" + ("; of few labels, deviation of the draws" if few else "")
     if 0 < protocol.get("attentive_bank_images", 0) < images[0]:
         seen = protocol["attentive_bank_images"], protocol["attentive_query_images"]
@@ -119,7 +120,7 @@ def _accuracies(scores: dict[str, Any]) -> Table:
     return table(
         f"{protocol['data']}: accuracy in %, {images[0]:,} training and {images[1]:,} test images",
         ["", "linear probe", f"k-NN {protocol['k']}", *attentive, *shares],
-        [*rows, ["raw pixels", number(pixels["linear_probe"]), number(pixels["knn"])]],
+        rows,
         caption,
     )
 
@@ -130,21 +131,14 @@ def _promises(scores: dict[str, Any]) -> Table:
         "knn": "k-NN, %",
         "effective_rank_percent": "effective rank, % of dim",
     }
+    rows = [
+        [measures[row["measure"]], level_name(row["level"]), span(row["promised"]),
+         number(row["measured"]), row["verdict"]]
+        for row in scores["promises"]
+    ]  # fmt: skip
     trained = f"{scores['trained']['model']} after {scores['trained']['epochs']:g} epochs"
-    return table(
-        f"Promised for 100 epochs of ViT-S; this is {trained}",
-        ["", "level", "promised", "measured", "verdict"],
-        [
-            [
-                measures[row["measure"]],
-                level_name(row["level"]),
-                span(row["promised"]),
-                number(row["measured"]),
-                row["verdict"],
-            ]
-            for row in scores["promises"]
-        ],
-    )
+    title = f"Promised for 100 epochs of ViT-S; this is {trained}"
+    return table(title, ["", "level", "promised", "measured", "verdict"], rows)
 
 
 class Shown:

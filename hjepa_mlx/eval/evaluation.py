@@ -56,15 +56,11 @@ def evaluate(
     sources = open_source(config.data, "train"), open_source(config.data, "test")
     check_evaluable(*sources, protocol.k)
     tokens = bool(sources[0].classes) and protocol.attentive_images != 0
-    kept = [
-        _token_images(source, config, cap)
-        for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
-    ]
     backend.set_memory_limits()
     skipped, make = Skipped(), _encoders(model, tokens)
     train, test = (
-        extract(make, source, config, skipped, keep)
-        for source, keep in zip(sources, kept, strict=True)
+        extract(make, source, config, skipped, _token_images(source, config, cap))
+        for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
     )
     drop_equal_channels(train[-1], test[-1])
     scores = _scores(train, test, protocol)
@@ -110,19 +106,19 @@ def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
 
 def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> dict[str, Scores]:
     """Scores by network, kind and level; every level of every network is a job of its own."""
-    for features in test:
+    for features in test[:-1]:
         for x in features.pooled.values():
             check_finite(x)
-    pixel_job = partial(class_scores, train[-1], test[-1], "pixels", protocol)
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
-    if len(train[0].labels):
-        jobs = [("pixels", "pixels", pixel_job)]  # first: their probe takes longest
-    for network, *both in reversed([*zip(NETWORKS, train, test, strict=False)]):
+    if len(train[0].labels):  # pixels first: their probe takes longest
+        job = partial(class_scores, train[-1], test[-1], "pixels", protocol)
+        jobs.append(("pixels", "pixels", job))
+    for network, own, asked in zip(NETWORKS, train, test, strict=False):
         few = network != "context_encoder"
-        for level in both[0].pooled:
-            jobs.append((network, level, partial(level_scores, *both, level, protocol, few)))
-        for level in both[0].tokens:
-            jobs.append((network, level, partial(token_scores, *both, level)))
+        for level in own.pooled:
+            jobs.append((network, level, partial(level_scores, own, asked, level, protocol, few)))
+        for level in own.tokens:
+            jobs.append((network, level, partial(token_scores, own, asked, level)))
     scores: dict[str, Scores] = {network: {} for network in (*NETWORKS, "pixels")}
     with (
         bar("Probing", len(jobs), "probes") as advance,
@@ -153,14 +149,14 @@ def _add(scores: Scores, level: str, found: Scores, test: Features) -> None:
 
 def _trained(model: HJEPA) -> dict[str, Any]:
     """The checkpoint and model that the scores belong to."""
-    c = model.config
+    c, origin = model.config, model.origin
+    size = f"{c.model.size} ({c.model.dim} wide, {c.model.depth} blocks)"
     return {
-        "run": model.origin.run if model.origin else None,
-        "step": model.origin.step if model.origin else 0,
-        "epochs": model.origin.epoch if model.origin else 0,
+        "run": origin.run if origin else None,
+        "step": origin.step if origin else 0,
+        "epochs": origin.epoch if origin else 0,
         "images": c.data.name,
-        "model": f"ViT {c.model.size} ({c.model.dim} wide, {c.model.depth} blocks), patch "
-        f"{c.model.patch_size} at {c.data.image_size}",
+        "model": f"ViT {size}, patch {c.model.patch_size} at {c.data.image_size}",
     }
 
 

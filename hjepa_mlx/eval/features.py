@@ -180,8 +180,11 @@ def extract(
     mx.clear_cache()
     of = np.array(indices)
     labels = source.labels[of] if source.classes else source.labels
-    both = (({name: rows.array() for name, rows in part.items()} for part in own) for own in kept)
-    return [Features(*own, labels, of, np.flatnonzero(keep_tokens[of])) for own in both]
+    token_rows = np.flatnonzero(keep_tokens[of])
+    return [
+        Features(_arrays(pooled), _arrays(tokens), labels, of, token_rows)
+        for pooled, tokens in kept
+    ]
 
 
 class _Rows:
@@ -207,6 +210,10 @@ class _Rows:
                 file.flush()
                 found = np.memmap(file, self.dtype, "r+")
         return found.reshape(-1, *self.shape)
+
+
+def _arrays(named: dict[str, _Rows]) -> dict[str, np.ndarray]:
+    return {name: rows.array() for name, rows in named.items()}
 
 
 def _check_space(outputs: list[Encoded], count: int, with_tokens: int) -> None:
