@@ -25,7 +25,6 @@ from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
 
-ENDINGS = (".npz", ".safetensors", ".parquet")
 LONGEST_HEADER = 90_000_000  # bytes: readers of safetensors refuse 100 MB
 ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
 
@@ -64,23 +63,21 @@ def embed(
         _check_out(Path(out), pooled)
     if not Path(folder).is_dir():
         raise UsageError(f"The image folder {folder} does not exist.")
-    source, size = tree(Path(folder)), model.config.data.image_size
+    source, config, skipped = tree(Path(folder)), model.config, Skipped()
     paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
     if out is not None:
-        shapes = [level.shape for level in model.encode(np.zeros((1, size, size, 3), np.uint8))]
-        values = sum(cells * dim if not pooled else dim for _, cells, dim in shapes)
-        _check_room(Path(out), 4 * values * len(source), paths)
-    skipped = Skipped()
+        cells = sum(1 if pooled else side**2 for side in config.level_sides)
+        _check_room(Path(out), 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
     encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
-    (found,) = extract(lambda: [encoders()], source, model.config, skipped)
-    origin = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
-    settings = {"encoder": encoder, "image_size": str(size), "folder": _text(str(folder))}
+    (found,) = extract(lambda: [encoders()], source, config, skipped)
+    about = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
+    about |= {"encoder": encoder, "image_size": str(config.data.image_size)}
     return Embeddings(
         found.pooled,
         [paths[row] for row in found.indices],
         {_relative(path, folder): why for path, why in skipped.reasons.items()},
-        {**origin, **settings},
+        {**about, "folder": _text(str(folder))},
     )
 
 
@@ -96,12 +93,8 @@ def save(embeddings: Embeddings, path: str | Path) -> None:
     about = {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
     with atomic_write(path) as file:
         if path.suffix == ".npz":
-            named: dict[str, Any] = {
-                "paths": embeddings.paths,
-                "about": json.dumps(about),
-                **levels,
-            }
-            np.savez(file, **named)
+            arrays: dict[str, Any] = {**levels, "paths": embeddings.paths}
+            np.savez(file, about=json.dumps(about), **arrays)
         elif path.suffix == ".safetensors":
             _safetensors(file, levels, {**about, "paths": json.dumps(embeddings.paths)})
         else:
@@ -145,21 +138,18 @@ def _text(path: str) -> str:
 
 def _check_out(path: Path, pooled: bool) -> None:
     """Refuse a file that could not be written in the end."""
-    folder, parquet = path.parent, path.suffix == ".parquet"
-    writable = os.access(folder, os.W_OK | os.X_OK)
-    for wrong, words in (
-        (path.suffix not in ENDINGS, f"{path}: the name must end in {' or '.join(ENDINGS)}."),
-        (parquet and not pooled, "Parquet holds one vector per image; for every cell take .npz."),
-        (
-            parquet and importlib.util.find_spec("pyarrow") is None,
-            "Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.",
-        ),
-        (path.is_dir(), f"{path} is a folder; give a file."),
-        (not folder.is_dir(), f"{path}: the folder {folder} does not exist."),
-        (not writable, f"{path}: you may not write in {folder}."),
-    ):
-        if wrong:
-            raise UsageError(words)
+    if path.suffix not in (".npz", ".safetensors", ".parquet"):
+        raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
+    if path.suffix == ".parquet" and not pooled:
+        raise UsageError("Parquet holds one vector per image; for every cell take .npz.")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give a file.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{path}: the folder {path.parent} does not exist or is not yours to write."
+        )
 
 
 def _check_room(path: Path, size: int, paths: list[str]) -> None:

@@ -58,30 +58,29 @@ def embeddings(model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]) ->
     return embed(model, pictures[0])
 
 
-@pytest.mark.parametrize("encoder", ["target", "context"])
-def test_embeddings_are_the_mean_of_what_the_model_encodes(
-    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]], encoder: str
+@pytest.mark.parametrize(
+    ("encoder", "pooled", "shapes"),
+    [
+        ("target", True, [(64,), (64,), (64,)]),
+        ("context", True, [(64,), (64,), (64,)]),
+        ("target", False, [(64, 64), (16, 64), (4, 64)]),
+    ],
+)
+def test_embeddings_are_what_the_model_encodes_or_its_mean(
+    model: hj.HJEPA, pictures: tuple[Path, dict], encoder: str, pooled: bool, shapes: list[tuple]
 ) -> None:
     folder, squares = pictures
-    got = embed(model, f"{folder}/./", encoder)
+    got = embed(model, f"{folder}/./", encoder, pooled)
     assert got.paths == list(squares)
-    assert list(got.levels) == LEVELS
-    expected = model.encode(np.stack(list(squares.values())), encoder)
-    for name, level in zip(LEVELS, expected, strict=True):
-        assert got.levels[name].dtype == np.float32
-        np.testing.assert_allclose(got.levels[name], np.array(level.mean(1)), atol=1e-5)
     assert got.about["encoder"] == encoder
-
-
-def test_tokens_keep_every_cell(
-    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]
-) -> None:
-    folder, squares = pictures
-    got = embed(model, folder, pooled=False)
-    expected = model.encode(np.stack(list(squares.values())))
-    for name, level in zip(LEVELS, expected, strict=True):
-        np.testing.assert_allclose(got.levels[name], np.array(level), atol=1e-5)
-    assert [got.levels[name].shape[1:] for name in LEVELS] == [(64, 64), (16, 64), (4, 64)]
+    assert {name: array.shape[1:] for name, array in got.levels.items()} == dict(
+        zip(LEVELS, shapes, strict=True)
+    )
+    levels = model.encode(np.stack(list(squares.values())), encoder)
+    for array, level in zip(got.levels.values(), levels, strict=True):
+        assert array.dtype == np.float32
+        expected = np.array(level.mean(1) if pooled else level)
+        np.testing.assert_allclose(array, expected, atol=1e-5)
 
 
 def test_an_embedding_does_not_depend_on_the_other_images(
@@ -163,7 +162,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
     empty.mkdir()
     for asked, words in (
         ({"out": tmp_path / "f.csv"}, r"must end in \.npz, \.safetensors or \.parquet"),
-        ({"out": tmp_path / "no/f.npz"}, "no does not exist"),
+        ({"out": tmp_path / "no/f.npz"}, "no does not exist or"),
         ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
         ({"encoder": "teacher"}, "there are target and context"),
         ({"folder": tmp_path / "none"}, "none does not exist"),

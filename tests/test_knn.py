@@ -78,13 +78,6 @@ def test_a_large_bank_is_searched_exactly_at_once_and_in_chunks(
     assert_array_equal(knn_predict(bank, labels, queries)[clear], winners[clear])
 
 
-def test_at_a_low_temperature_the_nearest_image_decides() -> None:
-    bank, labels = clusters(1, 300, 1.5)
-    queries, _ = clusters(2, 200, 1.5)
-    nearest_ones = labels[cosine(queries, bank).argmax(1)]
-    assert_array_equal(knn_predict(bank, labels, queries, temperature=1e-5), nearest_ones)
-
-
 def test_knn_refuses_too_few_images_and_broken_features() -> None:
     x, labels = clusters(1, 10, 1.0)
     with pytest.raises(UsageError, match="at least 20 training images; there are 10"):

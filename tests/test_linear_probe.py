@@ -1,92 +1,62 @@
 """The linear probe against scikit-learn, and the refusals of all classifiers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from evaluating import Arrays, clusters
+from evaluating import clusters
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import hjepa_mlx as hj
 from hjepa_mlx import backend
-from hjepa_mlx.config import parse, resolve
+from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import attentive_probe, knn, linear_probe
 from hjepa_mlx.eval.features import extract, model_features
-from hjepa_mlx.eval.knn import knn_accuracy, knn_predict
+from hjepa_mlx.eval.knn import knn_predict
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[tuple[Arrays, Arrays]]:
-    """Training and test features of demo images, by an untrained nano model; one BLAS thread."""
-    config = resolve(
-        parse(
-            {
-                "compile": False,
-                "data": {"name": "demo", "image_size": 32, "limit": 1500},
-                "model": {"size": "nano", "patch_size": 8},
-            }
-        )
-    )
-    model = hj.HJEPA(config)
-    mx.eval(model.parameters())
-    train = hj.open_source(config.data, "train")
-    test = hj.open_source(config.data, "test")
-    found = [
-        extract(lambda: [model_features(model)], source, config, Skipped())[0]
-        for source in (train, test)
-    ]
-    (x, labels), (queries, truth) = ((f.pooled["level_2"], f.labels) for f in found)
-    assert np.linalg.cond(np.cov(x.T)) > 1e6  # strongly correlated, as a JEPA's are
-    with backend.computing_threads():
-        yield (x, labels), (queries, truth)
-
-
-def test_knn_agrees_with_scikit_learn_on_real_features(real: tuple[Arrays, Arrays]) -> None:
-    (bank, labels), (queries, truth) = (tuple(a[:500] for a in part) for part in real)
-    weighted = KNeighborsClassifier(
-        20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
-    ).fit(bank.astype(np.float64), labels)
-    shares = np.sort(weighted.predict_proba(queries.astype(np.float64)), 1)
-    clear = shares[:, -1] - shares[:, -2] > 1e-3
-    assert clear.mean() > 0.95
-    expected = weighted.predict(queries.astype(np.float64))
-    assert_array_equal(knn_predict(bank, labels, queries)[clear], expected[clear])
-    reached = knn_accuracy(bank, labels, queries, truth)
-    assert reached == pytest.approx(100 * (expected == truth).mean(), abs=2)
-    assert 30 < reached < 90  # the comparison would mean nothing at 0 or 100
-
-
-def objective(probe: Arrays, x: np.ndarray, labels: np.ndarray, l2: float) -> float:
-    """Mean cross-entropy + ½·l2·|W|² of weights [D, C] and biases [C], by scikit-learn."""
-    weight, bias = (part.astype(np.float64) for part in probe)
-    probabilities = softmax(x @ weight + bias, axis=1)
+def objective(weights: np.ndarray, x: np.ndarray, labels: np.ndarray, l2: float) -> float:
+    """Mean cross-entropy + ½·l2·|W|² of weights [D + 1, C], the biases last, by scikit-learn."""
+    *weight, bias = weights.astype(np.float64)
+    probabilities = softmax(x @ np.array(weight) + bias, axis=1)
     return float(log_loss(labels, probabilities) + l2 / 2 * np.square(weight).sum())
 
 
 def test_logistic_regression_ends_where_scikit_learn_does_on_real_features(
-    real: tuple[Arrays, Arrays],
+    tiny_config: Callable[..., Config],
 ) -> None:
-    (x, labels), (queries, truth) = real
+    model = hj.HJEPA(tiny_config(data={"name": "demo", "limit": 1500}))
+    mx.eval(model.parameters())
+    sources = (hj.open_source(model.config.data, split) for split in ("train", "test"))
+    train, test = (
+        extract(lambda: [model_features(model)], source, model.config, Skipped())[0]
+        for source in sources
+    )
+    x, queries = train.pooled["level_2"], test.pooled["level_2"]
+    assert np.linalg.cond(np.cov(x.T)) > 1e6  # strongly correlated, as a JEPA's are
     standard = StandardScaler().fit(x.astype(np.float64))
     x64, q64 = standard.transform(x), standard.transform(queries)
-    for probe in linear_probe.solutions(x, labels, 10, [1e-2, 1e-4]):
-        assert probe.converged
-        reference = LogisticRegression(C=1 / (len(x) * probe.l2), tol=1e-5, max_iter=5000)
-        reference.fit(x64, labels)
-        lowest = objective((reference.coef_.T, reference.intercept_), x64, labels, probe.l2)
-        ours = probe.weights[:-1], probe.weights[-1]
-        assert objective(ours, x64, labels, probe.l2) == pytest.approx(lowest, rel=1e-3)
-        reached = 100 * (probe.predict(queries) == truth).mean()
-        assert reached == pytest.approx(100 * reference.score(q64, truth), abs=0.5)
+    with backend.computing_threads():
+        for probe in linear_probe.solutions(x, train.labels, 10, [1e-2, 1e-4]):
+            assert probe.converged
+            reference = LogisticRegression(C=1 / (len(x) * probe.l2), tol=1e-5, max_iter=5000)
+            reference.fit(x64, train.labels)
+            theirs = np.vstack([reference.coef_.T, reference.intercept_])
+            reached, lowest = (
+                objective(weights, x64, train.labels, probe.l2)
+                for weights in (probe.weights, theirs)
+            )
+            assert reached == pytest.approx(lowest, rel=1e-3)
+            correct = 100 * (probe.predict(queries) == test.labels).mean()
+            assert correct == pytest.approx(100 * reference.score(q64, test.labels), abs=0.5)
 
 
 def test_the_chosen_probe_is_as_good_as_scikit_learns() -> None:
@@ -127,47 +97,6 @@ def test_the_search_ends_after_three_weaker_penalties_that_choose_no_better(
     x, labels = clusters(1, 600, 0.1)  # far apart: the strongest penalty is never beaten
     assert linear_probe.fit(x, labels).l2 == linear_probe.L2[0]
     assert tried == [*linear_probe.L2[:4], linear_probe.L2[0]]
-
-
-def test_few_labels_are_fitted_as_scikit_learns_default() -> None:
-    (x, labels), (queries, _) = clusters(1, 40, 1.0), clusters(2, 1000, 1.0)
-    standard = StandardScaler().fit(x)
-    reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000)
-    reference.fit(standard.transform(x), labels)
-    probe = linear_probe.fit_few(x, labels, 5)
-    assert_allclose(probe.weights[:-1], reference.coef_.T, atol=0.01)
-    predicted = reference.predict(standard.transform(queries))
-    assert (probe.predict(queries) == predicted).mean() > 0.99
-
-
-def test_cross_entropy_and_its_slopes_are_those_of_the_formula() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(30, 6)), rng.integers(0, 4, 30)
-    point = rng.normal(size=(7, 4))  # weights, and the biases last
-
-    def loss(at: np.ndarray) -> float:
-        probabilities = softmax(x @ at[:-1] + at[-1], axis=1)
-        return float(log_loss(y, probabilities, normalize=False, labels=range(4)))
-
-    found, slope = linear_probe._cross_entropy(np, x, y, point)
-    assert found == pytest.approx(loss(point))
-    numeric = np.zeros_like(point)
-    for place in np.ndindex(point.shape):
-        step = np.zeros_like(point)
-        step[place] = 1e-5
-        numeric[place] = (loss(point + step) - loss(point - step)) / 2e-5
-    assert_allclose(slope, numeric, atol=1e-6)
-
-
-def test_cross_entropy_by_mlx_in_chunks_is_that_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(100, 6)).astype(np.float32), rng.integers(0, 4, 100)
-    weights = rng.normal(size=(7, 4)).astype(np.float32)
-    monkeypatch.setattr(linear_probe, "LOGITS", 4 * 7)  # 15 chunks, the last of 2 images
-    found = linear_probe._on_gpu(x, y)(weights)
-    expected = linear_probe._cross_entropy(np, x, y, weights)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_probe_fitted_on_a_gpu_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

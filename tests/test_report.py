@@ -16,30 +16,35 @@ from hjepa_mlx.eval.report import promises
 def made_up(best: float = 60.0, knn: float = 50.0, rank: float = 40.0, random: float = 30.0) -> Any:
     """Scores as `evaluate` gives them, with the best of all in level 1."""
 
+    behind = dict(zip([*LEVELS, "all_levels"], (3.0, 0.0, 2.0, 1.0), strict=True))
+
+    def below(top: float) -> dict[str, float]:
+        return {level: top - less for level, less in behind.items()}
+
     def network(probe: float, neighbours: float) -> dict[str, Any]:
-        behind = dict(zip([*LEVELS, "all_levels"], (3.0, 0.0, 2.0, 1.0), strict=True))
+        columns = {
+            "effective_rank": below(rank * 7.68), "effective_rank_percent": below(rank),
+            "rankme": below(768.0), "rankme_percent": below(100.0),
+            "feature_std": below(4.0), "dimension": dict.fromkeys(behind, 768),
+        }  # fmt: skip
         return {
-            "linear_probe": {level: probe - less for level, less in behind.items()},
-            "knn": {level: neighbours - less for level, less in behind.items()},
+            "linear_probe": below(probe),
+            "knn": below(neighbours),
+            "attentive_probe": {level: below(probe + 3)[level] for level in LEVELS},
             "confidence_95": {
-                kind: {level: [best - less - 2, best - less + 2] for level, less in behind.items()}
-                for kind, best in (("linear_probe", probe), ("knn", neighbours))
+                kind: {level: [value - 2, value + 2] for level, value in below(top).items()}
+                for kind, top in (("linear_probe", probe), ("knn", neighbours))
             },
             "features": {
-                level: {
-                    "effective_rank": rank * 7.68 - less, "rankme": 768.0 - less,
-                    "effective_rank_percent": rank - less, "rankme_percent": 100 - less,
-                    "dimension": 768, "feature_std": 0.91,
-                }
-                for level, less in behind.items()
+                level: {key: column[level] for key, column in columns.items()} for level in behind
             },
-            "feature_rank": {level: rank * 7.68 - less for level, less in behind.items()},
-            "few_labels_1_percent": {level: {"mean": probe - 20 - less, "std": 12.3}
-                                     for level, less in behind.items()},
-            "few_labels_10_percent": {level: {"mean": probe - 10 - less, "std": 10.4}
-                                      for level, less in behind.items()},
-            "attentive_probe": {level: probe + 3 - behind[level] for level in LEVELS},
-        }  # fmt: skip
+            "few_labels_1_percent": {
+                level: {"mean": value, "std": 12.3} for level, value in below(probe - 20).items()
+            },
+            "few_labels_10_percent": {
+                level: {"mean": value, "std": 10.4} for level, value in below(probe - 10).items()
+            },
+        }
 
     scores = network(best, knn)
     baselines = {name: network(random, random - 5) for name in ("context_encoder", "random_init")}
@@ -135,32 +140,25 @@ NUMBER = re.compile(r"(?<![\d.,])-?\d[\d,]*(?:\.\d+)?(?![\d,]*\.?\d)")
 
 def numbers_of(scores: Any) -> Counter:
     """Every number that a report has to show, as it is to be written."""
-    wanted: Counter = Counter()
-    networks = [scores, *(scores["baselines"][n] for n in ("context_encoder", "random_init"))]
-    for part in networks:
+    wanted: list[str] = []
+    for part in (scores, *(scores["baselines"][n] for n in ("context_encoder", "random_init"))):
         for level in ALL:
-            wanted[f"{part['linear_probe'][level]:.1f}"] += 1
-            wanted[f"{part['knn'][level]:.1f}"] += 1
             low, high = part["confidence_95"]["linear_probe"][level]
-            wanted[f"{(high - low) / 2:.1f}"] += 1
-            if level in part.get("attentive_probe", {}):
-                wanted[f"{part['attentive_probe'][level]:.1f}"] += 1
-            for share in ("few_labels_1_percent", "few_labels_10_percent"):
-                for value in part.get(share, {}).get(level, {}).values():
-                    wanted[f"{value:.1f}"] += 1
             figures = part["features"][level]
-            for name in ("effective_rank", "rankme"):
-                wanted[f"{figures[name]:.1f}"] += 1
-                wanted[f"{figures[f'{name}_percent']:.0f}"] += 1
-            wanted[f"{figures['feature_std']:.2f}"] += 1
-    for value in scores["baselines"]["pixels"].values():
-        wanted[f"{value:.1f}"] += 1
+            few = [part.get(f"few_labels_{share}_percent", {}).get(level, {}) for share in (1, 10)]
+            tenths = [part["linear_probe"][level], part["knn"][level], (high - low) / 2]
+            tenths += [figures["effective_rank"], figures["rankme"]]
+            tenths += [value for reached in few for value in reached.values()]
+            if level in part.get("attentive_probe", {}):
+                tenths.append(part["attentive_probe"][level])
+            wanted += [f"{value:.1f}" for value in tenths]
+            wanted += [f"{figures[f'{name}_percent']:.0f}" for name in ("effective_rank", "rankme")]
+            wanted.append(f"{figures['feature_std']:.2f}")
+    wanted += [f"{value:.1f}" for value in scores["baselines"]["pixels"].values()]
     for row in scores["promises"]:
-        wanted[f"{row['measured']:.1f}"] += 1
-        wanted.update(f"{bound:g}" for bound in row["promised"])
-    for key in ("bank_images", "query_images"):
-        wanted[f"{scores['protocol'][key]:,}"] += 1
-    return wanted
+        wanted += [f"{row['measured']:.1f}", *(f"{bound:g}" for bound in row["promised"])]
+    wanted += [f"{scores['protocol'][key]:,}" for key in ("bank_images", "query_images")]
+    return Counter(wanted)
 
 
 def test_a_report_of_80_columns_shows_every_number() -> None:
