@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
+from evaluating import saved
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -184,20 +185,10 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
 
 
 def test_the_command_says_what_it_made_and_of_what(
-    pictures: tuple[Path, dict], tmp_path: Path, tiny_config: Callable[..., Config]
+    model: hj.HJEPA, embeddings: Embeddings, pictures: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    data, run = {"name": "folder", "dir": str(pictures[0]), "batch_size": BATCH}, tmp_path / "run"
-    config = tiny_config(
-        data=data, optim={"epochs": 1, "warmup_epochs": 0.5}, run={"dir": str(run)}
-    )
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new/config.yaml").write_text(config.to_yaml())
-    out = tmp_path / "f.npz"
-    ended = CliRunner().invoke(app, [str(tmp_path / "new"), str(pictures[0]), "--out", str(out)])
-    assert ended.exit_code == 2
-    assert "has no checkpoint yet" in ended.output
-    hj.train(config)
-    ended = CliRunner().invoke(app, [str(run), str(pictures[0]), "--out", str(out)])
+    run, out = saved(model, tmp_path / "run"), tmp_path / "f.npz"
+    ended = CliRunner().invoke(app, [run, str(pictures[0]), "--out", str(out)])
     assert ended.exit_code == 0
     skipped, line = ended.output.splitlines()[-2:]
     assert skipped.startswith("Skipped 04 broken.jpg: ")
@@ -205,6 +196,5 @@ def test_the_command_says_what_it_made_and_of_what(
     assert "level_2 64" in line
     with np.load(out) as file:
         about = json.loads(str(file["about"]))
-        expected = embed(hj.load(run), pictures[0]).levels["level_1"]
-        np.testing.assert_array_equal(file["level_1"], expected)
-    assert (about["run"], about["step"]) == (str(run), "2")
+        np.testing.assert_array_equal(file["level_1"], embeddings.levels["level_1"])
+    assert (about["run"], about["step"]) == (run, "7")

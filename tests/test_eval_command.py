@@ -68,19 +68,6 @@ def test_scores_are_kept_though_nobody_reads_them(
     assert "knn" in json.loads((tmp_path / "run" / "eval.json").read_text())
 
 
-def test_the_command_says_that_there_are_no_labels(
-    tiny_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    folder = pictures(tmp_path / "images", 40, ("red",))
-    run = saved(network(tiny_config, name="folder", dir=str(folder)), tmp_path / "run")
-    ended = invoke(run)
-    assert ended.exit_code == 0, ended.stderr
-    assert "This data set has no labels" in ended.stdout
-    assert "RankMe" in ended.stdout
-    assert "linear probe" not in ended.stdout
-    assert "feature_rank" in json.loads((tmp_path / "run" / "eval.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def places(
     tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory

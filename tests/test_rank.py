@@ -60,6 +60,8 @@ def test_features_that_collapsed_to_a_point_have_rank_one_and_no_spread(point: f
     assert described["effective_rank"] == 1
     assert described["rankme"] == pytest.approx(1, abs=1e-3)
     assert described["feature_std"] == pytest.approx(0, abs=1e-6)
+    alone = rank.describe(x[:1])
+    assert (alone["effective_rank"], alone["feature_std"]) == (1, 0)
 
 
 def test_isotropic_features_have_full_rank_and_the_spread_of_a_sphere() -> None:
