@@ -38,7 +38,7 @@ def evaluate(
     """
     check_writable(json_file)
     protocol = {"k": k, "draws": draws, "attentive_images": attentive_images}
-    report(Path(run), data, data_dir, json_file, protocol)
+    report(Path(run), data, data_dir, json_file, **protocol)
 
 
 @awake()
@@ -47,7 +47,7 @@ def report(
     data: str | None = None,
     data_dir: str | None = None,
     json_file: str | None = None,
-    protocol: dict[str, Any] | None = None,
+    **protocol: Any,
 ) -> None:
     """Evaluate a run, print the tables and keep the scores in its eval.json."""
     from rich.console import Console
@@ -56,8 +56,7 @@ def report(
     from hjepa_mlx.eval.protocols import Protocol
     from hjepa_mlx.runs import load
 
-    settings = Protocol(**(protocol or {}))
-    found = evaluate(load(path), data, data_dir, settings)
+    found = evaluate(load(path), data, data_dir, Protocol(**protocol))
     if data is None and data_dir is None and (path / "config.yaml").is_file():
         found.save(path / "eval.json")  # first: whoever reads the output may be gone
     output_json(found.scores, json_file)

@@ -180,18 +180,12 @@ def extract(
     mx.clear_cache()
     of = np.array(indices)
     labels = source.labels[of] if source.classes else source.labels
-    token_rows = np.flatnonzero(keep_tokens[of])
-    return [
-        Features(_arrays(pooled), _arrays(tokens), labels, of, token_rows)
-        for pooled, tokens in kept
-    ]
+    rows = labels, of, np.flatnonzero(keep_tokens[of])
+    return [Features(_arrays(pooled), _arrays(tokens), *rows) for pooled, tokens in kept]
 
 
 class _Rows:
-    """An array that rows are added to: in memory, a large one in a temporary file without a name.
-
-    So the system can take the memory of large ones back.
-    """
+    """An array that grows: in memory, a large one in a file that the system can page out."""
 
     def __init__(self) -> None:
         self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
