@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: features, pictures, networks and runs to evaluate."""
+"""Shared by the tests of evaluation: features, pictures, networks and runs to evaluate."""
 
 import zlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Embeddings of a folder: what they are, and that other programs can read the files."""
+"""Embeddings of a folder, and their files, read by other programs."""
 
 import json
 import os

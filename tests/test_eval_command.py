@@ -1,4 +1,4 @@
-"""`hjepa-mlx eval`: what it prints, keeps and refuses."""
+"""`hjepa-mlx eval`: its output, the scores it keeps, its refusals."""
 
 import copy
 import json

@@ -154,7 +154,7 @@ def test_whole_grey_levels_are_classified_like_the_same_numbers_in_float32() -> 
     [linear_probe.fit, lambda x, y: attentive_probe.fit(x[:, None], y)],
     ids=["linear", "attentive"],
 )
-def test_probes_refuse_what_nothing_can_be_learnt_from(fit: Any) -> None:
+def test_probes_refuse_images_that_teach_nothing(fit: Any) -> None:
     x, labels = clusters(1, 40, 1.0)
     with pytest.raises(UsageError, match="at least 10 training images; there are 9"):
         fit(x[:9], labels[:9])

@@ -1,4 +1,4 @@
-"""What all evaluators share: chunks of rows, checks, accuracy, and which images choose settings."""
+"""Shared by all evaluators: chunks of rows, checks, accuracy, images to choose settings on."""
 
 from __future__ import annotations
 
