@@ -1,4 +1,4 @@
-"""Embeddings: what a trained encoder makes of a folder of images, in a file others can read.
+"""Embeddings: a trained encoder's features of a folder of images, in a file others can read.
 
 embeddings = embed(hj.load("runs/demo"), "pictures")
 embeddings.levels["level_2"]  # [N, D] float32, in the order of embeddings.paths
@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import Source, tree
+from hjepa_mlx.data.source import tree
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
 
-LONGEST_HEADER = 90_000_000  # bytes: what reads safetensors refuses 100 MB
+LONGEST_HEADER = 90_000_000  # bytes: readers of safetensors refuse 100 MB
 ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
 
 
@@ -53,7 +53,7 @@ def embed(
     """Embed all images under `folder`: the central square of each, at the model's image size.
 
     encoder: target or context. pooled: the mean over each level's cells; otherwise every cell,
-    in raster order. out: the file to be saved to, refused now if saving would fail in the end.
+    in raster order. out: the file for `save`, refused now if saving would fail in the end.
     Images that cannot be read are left out. An image's embedding depends on its place in a batch by
     rounding (of some BLAS), and on the other images not at all.
     """
@@ -61,73 +61,61 @@ def embed(
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
     if out is not None:
         _check_out(Path(out), pooled)
-    source, size = _open(Path(folder)), model.config.data.image_size
+    if not Path(folder).is_dir():
+        raise UsageError(f"The image folder {folder} does not exist.")
+    source, config, skipped = tree(Path(folder)), model.config, Skipped()
     paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
-    shapes = [level.shape[1:] for level in model.encode(np.zeros((1, size, size, 3), np.uint8))]
-    values = sum(shape[1] if pooled else shape[0] * shape[1] for shape in shapes)
-    _check_room(4 * values * len(source), paths, out)
-    skipped = Skipped()
+    if out is not None:
+        cells = sum(1 if pooled else side**2 for side in config.level_sides)
+        _check_room(Path(out), 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
-    (found,) = extract(
-        lambda: [model_features(model, encoder, pooled=pooled)],
-        source,
-        model.config,
-        skipped,
-        joined=False,
-    )
+    encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
+    (found,) = extract(lambda: [encoders()], source, config, skipped)
+    about = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
+    about |= {"encoder": encoder, "image_size": str(config.data.image_size)}
     return Embeddings(
-        found.by_name,
+        found.pooled,
         [paths[row] for row in found.indices],
         {_relative(path, folder): why for path, why in skipped.reasons.items()},
-        {
-            **({"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}),
-            "encoder": encoder,
-            "image_size": str(size),
-            "folder": _text(str(folder)),
-        },
+        {**about, "folder": _text(str(folder))},
     )
-
-
-def _open(folder: Path) -> Source:
-    if not folder.is_dir():
-        raise UsageError(f"The image folder {folder} does not exist.")
-    return tree(folder)
 
 
 def save(embeddings: Embeddings, path: str | Path) -> None:
-    """Write `embeddings` to `path`, whole or not at all: .npz, .safetensors or .parquet."""
-    path = Path(path)
-    _check_out(path, next(iter(embeddings.levels.values())).ndim == 2)
+    """Write `embeddings` to `path`, whole or not at all: .npz, .safetensors or .parquet.
+
+    .npz: arrays level_0 …, `paths` [N], and `about`, a JSON object as a string. .safetensors:
+    arrays level_0 …; metadata with `paths`, a JSON list. .parquet: columns `path`, and level_0 … as
+    fixed-size lists; the rest in the schema's metadata.
+    """
+    path, levels = Path(path), embeddings.levels
+    _check_out(path, next(iter(levels.values())).ndim == 2)
+    about = {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
     with atomic_write(path) as file:
-        FORMATS[path.suffix](file, embeddings)
+        if path.suffix == ".npz":
+            arrays: dict[str, Any] = {**levels, "paths": embeddings.paths}
+            np.savez(file, about=json.dumps(about), **arrays)
+        elif path.suffix == ".safetensors":
+            _safetensors(file, levels, {**about, "paths": json.dumps(embeddings.paths)})
+        else:
+            _parquet(file, embeddings, about)
 
 
-def _npz(file: BinaryIO, embeddings: Embeddings) -> None:
-    """Arrays level_0 …, `paths` [N] and `about`: a JSON object as a string."""
-    arrays: dict[str, Any] = dict(embeddings.levels)
-    arrays["paths"] = np.array(embeddings.paths)
-    arrays["about"] = np.array(json.dumps(_about(embeddings)))
-    np.savez(file, **arrays)
-
-
-def _safetensors(file: BinaryIO, embeddings: Embeddings) -> None:
-    """Arrays level_0 …; metadata with `paths`: a JSON list. MLX's writer would copy the arrays."""
-    header: dict[str, dict] = {
-        "__metadata__": {**_about(embeddings), "paths": json.dumps(embeddings.paths)}
-    }
+def _safetensors(file: BinaryIO, levels: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Array by array: MLX's writer would hold a copy of them all."""
+    header: dict[str, dict] = {"__metadata__": metadata}
     end = 0
-    for name, array in embeddings.levels.items():
+    for name, array in levels.items():
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for array in embeddings.levels.values():
+    for array in levels.values():
         file.write(array.data)
 
 
-def _parquet(file: BinaryIO, embeddings: Embeddings) -> None:
-    """Columns `path`, and level_0 … as fixed-size lists; the rest in the schema's metadata."""
+def _parquet(file: BinaryIO, embeddings: Embeddings, metadata: dict[str, str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,19 +123,8 @@ def _parquet(file: BinaryIO, embeddings: Embeddings) -> None:
     for name, array in embeddings.levels.items():
         flat = pa.array(array.reshape(-1))  # not copied
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    table = pa.table(columns, metadata=_about(embeddings))
+    table = pa.table(columns, metadata=metadata)
     pq.write_table(table, file, row_group_size=ROW_GROUP, use_dictionary=False)
-
-
-FORMATS: dict[str, Callable[[BinaryIO, Embeddings], None]] = {
-    ".npz": _npz,
-    ".safetensors": _safetensors,
-    ".parquet": _parquet,
-}
-
-
-def _about(embeddings: Embeddings) -> dict[str, str]:
-    return {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
 
 
 def _relative(path: str, folder: str | Path) -> str:
@@ -161,7 +138,7 @@ def _text(path: str) -> str:
 
 def _check_out(path: Path, pooled: bool) -> None:
     """Refuse a file that could not be written in the end."""
-    if path.suffix not in FORMATS:
+    if path.suffix not in (".npz", ".safetensors", ".parquet"):
         raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
     if path.suffix == ".parquet" and not pooled:
         raise UsageError("Parquet holds one vector per image; for every cell take .npz.")
@@ -169,19 +146,17 @@ def _check_out(path: Path, pooled: bool) -> None:
         raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a file.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: files cannot be made in {path.parent}.")
+        raise UsageError(
+            f"{path}: the folder {path.parent} does not exist or is not yours to write."
+        )
 
 
-def _check_room(size: int, paths: list[str], out: str | Path | None) -> None:
+def _check_room(path: Path, size: int, paths: list[str]) -> None:
     """Refuse `size` bytes of embeddings that the file's disk or its format cannot hold."""
-    if out is None:
-        return
-    names = json.dumps(json.dumps(paths))
-    size += 4 * len(paths) * max(map(len, paths)) if Path(out).suffix == ".npz" else len(names)
-    what = f"The embeddings of {len(paths):,} images take"
-    check_space(what, size, Path(out).parent, "Free some, or choose another --out.")
-    if Path(out).suffix == ".safetensors" and len(names) > LONGEST_HEADER:
+    names = len(json.dumps(json.dumps(paths)))
+    size += 4 * len(paths) * max(map(len, paths)) if path.suffix == ".npz" else names
+    needs = f"The embeddings of {len(paths):,} images take"
+    check_space(needs, size, path.parent, "Free some, or choose another --out.")
+    if path.suffix == ".safetensors" and names > LONGEST_HEADER:
         raise UsageError(f"{len(paths):,} names are too many for .safetensors; take .npz.")

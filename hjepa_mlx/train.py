@@ -22,7 +22,7 @@ from hjepa_mlx.data.source import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable
-from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.eval.knn import QuickKNN
 from hjepa_mlx.files import check_space, locked
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA, Origin

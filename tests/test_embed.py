@@ -1,4 +1,4 @@
-"""Embeddings of a folder: what they are, and that other programs can read the files."""
+"""Embeddings of a folder, and their files, read by other programs."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
+from evaluating import saved
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -58,30 +59,29 @@ def embeddings(model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]) ->
     return embed(model, pictures[0])
 
 
-@pytest.mark.parametrize("encoder", ["target", "context"])
-def test_embeddings_are_the_mean_of_what_the_model_encodes(
-    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]], encoder: str
+@pytest.mark.parametrize(
+    ("encoder", "pooled", "shapes"),
+    [
+        ("target", True, [(64,), (64,), (64,)]),
+        ("context", True, [(64,), (64,), (64,)]),
+        ("target", False, [(64, 64), (16, 64), (4, 64)]),
+    ],
+)
+def test_embeddings_are_what_the_model_encodes_or_its_mean(
+    model: hj.HJEPA, pictures: tuple[Path, dict], encoder: str, pooled: bool, shapes: list[tuple]
 ) -> None:
     folder, squares = pictures
-    got = embed(model, f"{folder}/./", encoder)
+    got = embed(model, f"{folder}/./", encoder, pooled)
     assert got.paths == list(squares)
-    assert list(got.levels) == LEVELS
-    expected = model.encode(np.stack(list(squares.values())), encoder)
-    for name, level in zip(LEVELS, expected, strict=True):
-        assert got.levels[name].dtype == np.float32
-        np.testing.assert_allclose(got.levels[name], np.array(level.mean(1)), atol=1e-5)
     assert got.about["encoder"] == encoder
-
-
-def test_tokens_keep_every_cell(
-    model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]
-) -> None:
-    folder, squares = pictures
-    got = embed(model, folder, pooled=False)
-    expected = model.encode(np.stack(list(squares.values())))
-    for name, level in zip(LEVELS, expected, strict=True):
-        np.testing.assert_allclose(got.levels[name], np.array(level), atol=1e-5)
-    assert [got.levels[name].shape[1:] for name in LEVELS] == [(64, 64), (16, 64), (4, 64)]
+    assert {name: array.shape[1:] for name, array in got.levels.items()} == dict(
+        zip(LEVELS, shapes, strict=True)
+    )
+    levels = model.encode(np.stack(list(squares.values())), encoder)
+    for array, level in zip(got.levels.values(), levels, strict=True):
+        assert array.dtype == np.float32
+        expected = np.array(level.mean(1) if pooled else level)
+        np.testing.assert_allclose(array, expected, atol=1e-5)
 
 
 def test_an_embedding_does_not_depend_on_the_other_images(
@@ -163,7 +163,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
     empty.mkdir()
     for asked, words in (
         ({"out": tmp_path / "f.csv"}, r"must end in \.npz, \.safetensors or \.parquet"),
-        ({"out": tmp_path / "no/f.npz"}, "no does not exist"),
+        ({"out": tmp_path / "no/f.npz"}, "no does not exist or"),
         ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
         ({"encoder": "teacher"}, "there are target and context"),
         ({"folder": tmp_path / "none"}, "none does not exist"),
@@ -185,20 +185,10 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
 
 
 def test_the_command_says_what_it_made_and_of_what(
-    pictures: tuple[Path, dict], tmp_path: Path, tiny_config: Callable[..., Config]
+    model: hj.HJEPA, embeddings: Embeddings, pictures: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    data, run = {"name": "folder", "dir": str(pictures[0]), "batch_size": BATCH}, tmp_path / "run"
-    config = tiny_config(
-        data=data, optim={"epochs": 1, "warmup_epochs": 0.5}, run={"dir": str(run)}
-    )
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new/config.yaml").write_text(config.to_yaml())
-    out = tmp_path / "f.npz"
-    ended = CliRunner().invoke(app, [str(tmp_path / "new"), str(pictures[0]), "--out", str(out)])
-    assert ended.exit_code == 2
-    assert "has no checkpoint yet" in ended.output
-    hj.train(config)
-    ended = CliRunner().invoke(app, [str(run), str(pictures[0]), "--out", str(out)])
+    run, out = saved(model, tmp_path / "run"), tmp_path / "f.npz"
+    ended = CliRunner().invoke(app, [run, str(pictures[0]), "--out", str(out)])
     assert ended.exit_code == 0
     skipped, line = ended.output.splitlines()[-2:]
     assert skipped.startswith("Skipped 04 broken.jpg: ")
@@ -206,6 +196,5 @@ def test_the_command_says_what_it_made_and_of_what(
     assert "level_2 64" in line
     with np.load(out) as file:
         about = json.loads(str(file["about"]))
-        expected = embed(hj.load(run), pictures[0]).levels["level_1"]
-        np.testing.assert_array_equal(file["level_1"], expected)
-    assert (about["run"], about["step"]) == (str(run), "2")
+        np.testing.assert_array_equal(file["level_1"], embeddings.levels["level_1"])
+    assert (about["run"], about["step"]) == (run, "7")

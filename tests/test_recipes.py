@@ -133,6 +133,6 @@ def test_evaluation_on_another_data_set_needs_only_its_name(root, tmp_path):
     ]
     run = tmp_path / "run"
     assert hjepa("train", "cifar10", "--data-dir", root, "--run-dir", run, *sets).returncode == 0
-    quick = ("--draws", "0", "--token-gb", "0")
+    quick = ("--draws", "0", "--attentive-images", "0")
     ended = hjepa("eval", run, "--data", "stl10", "--data-dir", root, "--json", "-", *quick)
     assert json.loads(ended.stdout)["protocol"]["bank_images"] == 60

@@ -17,7 +17,7 @@ import hjepa_mlx as hj
 from hjepa_mlx import checkpoint, runs
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.source import open_source
-from hjepa_mlx.eval.quick import QuickKNN
+from hjepa_mlx.eval.knn import QuickKNN
 from hjepa_mlx.files import locked, write_json
 from hjepa_mlx.losses import mse
 from hjepa_mlx.masks import Masks, MaskSampler

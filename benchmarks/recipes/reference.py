@@ -34,14 +34,14 @@ def evaluated(variant: str, seed: int, root: Path) -> list[list[float]]:
 
 def scores(train: Features, test: Features) -> list[float]:
     """k-NN, linear probe (both %) and rank of one encoder's last level."""
-    *_, level = train.by_name
-    moved = moments(train.by_name[level])
-    x, queries = (standardised(part.by_name[level], *moved) for part in (train, test))
+    *_, level = train.pooled
+    moved = moments(train.pooled[level])
+    x, queries = (standardised(part.pooled[level], *moved) for part in (train, test))
     probe = LogisticRegression(max_iter=ITERATIONS).fit(x, train.labels)
     return [
         knn_accuracy(x, train.labels, queries, test.labels),
         100 * probe.score(queries, test.labels),
-        centred_rank(test.by_name[level]),
+        centred_rank(test.pooled[level]),
     ]
 
 

@@ -130,11 +130,11 @@ def scores(model: hj.HJEPA) -> Result:
     """k-NN, linear probe and effective rank of target and context encoder, by level."""
     found: Result = {}
     for encoder, (train, test) in encoded(model).items():
-        for name in train.by_name:
+        for name in train.pooled:
             every = level_scores(train, test, name, Protocol(), few=False)
             found.setdefault(encoder, {})[name] = {
                 **{kind: every[kind] for kind in CLASS_SCORES},
-                "standardised_rank": standardised_rank(test.by_name[name]),
+                "standardised_rank": standardised_rank(test.pooled[name]),
             }
         for level, value in enumerate(orientation(model, encoder)):
             found[encoder][f"level_{level}"]["orientation"] = value

@@ -18,7 +18,7 @@ from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.source import Source, layout, open_source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.quick import BANK, QUERIES
+from hjepa_mlx.eval.knn import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES

@@ -1,4 +1,4 @@
-"""`hjepa-mlx eval`: what a run learned."""
+"""`hjepa-mlx eval`: the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -26,25 +26,19 @@ def evaluate(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
-    probe: Annotated[
-        str, typer.Option(help="Linear probe: logistic_regression (converged) or sgd (a grid).")
-    ] = "logistic_regression",
     draws: Annotated[int, typer.Option(help="Draws of few labels; 0: leave them out.")] = 5,
-    token_gb: Annotated[
-        float,
-        typer.Option(
-            help="Disk for the attentive probe's tokens, GB per split and network (up to 4 times "
-            "this in all); 0: leave the probe out."
-        ),
-    ] = 4.0,
+    attentive_images: Annotated[
+        int | None,
+        typer.Option(help="Training images for the attentive probe; 0: leave it out."),
+    ] = None,
 ) -> None:
-    """Say what a run learned, per level, beside random initialisation and raw pixels.
+    """Show how good a run's features are, per level, beside random initialisation and raw pixels.
 
     Example: `hjepa-mlx eval runs/demo-20260101-120000 --json scores.json`
     """
     check_writable(json_file)
-    protocol = {"k": k, "probe": probe, "draws": draws, "token_gb": token_gb}
-    report(Path(run), data, data_dir, json_file, protocol)
+    protocol = {"k": k, "draws": draws, "attentive_images": attentive_images}
+    report(Path(run), data, data_dir, json_file, **protocol)
 
 
 @awake()
@@ -53,7 +47,7 @@ def report(
     data: str | None = None,
     data_dir: str | None = None,
     json_file: str | None = None,
-    protocol: dict[str, Any] | None = None,
+    **protocol: Any,
 ) -> None:
     """Evaluate a run, print the tables and keep the scores in its eval.json."""
     from rich.console import Console
@@ -62,10 +56,9 @@ def report(
     from hjepa_mlx.eval.protocols import Protocol
     from hjepa_mlx.runs import load
 
-    settings = Protocol(**(protocol or {}))
-    found = evaluate(load(path), data, data_dir, settings)
+    found = evaluate(load(path), data, data_dir, Protocol(**protocol))
     if data is None and data_dir is None and (path / "config.yaml").is_file():
-        found.save(path / "eval.json")  # first: whoever reads what is printed may be gone
+        found.save(path / "eval.json")  # first: whoever reads the output may be gone
     output_json(found.scores, json_file)
     if json_file != "-":
         Console().print(found)

@@ -1,6 +1,6 @@
 """The attentive probe: a learned query attends to a level's tokens, then a linear classifier.
 
-JEPA features are spread over tokens, and a mean over them loses what stands in one place. Source:
+JEPA features are spread over tokens, and a mean over them loses the detail of one place. Source:
 AIM (El-Nouby et al., arXiv 2401.08541, section 3.2): cross-attention with one query, no MLP.
 """
 
@@ -14,7 +14,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from hjepa_mlx.eval.accuracy import accuracy, check, validation
+from hjepa_mlx.eval.arrays import accuracy, check, chunks, validation
 from hjepa_mlx.rng import generator
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
@@ -29,7 +29,7 @@ Head = dict[str, mx.array]
 
 @dataclass(frozen=True)
 class AttentiveProbe:
-    """A finished classifier of tokens [N, n, D], and the learning rate that was chosen for it."""
+    """A fitted classifier of tokens [N, n, D], and the learning rate that was chosen for it."""
 
     head: Head
     lr: float
@@ -38,8 +38,8 @@ class AttentiveProbe:
         """Classes [N] of tokens [N, n, D]."""
         classify = mx.compile(logits)
         winners = [
-            np.array(classify([self.head], mx.array(tokens[start : start + BATCH]))[0].argmax(1))
-            for start in range(0, len(tokens), BATCH)
+            np.array(classify([self.head], mx.array(tokens[rows]))[0].argmax(1))
+            for rows in chunks(len(tokens), BATCH)
         ]
         return np.concatenate(winners)
 
@@ -48,8 +48,8 @@ def logits(heads: list[Head], tokens: mx.array) -> list[mx.array]:
     """Class scores [B, C] of tokens [B, n, D], from each of several probes.
 
     A query that is the same for every image lets the key projection be applied to the query instead
-    of to the tokens, and the value projection to what attention has averaged: the same function as
-    the textbook's, at a cost of n·D instead of n·D² for each attention head and image.
+    of to the tokens, and the value projection to the averages that attention makes: the same
+    function as the textbook's, at a cost of n·D instead of n·D² for each head and image.
     """
     x = tokens.astype(mx.float32)
     B, _, D = x.shape
@@ -72,10 +72,9 @@ def fit(tokens: np.ndarray, labels: np.ndarray) -> AttentiveProbe:
     """
     check(tokens, labels, "The attentive probe")
     fitted, held_out = validation(len(labels))
-    heads = _train(tokens, labels, fitted, _whitening(tokens, fitted))
-    probes = [AttentiveProbe(head, lr) for head, lr in zip(heads, LEARNING_RATES, strict=True)]
+    probes = map(AttentiveProbe, _train(tokens, labels, fitted), LEARNING_RATES)
     inspected = np.asarray(tokens[held_out])
-    return max(probes, key=lambda p: accuracy(p.predict(inspected), labels[held_out]))
+    return max(probes, key=lambda probe: accuracy(probe.predict(inspected), labels[held_out]))
 
 
 def _new_head(dim: int, classes: int) -> Head:
@@ -106,25 +105,21 @@ def _whitening(tokens: np.ndarray, rows: np.ndarray) -> tuple[mx.array, mx.array
 
 
 def _of_raw_tokens(head: Head, mean: mx.array, white: mx.array) -> Head:
-    """The head for tokens as they are that does what `head` does for whitened ones."""
+    """The head for raw tokens that does the same as `head` does for whitened ones."""
     value = white.T @ head["value"]  # [H, D, d]
     shift = (mean @ value).reshape(-1) @ head["weight"]
     key, bias = head["key"] @ white, head["bias"] - shift
     return {**head, "key": key, "value": value, "bias": bias}
 
 
-def _train(
-    tokens: np.ndarray,
-    labels: np.ndarray,
-    rows: np.ndarray,
-    whitening: tuple[mx.array, mx.array],
-) -> list[Head]:
+def _train(tokens: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> list[Head]:
     """One head per learning rate, all seeing the same batches of the images in `rows`.
 
-    What is trained acts on whitened tokens: a JEPA's dimensions are so correlated that on the raw
-    ones AdamW gets 5 to 10 points less far in the same steps. Its moments are not corrected for
-    their start at zero, so first steps are longer: no worse (docs/experiments.md).
+    The heads train on whitened tokens: a JEPA's dimensions are so correlated that on the raw ones
+    AdamW gets 5 to 10 points less far in the same steps. Its moments are not corrected for their
+    start at zero, so first steps are longer: no worse (docs/experiments.md).
     """
+    whitening = _whitening(tokens, rows)
     heads = [_new_head(tokens.shape[2], int(labels.max()) + 1) for _ in LEARNING_RATES]
     optimizers = [optim.AdamW(0.0, weight_decay=WEIGHT_DECAY) for _ in heads]
     for optimizer, head in zip(optimizers, heads, strict=True):
@@ -133,13 +128,13 @@ def _train(
     total = max(LEAST_STEPS, EPOCHS * per_epoch)
     state = [heads, [optimizer.state for optimizer in optimizers]]
 
-    def loss(heads: list[Head], x: mx.array, y: mx.array) -> mx.array:
+    def loss_fn(heads: list[Head], x: mx.array, y: mx.array) -> mx.array:
         raw = [_of_raw_tokens(head, *whitening) for head in heads]
         scores = mx.stack(logits(raw, x))  # [heads, B, C]
         return nn.losses.cross_entropy(scores, mx.stack([y] * len(heads))).mean(1).sum()
 
     def step(x: mx.array, y: mx.array, cosine: mx.array) -> None:
-        gradients = mx.grad(loss)(heads, x, y)
+        gradients = mx.grad(loss_fn)(heads, x, y)
         for number, (optimizer, lr) in enumerate(zip(optimizers, LEARNING_RATES, strict=True)):
             optimizer.learning_rate = lr * cosine
             heads[number] = optimizer.apply_gradients(gradients[number], heads[number])

@@ -17,8 +17,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import SOURCES, Source, check_same_classes, open_source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval import protocols
-from hjepa_mlx.eval.accuracy import HELD_OUT, check_finite
+from hjepa_mlx.eval.arrays import HELD_OUT, check_finite, interval
 from hjepa_mlx.eval.features import (
     Encoder,
     Features,
@@ -28,19 +27,16 @@ from hjepa_mlx.eval.features import (
     pixels,
 )
 from hjepa_mlx.eval.knn import K
-from hjepa_mlx.eval.protocols import Protocol, Scores
-from hjepa_mlx.eval.rank import alignment
-from hjepa_mlx.eval.report import Report
-from hjepa_mlx.eval.verdict import verdicts
+from hjepa_mlx.eval.protocols import Protocol, Scores, class_scores, level_scores, token_scores
+from hjepa_mlx.eval.report import Report, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 from hjepa_mlx.recipes import config_names, load_config
 from hjepa_mlx.rng import generator
 
-ALIGNED = 256  # test images whose random crop is compared with the whole
-TARGET = "target_encoder"
-ENCODERS = (TARGET, "context_encoder", "random_init", "pixels")
-FULLY_EVALUATED = (TARGET, "random_init")  # with few labels and the attentive probe too
+TOKEN_BYTES = 4e9  # of the tokens of a network and a split that the attentive probe may look at
+NETWORKS = ("target_encoder", "context_encoder", "random_init")
+ACCURACIES = ("knn", "linear_probe", "attentive_probe")
 
 
 def evaluate(
@@ -51,154 +47,116 @@ def evaluate(
 ) -> Report:
     """Evaluate a model's frozen features on its own data set, or on `data` found in `data_dir`.
 
-    data: name of a data set, or name or path of a config that has one. Probes and bank learn from
-    the training split; the test split is looked at once. Without classes only the label-free
+    data: name of a data set, or name or path of a config that has one. Probes and k-NN learn from
+    the training split; the test split is classified once. Without classes only the label-free
     figures are made.
     """
     protocol = protocol or Protocol()
     config = config_for(model.config, data, data_dir)
-    train, test = open_source(config.data, "train"), open_source(config.data, "test")
-    check_evaluable(train, test, protocol.k)
-    strides = _token_strides(train, test, config, protocol)
+    sources = open_source(config.data, "train"), open_source(config.data, "test")
+    check_evaluable(*sources, protocol.k)
+    tokens = bool(sources[0].classes) and protocol.attentive_images != 0
     backend.set_memory_limits()
-    skipped = Skipped()
-    encoders = _encoders(model)
-    learnt_from, judged_on = (
-        extract(partial(encoders, tokens=bool(strides)), source, config, skipped, stride)
-        for source, stride in zip((train, test), strides or (1, 1), strict=True)
+    skipped, make = Skipped(), _encoders(model, tokens)
+    train, test = (
+        extract(make, source, config, skipped, _token_images(source, config, cap))
+        for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
     )
-    drop_equal_channels(learnt_from[-1], judged_on[-1])
-    scores = _scores(learnt_from, judged_on, protocol)
-    for name, by_level in _alignment(encoders, test, judged_on, config, skipped).items():
-        for level, value in by_level.items():
-            scores[name]["features"][level]["alignment"] = value
-    result = scores.pop(TARGET)
-    kinds = scores["pixels"].keys() & {"knn", "linear_probe"}
-    scores["pixels"] = {kind: scores["pixels"][kind]["pixels"] for kind in sorted(kinds)}
-    return Report(
-        {
-            **result,
-            "promises": verdicts(result, model.config.data.name if data is None else ""),
-            "baselines": scores,
-            "protocol": {
-                **protocol.described(),
-                "data": config.data.name,
-                "bank_images": len(learnt_from[0]),
-                "query_images": len(judged_on[0]),
-                "attentive_bank_images": len(learnt_from[0].token_labels) if strides else 0,
-                "attentive_query_images": len(judged_on[0].token_labels) if strides else 0,
-                "skipped_images": len(skipped),
-            },
-            "trained": _trained(model),
-        }
-    )
+    drop_equal_channels(train[-1], test[-1])
+    scores = _scores(train, test, protocol)
+    own = scores.pop("target_encoder")
+    described = {
+        **protocol.described(),
+        "data": config.data.name,
+        "bank_images": len(train[0]),
+        "query_images": len(test[0]),
+        "attentive_bank_images": len(train[0].token_rows) if tokens else 0,
+        "attentive_query_images": len(test[0].token_rows) if tokens else 0,
+        "skipped_images": len(skipped),
+    }
+    promised = promises(own, model.config.data.name) if data is None else []
+    more = {"promises": promised, "protocol": described, "trained": _trained(model)}
+    return Report({**own, **more, "baselines": scores})
 
 
-def _token_strides(
-    train: Source, test: Source, config: Config, protocol: Protocol
-) -> tuple[int, int] | None:
-    """Of how many images one has its tokens kept, in training and test; None: no tokens at all."""
-    if not train.classes or not protocol.token_gb:
-        return None
+def _token_images(source: Source, config: Config, cap: int | None) -> np.ndarray:
+    """Which images [N] the attentive probe looks at: a fixed random choice, all where they fit."""
+    N = len(source)
     cells = sum(side**2 for side in config.level_sides)
-    learnt, judged = (
-        protocol.token_stride(len(source), cells, int(config.model.dim)) for source in (train, test)
-    )
-    kept = -(-len(train) // learnt)
-    if kept < HELD_OUT:
-        raise UsageError(
-            f"token_gb={protocol.token_gb:g} holds the tokens of {kept} training images, and the "
-            f"attentive probe needs at least {HELD_OUT}: give more, or 0 to leave it out."
-        )
-    return learnt, judged
+    count = min(int(TOKEN_BYTES / (2 * cells * int(config.model.dim))), N if cap is None else cap)
+    chosen = np.zeros(N, bool)
+    chosen[generator(0, "attentive probe").permutation(N)[:count]] = True
+    return chosen
 
 
-def _encoders(model: HJEPA) -> Callable[..., list[Encoder]]:
-    """Makes the encoders named in ENCODERS; those that get an attentive probe give tokens."""
+def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
+    """Makes the encoders of NETWORKS, and pixels; those with an attentive probe give tokens."""
     high, low = mx.random.state[0].tolist()  # type: ignore[index]
     random = type(model)(model.config)
-    mx.random.seed((high << 32) | low)  # the caller's random numbers go on as if nothing had been
+    mx.random.seed((high << 32) | low)  # the caller's random numbers go on undisturbed
     # Threads cannot evaluate each other's arrays; those of a model just built are not yet.
     mx.eval(model.parameters(), random.parameters())
-
-    def make(tokens: bool = False) -> list[Encoder]:
-        return [
-            model_features(model, "target", tokens),
-            model_features(model, "context"),
-            model_features(random, "target", tokens),
-            pixels,
-        ]
-
-    return make
+    return lambda: [
+        model_features(model, "target", tokens),
+        model_features(model, "context"),
+        model_features(random, "target", tokens),
+        pixels,
+    ]
 
 
-def _scores(
-    learnt_from: list[Features], judged_on: list[Features], protocol: Protocol
-) -> dict[str, Scores]:
-    """Scores by encoder, protocol and level; every level of every encoder is a job of its own."""
+def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> dict[str, Scores]:
+    """Scores by network, kind and level; every level of every network is a job of its own."""
+    for features in test[:-1]:
+        for x in features.pooled.values():
+            check_finite(x)
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
-    of_each = [*zip(ENCODERS, learnt_from, judged_on, strict=True)]
-    for encoder, train, test in reversed(of_each):  # pixels first: their probe takes longest
-        few = encoder in FULLY_EVALUATED
-        for name in train.by_name:
-            check_finite(test.by_name[name], "The evaluation")
-            job = partial(protocols.level_scores, train, test, name, protocol, few)
-            jobs.append((encoder, name, job))
-        for name in train.tokens:
-            jobs.append((encoder, name, partial(protocols.token_scores, train, test, name)))
-    scores: dict[str, Scores] = {encoder: {} for encoder in ENCODERS}
+    if len(train[0].labels):  # pixels first: their probe takes longest
+        job = partial(class_scores, train[-1], test[-1], "pixels", protocol)
+        jobs.append(("pixels", "pixels", job))
+    for network, own, asked in zip(NETWORKS, train, test, strict=False):
+        few = network != "context_encoder"
+        for level in own.pooled:
+            jobs.append((network, level, partial(level_scores, own, asked, level, protocol, few)))
+        for level in own.tokens:
+            jobs.append((network, level, partial(token_scores, own, asked, level)))
+    scores: dict[str, Scores] = {network: {} for network in (*NETWORKS, "pixels")}
     with (
-        bar("Probing", len(jobs), "of them") as advance,
+        bar("Probing", len(jobs), "probes") as advance,
         backend.computing_threads() as threads,
         ThreadPoolExecutor(threads) as pool,
     ):
-        run = pool.map if threads > 1 else map  # what a GPU computes stays in this thread
+        run = pool.map if threads > 1 else map  # a GPU's work stays in this thread
         results = run(lambda job: job[2](), jobs)
-        for (encoder, name, _), result in zip(jobs, results, strict=True):
-            _merge(scores[encoder], name, result)
+        for (network, level, _), found in zip(jobs, results, strict=True):
+            if network == "pixels":
+                scores[network] = {kind: found[kind] for kind in ("knn", "linear_probe")}
+            else:
+                _add(scores[network], level, found, test[0])
             mx.clear_cache()
             advance(1)
     return scores
 
 
-def _merge(scores: Scores, name: str, result: Scores) -> None:
-    """Put {protocol: value} of one level into {protocol: {level: value}}."""
-    for kind, value in result.items():
-        if kind == "confidence_95":
-            _merge(scores.setdefault(kind, {}), name, value)
-        else:
-            scores.setdefault(kind, {})[name] = value
-
-
-def _alignment(
-    encoders: Callable[..., list[Encoder]],
-    test: Source,
-    judged_on: list[Features],
-    config: Config,
-    skipped: Skipped,
-) -> dict[str, dict[str, float]]:
-    """Alignment of each network's features of test images and of a random crop of each."""
-    few = np.sort(generator(0, "aligned").permutation(len(test))[:ALIGNED])
-    crops = extract(lambda: encoders()[:-1], test.take(few), config, skipped, cropped=True)
-    found = {}
-    for name, whole, cropped in zip(ENCODERS, judged_on, crops, strict=False):
-        rows = np.searchsorted(whole.indices, few[cropped.indices])
-        found[name] = {
-            level: alignment(whole.by_name[level][rows], x) for level, x in cropped.by_name.items()
-        }
-    return found
+def _add(scores: Scores, level: str, found: Scores, test: Features) -> None:
+    """Enter the scores of a level, and the intervals of its accuracies, in those of a network."""
+    for kind, value in found.items():
+        scores.setdefault(kind, {})[level] = value
+        if kind in ACCURACIES:
+            count = len(test.token_rows) if kind == "attentive_probe" else len(test)
+            intervals = scores.setdefault("confidence_95", {}).setdefault(kind, {})
+            intervals[level] = interval(value, count)
 
 
 def _trained(model: HJEPA) -> dict[str, Any]:
-    """What was trained, for how long: so that scores are not taken for another checkpoint's."""
-    c = model.config
+    """The checkpoint and model that the scores belong to."""
+    c, origin = model.config, model.origin
+    size = f"{c.model.size} ({c.model.dim} wide, {c.model.depth} blocks)"
     return {
-        "run": model.origin.run if model.origin else None,
-        "step": model.origin.step if model.origin else 0,
-        "epochs": model.origin.epoch if model.origin else 0,
+        "run": origin.run if origin else None,
+        "step": origin.step if origin else 0,
+        "epochs": origin.epoch if origin else 0,
         "images": c.data.name,
-        "model": f"ViT {c.model.size} ({c.model.dim} wide, {c.model.depth} blocks), patch "
-        f"{c.model.patch_size} at {c.data.image_size}",
+        "model": f"ViT {size}, patch {c.model.patch_size} at {c.data.image_size}",
     }
 
 
@@ -207,7 +165,7 @@ def config_for(own: Config, data: str | None, data_dir: str | None) -> Config:
     config = own.model_copy(deep=True)
     if data is not None:
         config.data.name, config.data.dir = _name_and_dir(data)
-        config.data.limit, config.data.weights = None, "auto"
+        config.data.limit = None
     if data_dir is not None:
         config.data.dir = data_dir
     return config
@@ -227,14 +185,14 @@ def _name_and_dir(data: str) -> tuple[str, str | None]:
 
 
 def check_evaluable(train: Source, test: Source, k: int = K) -> None:
-    """Refuse what would only fail after the features have been computed."""
+    """Refuse data that would only fail after the features have been computed."""
     if not len(test):
         raise UsageError(
-            f"{train.name}: no image is left for evaluation; there have to be at least 10 in all, "
+            f"{train.name}: no image is left for evaluation. It needs at least 10 images in all; "
             f"there are {len(train)}."
         )
     least = max(k, HELD_OUT)
     if train.classes and len(train) < least:
-        what = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
-        raise UsageError(f"{what} needs at least {least} training images; there are {len(train)}.")
+        who = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
+        raise UsageError(f"{who} needs at least {least} training images; there are {len(train)}.")
     check_same_classes(train, test)

@@ -1,18 +1,20 @@
-"""Features: what frozen encoders make of a data set's images, read once for all of them."""
+"""Features: the outputs of frozen encoders for a data set's images, read once for all of them."""
 
 from __future__ import annotations
 
-import os
+import copy
 import tempfile
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from hjepa_mlx import backend
@@ -20,88 +22,126 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.eval.blocks import blocks
 from hjepa_mlx.files import check_space
-from hjepa_mlx.models.hjepa import HJEPA, replica
+from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 
 BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes; a larger array is mapped to a temporary file without a name
-TOKENS = "tokens_"  # before the name of a level: all its cells instead of their mean
 ALL_LEVELS = "all_levels"
 
-Outputs = dict[str, Any]  # arrays of MLX or numpy
-Encoder = Callable[[np.ndarray], Outputs]  # [B, S, S, 3] uint8 to named [B, D] or [B, n, D]
+
+class Encoded(NamedTuple):
+    """An encoder's outputs for B images, by level: pooled [B, D] and tokens [B, cells, D]."""
+
+    pooled: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
+
+
+Encoder = Callable[[np.ndarray], Encoded]  # of images [B, S, S, 3] uint8
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one encoder made of N images, by name, and the images' labels [N].
+    """One encoder's features of N images, by level, and the images' labels [N].
 
-    by_name: [N, D] float32 (pixels: uint8). tokens: [⌈N/stride⌉, n, D] float16, of every
-    `stride`-th image. indices: [N] of the images in their source; the unreadable ones are missing.
+    pooled: [N, D] float32 (pixels: uint8). tokens: [n, cells, D] float16, of the images in rows
+    `token_rows` [n]. indices: [N] of the images in their source; unreadable ones are missing.
     """
 
-    by_name: dict[str, np.ndarray]
-    indices: np.ndarray
-    labels: np.ndarray
+    pooled: dict[str, np.ndarray]
     tokens: dict[str, np.ndarray]
-    stride: int
+    labels: np.ndarray
+    indices: np.ndarray
+    token_rows: np.ndarray
 
     def __len__(self) -> int:
-        return len(next(iter(self.by_name.values())))
+        return len(self.indices)
 
     @property
     def token_labels(self) -> np.ndarray:
-        """Labels of the images that have tokens."""
-        return self.labels[:: self.stride]
+        """Labels [n] of the images that have tokens."""
+        return self.labels[self.token_rows]
 
 
 def model_features(
-    model: HJEPA, encoder: str = "target", tokens: bool = False, pooled: bool = True
+    model: HJEPA,
+    encoder: str = "target",
+    tokens: bool = False,
+    pooled: bool = True,
+    joined: bool = True,
 ) -> Encoder:
     """An encoder that gives each level's features averaged over the grid: level_0, level_1, …
 
     tokens: also all of a level's cells, each normalised (LayerNorm without affine), as float16.
-    pooled: if not, every cell [B, n, D] instead of the average.
+    pooled: if not, every cell [B, n, D] instead of the average. joined: with all levels as one.
     """
     model = replica(model)
 
-    def compute(images: mx.array) -> dict[str, mx.array]:
-        named = {}
-        for number, x in enumerate(model.encode(images, encoder)):
-            named[f"level_{number}"] = x.mean(1) if pooled else x
-            if tokens:
-                normal = mx.fast.layer_norm(x, None, None, 1e-5)
-                named[f"{TOKENS}level_{number}"] = normal.astype(mx.float16)
-        return named
+    def compute(images: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+        levels = {f"level_{n}": x for n, x in enumerate(model.encode(images, encoder))}
+        means = {name: x.mean(1) if pooled else x for name, x in levels.items()}
+        cells = {
+            name: mx.fast.layer_norm(x, None, None, 1e-5).astype(mx.float16)
+            for name, x in levels.items()
+            if tokens
+        }
+        return means, cells
 
     compiles = backend.compiles(model.config)
     run = mx.compile(compute, inputs=[model.state]) if compiles else compute
-    return lambda images: run(mx.array(images))
+
+    def encode(images: np.ndarray) -> Encoded:
+        outputs = run(mx.array(images))
+        mx.eval(outputs)
+        means, cells = ({name: np.array(x) for name, x in part.items()} for part in outputs)
+        if joined and len(means) > 1:
+            means[ALL_LEVELS] = side_by_side(list(means.values()))
+        return Encoded(means, cells)
+
+    return encode
 
 
-def pixels(images: np.ndarray) -> Outputs:
+def replica(part: Any) -> Any:
+    """A module (or container) with the same arrays, held by containers of its own.
+
+    While a compiled function is traced, the module it captures holds placeholders instead of its
+    arrays: a thread that compiles needs a module that no other thread looks at.
+    """
+    if isinstance(part, nn.Module):
+        twin = copy.copy(part)
+        for name, value in part.items():
+            twin[name] = replica(value)
+        return twin
+    return type(part)(map(replica, part)) if isinstance(part, (list, tuple)) else part
+
+
+def side_by_side(levels: list[np.ndarray]) -> np.ndarray:
+    """Features [B, ΣD] of all levels, each level's scaled to unit length.
+
+    The cosine similarity of two images is then the mean of their similarities at each level.
+    """
+    units = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in levels]
+    return np.concatenate(units, 1)
+
+
+def pixels(images: np.ndarray) -> Encoded:
     """The pixel baseline: images [B, S, S, 3] reduced to about 32×32 whole grey levels, flat."""
     B, S = images.shape[:2]
     factor = max(1, S // PIXEL_SIDE)
     side = S // factor
     x = images[:, : side * factor, : side * factor]
     x = x.reshape(B, side, factor, side, factor, 3).mean((2, 4))
-    return {"pixels": np.rint(x).astype(np.uint8).reshape(B, -1)}
+    return Encoded({"pixels": np.rint(x).astype(np.uint8).reshape(B, -1)}, {})
 
 
 def drop_equal_channels(*parts: Features) -> None:
     """Keep one channel of pixels that are all grey: the others only make the probe larger."""
-    if all(
-        (x[:, 0::3] == x[:, channel::3]).all()
-        for f in parts
-        for x in f.by_name.values()
-        for channel in (1, 2)
-    ):
-        for f in parts:
-            f.by_name["pixels"] = f.by_name["pixels"][:, ::3]
+    arrays = [part.pooled["pixels"] for part in parts]
+    if all((x[:, 0::3] == x[:, channel::3]).all() for x in arrays for channel in (1, 2)):
+        for part, x in zip(parts, arrays, strict=True):
+            part.pooled["pixels"] = x[:, ::3]
 
 
 def extract(
@@ -109,68 +149,109 @@ def extract(
     source: Source,
     config: Config,
     skipped: Skipped,
-    stride: int = 1,
-    cropped: bool = False,
-    shown: bool = True,
-    parallel: bool = True,
-    joined: bool = True,
+    keep_tokens: np.ndarray | None = None,
+    quiet: bool = False,
 ) -> list[Features]:
     """Run every encoder over every readable image of `source`; one Features each, in order.
 
-    make_encoders is called in every thread that computes. stride: tokens are kept of every
-    stride-th image. cropped: look at a random crop of each image instead of its central square.
-    shown: with a progress bar. parallel: in as many threads as suit the machine. joined: with all
-    levels side by side as one more.
+    make_encoders is called in every thread that computes. keep_tokens: of which images [N], as
+    booleans; None: of all. quiet: in this thread only and without a progress bar.
     """
     N = len(source)
+    keep_tokens = np.ones(N, bool) if keep_tokens is None else keep_tokens
+    kept: list[tuple[dict[str, _Rows], dict[str, _Rows]]] = []
     indices: list[int] = []
-    kept: list[dict[str, np.ndarray]] = []
-    done = 0
-    images = _batches(evaluation_images(source, config, skipped, cropped), indices)
-    with bar("Encoding", N, "images", shown) as advance:
-        for outputs in _computed(make_encoders, images, parallel):
-            kept = kept or _room_for(outputs, N, stride)
-            for arrays, named in zip(kept, outputs, strict=True):
-                count = _keep(arrays, named, done, stride)
-            done += count
+    batches = _batches(evaluation_images(source, config, skipped))
+    with bar("Encoding", N, "images", not quiet) as advance:
+        for numbers, outputs in _computed(make_encoders, batches, quiet):
+            if not kept:
+                _check_space(outputs, N, int(keep_tokens.sum()))
+                kept = [(defaultdict(_Rows), defaultdict(_Rows)) for _ in outputs]
+            count = len(numbers)
+            for (pooled, tokens), found in zip(kept, outputs, strict=True):
+                for name, x in found.pooled.items():
+                    pooled[name].add(x[:count])
+                for name, x in found.tokens.items():
+                    tokens[name].add(x[:count][keep_tokens[numbers]])
+            indices += numbers
             advance(count)
-    if not done:
+    if not indices:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
     mx.clear_cache()
-    return [_features(arrays, np.array(indices), source, stride, joined) for arrays in kept]
+    of = np.array(indices)
+    labels = source.labels[of] if source.classes else source.labels
+    rows = labels, of, np.flatnonzero(keep_tokens[of])
+    return [Features(_arrays(pooled), _arrays(tokens), *rows) for pooled, tokens in kept]
 
 
-def _batches(samples: Iterator[tuple[int, np.ndarray]], indices: list[int]) -> Iterator[np.ndarray]:
-    """Batches of up to BATCH images; the images' indices are appended to `indices`."""
-    batch: list[np.ndarray] = []
-    for index, image in samples:
-        indices.append(index)
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield np.stack(batch)
-            batch.clear()
-    if batch:
-        yield np.stack(batch)
+class _Rows:
+    """An array that grows: in memory, a large one in a file that the system can page out."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        self.size = 0  # bytes
+
+    def add(self, x: np.ndarray) -> None:
+        self.shape, self.dtype = x.shape[1:], x.dtype
+        self.size += self.file.write(x.tobytes())
+
+    def array(self) -> np.ndarray:
+        with self.file as file:
+            if self.size <= IN_MEMORY:
+                file.seek(0)
+                found = np.frombuffer(bytearray(file.read()), self.dtype)
+            else:
+                file.flush()
+                found = np.memmap(file, self.dtype, "r+")
+        return found.reshape(-1, *self.shape)
+
+
+def _arrays(named: dict[str, _Rows]) -> dict[str, np.ndarray]:
+    return {name: rows.array() for name, rows in named.items()}
+
+
+def _check_space(outputs: list[Encoded], count: int, with_tokens: int) -> None:
+    """Refuse features of `count` images that the disk for temporary files cannot hold.
+
+    outputs: those of one batch.
+    """
+    sizes = [
+        x.nbytes // len(x) * number
+        for encoded in outputs
+        for part, number in zip(encoded, (count, with_tokens), strict=True)
+        for x in part.values()
+    ]
+    needed = sum(size for size in sizes if size > IN_MEMORY)
+    advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
+    check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
+
+
+def _batches(samples: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Batches of up to BATCH images: their indices, and the images [B, S, S, 3]."""
+    while batch := list(islice(samples, BATCH)):
+        yield [index for index, _ in batch], np.stack([image for _, image in batch])
 
 
 def _computed(
     make_encoders: Callable[[], Sequence[Encoder]],
-    batches: Iterator[np.ndarray],
-    parallel: bool,
-) -> Iterator[list[dict[str, np.ndarray]]]:
-    """Outputs of all encoders for each batch, in order."""
+    batches: Iterator[tuple[list[int], np.ndarray]],
+    alone: bool,
+) -> Iterator[tuple[list[int], list[Encoded]]]:
+    """Indices of each batch in order, and all encoders' outputs of them padded to BATCH images.
+
+    alone: in this thread.
+    """
     local = threading.local()
 
-    def compute(images: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def compute(batch: tuple[list[int], np.ndarray]) -> tuple[list[int], list[Encoded]]:
         if not hasattr(local, "encoders"):
             local.encoders = make_encoders()
+        indices, images = batch
         padding = np.repeat(images[-1:], BATCH - len(images), 0)
         padded = np.concatenate([images, padding])  # one shape: one compilation
-        outputs = [encode(padded) for encode in local.encoders]
-        mx.eval(outputs)
-        return [{key: np.array(x)[: len(images)] for key, x in o.items()} for o in outputs]
+        return indices, [encode(padded) for encode in local.encoders]
 
-    if not parallel or backend.on_metal():
+    if alone or backend.on_metal():
         yield from map(compute, batches)
         return
     with backend.computing_threads() as threads, ThreadPoolExecutor(threads) as pool:
@@ -181,86 +262,3 @@ def _computed(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _room_for(
-    outputs: list[dict[str, np.ndarray]], count: int, stride: int
-) -> list[dict[str, np.ndarray]]:
-    """Arrays for every encoder's outputs of `count` images, shaped after those of a first batch."""
-    wanted = []
-    for named in outputs:
-        for name, x in named.items():
-            rows = -(-count // stride) if name.startswith(TOKENS) else count
-            wanted.append(((rows, *x.shape[1:]), x.dtype))
-    arrays = iter(room(*wanted))
-    return [{name: next(arrays) for name in named} for named in outputs]
-
-
-def room(*wanted: tuple[tuple[int, ...], Any]) -> list[np.ndarray]:
-    """Arrays of these shapes and dtypes, to be filled.
-
-    Large ones lie in files, so that the system can take their memory back.
-    """
-    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in wanted]
-    needed = sum(size for size in sizes if size > IN_MEMORY)
-    advice = "Free some, set TMPDIR to a larger disk, or keep fewer tokens (eval: --token-gb)."
-    check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
-    return [
-        _mapped(shape, dtype, size) if size > IN_MEMORY else np.empty(shape, dtype)
-        for (shape, dtype), size in zip(wanted, sizes, strict=True)
-    ]
-
-
-def _mapped(shape: tuple[int, ...], dtype: Any, size: int) -> np.ndarray:
-    """An array of `size` bytes in a temporary file without a name."""
-    with tempfile.TemporaryFile() as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when mapped
-            os.posix_fallocate(file.fileno(), 0, size)
-        return np.memmap(file, dtype, "w+", shape=shape)
-
-
-def _keep(
-    arrays: dict[str, np.ndarray], outputs: dict[str, np.ndarray], done: int, stride: int
-) -> int:
-    """Put a batch's outputs where they belong, after `done` images; the number of its images."""
-    first = -done % stride  # of the batch's images that have their tokens kept
-    for name, x in outputs.items():
-        if name.startswith(TOKENS):
-            x = x[first::stride]
-            start = (done + first) // stride
-        else:
-            start, count = done, len(x)
-        arrays[name][start : start + len(x)] = x
-    return count
-
-
-def _features(
-    arrays: dict[str, np.ndarray], indices: np.ndarray, source: Source, stride: int, joined: bool
-) -> Features:
-    count = len(indices)
-    by_name = {n: x[:count] for n, x in arrays.items() if not n.startswith(TOKENS)}
-    tokens = {
-        n.removeprefix(TOKENS): x[: -(-count // stride)]
-        for n, x in arrays.items()
-        if n.startswith(TOKENS)
-    }
-    if joined and len(by_name) > 1:
-        by_name[ALL_LEVELS] = concatenated(list(by_name.values()))
-    labels = source.labels[indices] if source.classes else source.labels
-    return Features(by_name, indices, labels, tokens, stride)
-
-
-def concatenated(levels: list[np.ndarray]) -> np.ndarray:
-    """Features of all levels side by side [N, ΣD], each level's scaled to unit length.
-
-    The cosine similarity of two images is then the mean of their similarities at each level.
-    """
-    N = len(levels[0])
-    (joined,) = room(((N, sum(x.shape[1] for x in levels)), np.float32))
-    for rows in blocks(N, 1 << 16):
-        parts = [
-            x[rows] / np.maximum(np.linalg.norm(x[rows], axis=1, keepdims=True), 1e-12)
-            for x in levels
-        ]
-        joined[rows] = np.concatenate(parts, 1)
-    return joined

@@ -1,18 +1,23 @@
-"""Weighted k-nearest-neighbour classification on frozen features: exact, in bounded memory."""
+"""k-NN on frozen features, votes weighted: exact, in bounded memory; and training's quick one."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
 
+from hjepa_mlx.config import Config
+from hjepa_mlx.data.pipeline import Skipped
+from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.accuracy import accuracy, check_labels
-from hjepa_mlx.eval.blocks import blocks
+from hjepa_mlx.eval.arrays import accuracy, check_finite, check_labels, chunks
+from hjepa_mlx.eval.features import Encoder, extract, model_features
+from hjepa_mlx.models.hjepa import HJEPA
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
-BANK_BLOCK = 1 << 16  # bank images compared at once
+BANK_CHUNK = 1 << 16  # bank images compared at once
 SIMILARITIES = 1 << 25  # similarities held at once (128 MB)
 GROUP = 64  # bank images whose largest similarity stands for them in a first look
+BANK, QUERIES = 5000, 1000  # images of the k-NN that training logs
 
 
 def knn_accuracy(
@@ -48,7 +53,7 @@ def knn_predict(
     similarity, neighbours = nearest(bank, queries, k)
     classes = int(bank_labels.max()) + 1
     winners = np.empty(len(queries), np.int64)
-    for rows in blocks(len(queries), max(1, SIMILARITIES // classes)):
+    for rows in chunks(len(queries), max(1, SIMILARITIES // classes)):
         behind = similarity[rows] - similarity[rows, :1]  # the nearest counts 1: none overflows
         weights = np.exp(behind.astype(np.float64) / temperature)
         places = np.arange(len(weights))[:, None] * classes + bank_labels[neighbours[rows]]
@@ -60,19 +65,19 @@ def knn_predict(
 def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine similarity [Q, k] of each query's k most similar bank images, and their rows [Q, k].
 
-    The most similar comes first. bank: [N, D], queries: [Q, D]; may be memory-mapped, only blocks
+    The most similar comes first. bank: [N, D], queries: [Q, D]; may be memory-mapped, only chunks
     of them are copied.
     """
     if not 0 < k <= len(bank):
         raise UsageError(
-            f"k-NN with k={k} needs at least {max(1, k)} training images, there are {len(bank)}."
+            f"k-NN with k={k} needs at least {max(1, k)} training images; there are {len(bank)}."
         )
     similarity = np.full((len(queries), k), -np.inf, np.float32)
     neighbours = np.zeros((len(queries), k), np.int64)
-    for columns in blocks(len(bank), BANK_BLOCK):
-        block = _unit(bank[columns])
-        for rows in blocks(len(queries), max(1, SIMILARITIES // len(block))):
-            found, where = _largest(_unit(queries[rows]) @ block.T, min(k, len(block)))
+    for columns in chunks(len(bank), BANK_CHUNK):
+        chunk = _unit(bank[columns])
+        for rows in chunks(len(queries), max(1, SIMILARITIES // len(chunk))):
+            found, where = _largest(_unit(queries[rows]) @ chunk.T, min(k, len(chunk)))
             found = mx.concatenate([mx.array(similarity[rows]), found], 1)
             where = mx.concatenate([mx.array(neighbours[rows]), where + columns.start], 1)
             best = mx.argpartition(-found, k - 1, 1)[:, :k]
@@ -102,7 +107,28 @@ def _largest(x: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _unit(features: np.ndarray) -> mx.array:
+    check_finite(features)
     x = mx.array(np.asarray(features, np.float32))
-    if not mx.isfinite(x).all().item():
-        raise UsageError("The features hold NaN or infinity; this model cannot be evaluated.")
     return x / mx.maximum(mx.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+class QuickKNN:
+    """The k-NN that training logs: target encoder, every level, a fixed subset of both splits."""
+
+    def __init__(self, model: HJEPA, train: Source, test: Source, config: Config) -> None:
+        self.model, self.config = model, config
+        self.sources = train.some(BANK, "quick k-NN"), test.some(QUERIES, "quick k-NN")
+
+    def __call__(self) -> dict[str, float]:
+        """Accuracy in per cent with the weights of now: knn_level_0, knn_level_1, …"""
+        bank, queries = (
+            extract(self._encoders, source, self.config, Skipped(), quiet=True)[0]
+            for source in self.sources
+        )
+        return {
+            f"knn_{level}": knn_accuracy(x, bank.labels, queries.pooled[level], queries.labels)
+            for level, x in bank.pooled.items()
+        }
+
+    def _encoders(self) -> list[Encoder]:
+        return [model_features(self.model)]

@@ -1,4 +1,4 @@
-"""Every protocol on the features of one encoder: arrays in, named scores out."""
+"""The protocols: features of one network in, named scores of one level out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import attentive_probe, linear_probe, rank
-from hjepa_mlx.eval.accuracy import HELD_OUT, accuracy, interval
+from hjepa_mlx.eval.arrays import HELD_OUT, accuracy
 from hjepa_mlx.eval.features import Features
 from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
 from hjepa_mlx.rng import generator
@@ -22,36 +22,35 @@ Scores = dict[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is run, and how; the defaults are the field's.
+    """The settings of an evaluation; the defaults are the field's.
 
-    probe: "logistic_regression" or "sgd". draws: of few labels; 0 leaves them out. token_gb: disk
-    for the attentive probe's tokens, GB per split and network (up to 4 times this in all); 0 leaves
-    it out.
+    draws: of few labels; 0 leaves them out. attentive_images: training images for the attentive
+    probe, at most; 0 leaves it out. Raises UsageError for settings that mean nothing.
     """
 
     k: int = K
     temperature: float = TEMPERATURE
-    probe: str = linear_probe.SOLVER
     draws: int = 5
-    token_gb: float = 4.0
+    attentive_images: int | None = None
 
     def __post_init__(self) -> None:
-        if self.probe not in linear_probe.SOLVERS:
-            known = ", ".join(linear_probe.SOLVERS)
-            raise UsageError(f"No linear probe named '{self.probe}'. There are: {known}.")
-        finite = math.isfinite(self.temperature) and math.isfinite(self.token_gb)
-        if self.k < 1 or self.temperature <= 0 or min(self.draws, self.token_gb) < 0 or not finite:
+        if self.k < 1 or not 0 < self.temperature < math.inf or self.draws < 0:
+            raise UsageError("k and temperature must be positive and finite, draws at least 0.")
+        if self.attentive_images is not None and not (
+            self.attentive_images == 0 or self.attentive_images >= HELD_OUT
+        ):
             raise UsageError(
-                "k and temperature must be positive, draws and token_gb at least 0, all finite."
+                f"attentive_images={self.attentive_images}: the attentive probe needs at least "
+                f"{HELD_OUT} training images; 0 leaves it out."
             )
 
     def described(self) -> dict[str, Any]:
-        """The settings, and what each figure means, for the JSON."""
+        """The settings, and the meaning of each figure, for the JSON."""
         return {
             "k": self.k,
             "temperature": self.temperature,
-            "linear_probe": self.probe + " on standardised features, settings chosen on every "
-            f"{HELD_OUT}th training image",
+            "linear_probe": "logistic_regression on standardised features, settings chosen on "
+            f"every {HELD_OUT}th training image",
             "attentive_probe": "one cross-attention query (AIM) on normalised tokens",
             "few_labels": f"mean and deviation of {self.draws} draws, C = 1",
             "features": "mean over the grid of each level; all_levels: each scaled to unit length, "
@@ -60,52 +59,45 @@ class Protocol:
             "rankme": "exp(entropy) of the singular values, not centred, test images",
         }
 
-    def token_stride(self, images: int, tokens: int, dim: int) -> int:
-        """Keep the tokens of every n-th of so many images: as many as fit `token_gb` (float16)."""
-        size = images * tokens * dim * 2
-        return max(1, -(-size // max(1, int(self.token_gb * 1e9))))
-
 
 def level_scores(
-    train: Features, test: Features, name: str, protocol: Protocol, few: bool
+    train: Features, test: Features, level: str, protocol: Protocol, few: bool
 ) -> Scores:
-    """The scores of one level's mean features, by protocol; accuracies in per cent.
+    """Every score of a level's pooled features, by kind; without labels only the ranks.
 
-    Whatever is fitted or chosen sees `train` only; `test` is then looked at once. few: also with
-    few labels.
+    Whatever is fitted or chosen sees `train` only. few: also with few labels.
     """
-    x, queries = train.by_name[name], test.by_name[name]
-    described = rank.describe(queries)
+    described = rank.describe(test.pooled[level])
     scores: Scores = {"features": described, "feature_rank": described["effective_rank"]}
-    if not len(train.labels):
-        return scores
-    scores["knn"] = knn_accuracy(
-        x, train.labels, queries, test.labels, protocol.k, protocol.temperature
-    )
-    probe = linear_probe.fit(x, train.labels, protocol.probe)
-    scores["linear_probe"] = accuracy(probe.predict(queries), test.labels)
-    scores["probe_setting"], scores["probe_converged"] = probe.setting, probe.converged
-    scores["confidence_95"] = {
-        kind: interval(scores[kind], len(test)) for kind in ("knn", "linear_probe")
-    }
-    for share in FEW_LABELS if few and protocol.draws else ():
-        key = f"few_labels_{100 * share:.0f}_percent"
-        scores[key] = few_labels(train, test, name, share, protocol.draws)
+    if len(train.labels):
+        scores |= class_scores(train, test, level, protocol)
+        for share in FEW_LABELS if few and protocol.draws else ():
+            key = f"few_labels_{100 * share:.0f}_percent"
+            scores[key] = few_labels(train, test, level, share, protocol.draws)
     return scores
 
 
-def token_scores(train: Features, test: Features, name: str) -> Scores:
-    """The scores of one level's tokens."""
-    probe = attentive_probe.fit(train.tokens[name], train.token_labels)
-    reached = accuracy(probe.predict(test.tokens[name]), test.token_labels)
+def class_scores(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
+    """k-NN and linear probe of a level's pooled features, in per cent."""
+    x, queries = train.pooled[level], test.pooled[level]
+    k, temperature = protocol.k, protocol.temperature
+    probe = linear_probe.fit(x, train.labels)
     return {
-        "attentive_probe": reached,
-        "confidence_95": {"attentive_probe": interval(reached, len(test.token_labels))},
+        "knn": knn_accuracy(x, train.labels, queries, test.labels, k, temperature),
+        "linear_probe": accuracy(probe.predict(queries), test.labels),
+        "probe_setting": {"l2": probe.l2},
+        "probe_converged": probe.converged,
     }
 
 
+def token_scores(train: Features, test: Features, level: str) -> Scores:
+    """The attentive probe of a level's tokens, in per cent."""
+    probe = attentive_probe.fit(train.tokens[level], train.token_labels)
+    return {"attentive_probe": accuracy(probe.predict(test.tokens[level]), test.token_labels)}
+
+
 def few_labels(
-    train: Features, test: Features, name: str, share: float, draws: int
+    train: Features, test: Features, level: str, share: float, draws: int
 ) -> dict[str, float | None]:
     """Linear-probe accuracy with a share of the labels, the same share of every class (at least 1).
 
@@ -119,7 +111,7 @@ def few_labels(
         rows = np.concatenate(
             [order.permutation(of)[: max(1, round(share * len(of)))] for of in by_class if len(of)]
         )
-        probe = linear_probe.fit_few(train.by_name[name][rows], train.labels[rows], classes)
-        reached.append(accuracy(probe.predict(test.by_name[name]), test.labels))
+        probe = linear_probe.fit_few(train.pooled[level][rows], train.labels[rows], classes)
+        reached.append(accuracy(probe.predict(test.pooled[level]), test.labels))
     spread = float(np.std(reached, ddof=1)) if draws > 1 else None
     return {"mean": float(np.mean(reached)), "std": spread}
