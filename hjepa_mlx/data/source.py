@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +42,13 @@ class Source:
     def encoded(self) -> bool:
         """Whether `read` gives the bytes of an image file instead of pixels."""
         return self.images.encoded
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that other images would change."""
+        names = [os.path.basename(self.name_of(i)) for i in range(len(self))]
+        text = repr((names, self.labels.tolist())).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest()
 
     def read(self, index: int) -> np.ndarray:
         """Image `index`; OSError or ValueError when it cannot be read.
