@@ -11,7 +11,6 @@ from shlex import quote
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config, load_config
@@ -19,7 +18,7 @@ from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA, Origin
-from hjepa_mlx.tables import Shown
+from hjepa_mlx.tables import Shown, table
 
 # Keys that may differ when a run is resumed: they change neither what is learned nor from what
 # (`compile` changes the last bits of a step).
@@ -40,20 +39,16 @@ class Run(Shown):
         return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"
 
     def __rich__(self) -> Table:
-        table = Table(title=Text(str(self.path)), show_header=False, title_justify="left")
-        c = self.config
-        table.add_row(
-            "recipe", f"{c.name}: {c.data.name} at {c.data.image_size}×{c.data.image_size}"
-        )
-        for row in reversed(self.metrics):
-            if "loss" in row:
-                table.add_row("trained", f"{row['step']:,} steps, {row['epoch']:g} epochs")
-                table.add_row("loss", f"{row['loss']:.4f}")
-                break
-        table.add_row("checkpoint", self.latest.name if self.latest else "none yet")
+        c, data = self.config, self.config.data
+        rows = [("recipe", f"{c.name}: {data.name} at {data.image_size}×{data.image_size}")]
+        last = next((row for row in reversed(self.metrics) if "loss" in row), None)
+        if last:
+            rows.append(("trained", f"{last['step']:,} steps, {last['epoch']:g} epochs"))
+            rows.append(("loss", f"{last['loss']:.4f}"))
         evaluated = (self.path / "eval.json").is_file()
-        table.add_row("evaluated", "eval.json" if evaluated else "not yet")
-        return table
+        rows.append(("checkpoint", self.latest.name if self.latest else "none yet"))
+        rows.append(("evaluated", "eval.json" if evaluated else "not yet"))
+        return table(str(self.path), ("", ""), rows)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -124,6 +119,16 @@ class Run(Shown):
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def log_skipped(self, images: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Add (name, reason) of unreadable images to skipped.txt; returns the new ones."""
+        path = self.path / "skipped.txt"
+        known = path.read_text(encoding="utf-8") if images and path.is_file() else ""
+        new = [(name, reason) for name, reason in images if f"{name!r}\t" not in known]
+        if new:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{name!r}\t{reason}\n" for name, reason in new)
+        return new
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be trained again."""
