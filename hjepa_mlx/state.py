@@ -106,6 +106,7 @@ def setup(
     own_class = None if model is None or type(model) is HJEPA else type(model)
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": own_class}
     model = HJEPA(config) if model is None else model
+    stages = _stages(config, model, sampler, per_epoch * config.optim.epochs)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
     signals = Signals(model, test, config, skipped, step.loss_fn)
@@ -120,7 +121,7 @@ def setup(
         console=console,
         notes=[*_introduction(config, model, run, source, test, per_epoch), *notes],
         source=source,
-        stages=_stages(config, model, sampler, per_epoch * config.optim.epochs),
+        stages=stages,
         per_epoch=per_epoch,
         step=step,
         signals=signals,

@@ -78,7 +78,7 @@ def _print_plan(config: Config) -> None:
     from hjepa_mlx.costs import average_gflop, costs
     from hjepa_mlx.data.sources import open_source
     from hjepa_mlx.models.hjepa import HJEPA
-    from hjepa_mlx.train import steps_per_epoch
+    from hjepa_mlx.state import steps_per_epoch
 
     networks = HJEPA(config)
     cost = costs(config, networks)
