@@ -100,7 +100,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(place):
     ended = hjepa(place, RESUME, preexec_fn=limit_file_size)
     assert_one_line(ended, "File too large", "--resume")
     assert Path(OLD).name == max(p.name for p in (place / NEW).parent.glob("step-*"))
-    assert hjepa(place, "eval run").returncode == 0
+    assert "at step 7 of 8" in hjepa(place, RESUME).stderr
 
 
 @pytest.fixture
@@ -142,7 +142,9 @@ def interrupted(place, number, deaf=False):
 
     deaf: whoever reads stderr goes away first, as `tee` does at Ctrl-C.
     """
-    command = HJEPA + shlex.split("train tiny.yaml --run-dir new --set optim.epochs=15")
+    command = HJEPA + shlex.split(
+        "train tiny.yaml --run-dir new --set optim.epochs=15 --set run.checkpoint_minutes=15"
+    )
 
     def hang_up_by_default() -> None:  # though these tests may run under nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
