@@ -123,7 +123,7 @@ class Loss(Section):
     level_weights: a level of weight 0 is only looked at after training, never predicted.
     """
 
-    kind: Literal["smooth_l1", "mse"] = "smooth_l1"
+    kind: str = "smooth_l1"  # a name in losses.py
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
     vicreg: Annotated[float, Field(ge=0)] = 0.0
     sigreg: Annotated[float, Field(ge=0)] = 0.0

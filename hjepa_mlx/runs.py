@@ -60,7 +60,7 @@ class Run(Shown):
             return dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError):
             command = f"hjepa-mlx eval {quote(str(self.path))}"
-            raise HJEPAError(f"{path} is damaged; run {command}") from None
+            raise HJEPAError(f"{path} is damaged. Evaluate again with: {command}") from None
 
     @property
     def report(self) -> Report | None:
@@ -97,7 +97,7 @@ class Run(Shown):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, one dict per logged step; a power cut may have torn the last line."""
+        """The logged rows; a last line that a power cut has torn is left out."""
         path = self.path / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -109,7 +109,7 @@ class Run(Shown):
 
     @property
     def last_stage(self) -> list[dict[str, Any]]:
-        """What was logged at the final image size: losses at another are not comparable."""
+        """The rows logged at the final image size: losses at other sizes are not comparable."""
         before = (1 - self.config.stages[-1][1]) * self.config.optim.epochs
         return [row for row in self.metrics if row["epoch"] > before or not before]
 
@@ -141,7 +141,7 @@ def check_new(config: Config) -> None:
     """Refuse a `run.dir` that holds a run."""
     if config.run.dir and (Path(config.run.dir) / "config.yaml").exists():
         raise UsageError(
-            f"{config.run.dir} already holds a run. Go on with it by --resume, or choose another "
+            f"{config.run.dir} already holds a run. Continue it with --resume, or choose another "
             "--run-dir."
         )
 
@@ -155,8 +155,8 @@ def create(config: Config) -> Run:
         run.store(config)
     except OSError as error:
         raise HJEPAError(
-            f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}); "
-            "choose another --run-dir."
+            f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}). "
+            "Choose another --run-dir."
         ) from error
     return run
 
@@ -177,7 +177,7 @@ def _free_name(name: str) -> Path:
 def reopen(config: Config) -> Run:
     """The run to resume: `run.dir`, or the newest runs/<config>-* folder.
 
-    What is `auto` in `config` is what it had become.
+    `config` gets the run's choices where it says `auto`; UsageError if it differs otherwise.
     """
     if config.run.dir:
         run = Run(config.run.dir)
@@ -185,7 +185,7 @@ def reopen(config: Config) -> Run:
         found = sorted(Path("runs").glob(f"{config.name}-{'[0-9]' * 8}-{'[0-9]' * 6}/config.yaml"))
         if not found:
             raise UsageError(
-                f"There is no run of '{config.name}' in runs/ to resume; give its --run-dir."
+                f"There is no run of '{config.name}' in runs/ to resume. Give its --run-dir."
             )
         run = Run(found[-1].parent)
     keep_choices(config, run.config)
@@ -195,13 +195,13 @@ def reopen(config: Config) -> Run:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UsageError(
             f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "
-            f"Resume it with its own, {run.path / 'config.yaml'}, or start a new run."
+            f"Resume with the run's own config, {run.path / 'config.yaml'}, or start a new run."
         )
     return run
 
 
 def keep_choices(config: Config, before: Config) -> None:
-    """Have in `config` what `auto` had become."""
+    """Where `config` says `auto`, take the choice that was made `before`."""
     if config.precision == "auto":
         config.precision = before.precision
     if config.compile == "auto":
@@ -240,7 +240,8 @@ def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
     own = checkpoint.read_state(folder)["own_parts"]["model"]
     if own and model is None:
         raise UsageError(
-            f"{path} was trained with a network of your own, {own}: hj.load(path, {own}(config))."
+            f"{path} was trained with a network of your own, {own}. Load it with "
+            f"hj.load(path, {own}(config))."
         )
     model = HJEPA(config) if model is None else model
     state = checkpoint.load_model(folder, model)

@@ -23,13 +23,14 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.quick import QuickKNN
 from hjepa_mlx.files import check_space
+from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.meter import Meter
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import say
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import Signals
-from hjepa_mlx.step import LossFn, Step
+from hjepa_mlx.step import Step
 from hjepa_mlx.timing import settle
 
 Sampler = Callable[[int, int], Masks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from shlex import quote
 from typing import Any
@@ -18,6 +18,7 @@ from hjepa_mlx.data.pipeline import Position, training_batches
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import locked
+from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.progress import lasting_console, say, training_bar
@@ -25,7 +26,7 @@ from hjepa_mlx.runs import Run
 from hjepa_mlx.session import awake, interruptible
 from hjepa_mlx.signals import reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup
-from hjepa_mlx.step import LossFn, Metrics, Schedule, schedule
+from hjepa_mlx.step import Metrics, Schedule, schedule
 
 SIGNALS_EVERY = 10  # logged rows
 
@@ -105,7 +106,7 @@ def fit(state: TrainState) -> None:
         say(state.console, line)
 
 
-def inputs(state: TrainState) -> Iterator[tuple[Inputs, Position]]:
+def inputs(state: TrainState) -> Generator[tuple[Inputs, Position], None, None]:
     """Inputs of each step that is left, and the place in the data after them, stage by stage."""
     accumulate, per_image = state.config.optim.accumulate, state.config.masks.per_image
     for config, sampler, end, _ in state.stages:

@@ -37,6 +37,8 @@ REFUSED = {
     "negative batch": ("train tiny.yaml --set data.batch_size=-4", "greater than or equal to 2"),
     "share above one": ("train tiny.yaml --set data.crop_scale=[0.3,1.5]", "less than or equal"),
     "range upside down": ("train tiny.yaml --set data.crop_scale=[0.9,0.3]", "[low, high]"),
+    "unknown loss": ("train tiny.yaml --set loss.kind=smoth_l1", "mean 'smooth_l1'?"),
+    "unknown loss, dry": ("train tiny.yaml --dry-run --set loss.kind=l1", "smooth_l1, mse"),
     "unknown precision": ("train tiny.yaml --set precision=int8", "'float32'"),
     "warm-up to the end": ("train tiny.yaml --set optim.warmup_epochs=2", "less than optim.epochs"),
     "heads": ("train tiny.yaml --set model.heads=5", "not a multiple of model.heads=5"),
@@ -74,9 +76,9 @@ REFUSED = {
     "run folder that holds a run": ("train tiny.yaml --run-dir run", "--resume"),
     "run folder that is a file": (
         "train tiny.yaml --run-dir tiny.yaml",
-        "choose another --run-dir",
+        "Choose another --run-dir",
     ),
-    "run folder below a file": ("train tiny.yaml --run-dir tiny.yaml/run", "choose another"),
+    "run folder below a file": ("train tiny.yaml --run-dir tiny.yaml/run", "Choose another"),
     "resume without a run": ("train tiny.yaml --resume", "no run of 'tiny'"),
     "resume what is no run": ("train tiny.yaml --resume --run-dir pictures", "is not a run"),
     "resume with another config": (
