@@ -52,8 +52,7 @@ def train(
     elif resume and own.name == "config.yaml" and (own.parent / "metrics.jsonl").is_file():
         loaded.run.dir = str(own.parent)
     if dry_run:
-        _print_plan(loaded)
-        return
+        return _print_plan(loaded)
     from hjepa_mlx.train import Interrupted
     from hjepa_mlx.train import train as start
 
