@@ -23,16 +23,16 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step
 
 FORMAT = 1
-KEYS = {  # of state.json
-    "format", "step", "epoch", "images", "position", "own_parts", "window", "milestone",
-    "random_state", "loss_scale", "sha256",
+KEYS = {  # of state.json, in every version
+    "format", "step", "epoch", "images", "position", "own_parts", "window", "random_state",
+    "loss_scale", "sha256",
 }  # fmt: skip
 
 
 def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last: int) -> Path:
-    """Write checkpoint `number` into `folder`, then delete older ones that are no milestones.
+    """Write checkpoint `number` into `folder`, then delete all but the newest `keep_last`.
 
-    state: what the training loop has to remember; a true `milestone` keeps the checkpoint for good.
+    state: the training loop's own. Raises HJEPAError when the checkpoint cannot be written.
     """
     final = folder / f"step-{number:08d}"
     part = folder / f".{final.name}.part"
@@ -46,7 +46,7 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
         shutil.rmtree(part, ignore_errors=True)
         raise HJEPAError(
             f"Checkpoint {final} could not be written ({error.strerror}). The last good one is "
-            f"{latest(folder) or 'none yet'}. Put that right and go on with --resume."
+            f"{latest(folder) or 'none yet'}. Fix the cause, then go on with --resume."
         ) from error
     _prune(folder, keep_last)
     return final
@@ -147,24 +147,24 @@ def _load(checkpoint: Path, file_name: str, state: dict[str, Any]) -> dict[str, 
     return loaded
 
 
-def _damaged(checkpoint: Path, what: str) -> HJEPAError:
+def _damaged(checkpoint: Path, how: str) -> HJEPAError:
     return HJEPAError(
-        f"Checkpoint {checkpoint} is damaged: {what}. Delete that folder; the newest one before "
-        "it is used then."
+        f"Checkpoint {checkpoint} is damaged: {how}. Delete that folder to fall back to the "
+        "previous checkpoint."
     )
 
 
-def _passing(checkpoint: Path) -> bool:
+def _kept_for_good(checkpoint: Path) -> bool:
+    """Whether it is a milestone of an earlier version, or damaged: the user should see that."""
     try:
-        return not read_state(checkpoint)["milestone"]
-    except HJEPAError:  # a damaged one is left for the user to see
-        return False
+        return bool(read_state(checkpoint).get("milestone"))
+    except HJEPAError:
+        return True
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    """Delete what is not kept; what resists, as on a network's disk, the next time."""
-    passing = [path for path in complete(folder) if _passing(path)]
-    for path in passing[:-keep_last]:
+    """Delete old checkpoints; one that resists, as on a network's disk, the next time."""
+    for path in [path for path in complete(folder) if not _kept_for_good(path)][:-keep_last]:
         with suppress(OSError):
             os.replace(path, folder / f".{path.name}.part")  # a half of it would be no checkpoint
     for part in folder.glob(".step-*.part"):  # also of a save that was killed

@@ -127,7 +127,7 @@ class Loss(Section):
     level_weights: a level of weight 0 is not predicted, only evaluated after training.
     """
 
-    kind: Literal["smooth_l1", "mse"] = "smooth_l1"
+    kind: str = "smooth_l1"  # a name in losses.py
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
     vicreg: Annotated[float, Field(ge=0)] = 0.2
     sigreg: Annotated[float, Field(ge=0)] = 0.0

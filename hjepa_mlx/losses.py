@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
+from hjepa_mlx.errors import UsageError, did_you_mean
+
+LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
 SIGREG_DIRECTIONS = 256
 SIGREG_KNOTS, SIGREG_LIMIT = 17, 3.0
 
@@ -27,6 +32,15 @@ def mse(prediction: mx.array, target: mx.array) -> mx.array:
 
 
 PREDICTION = {"smooth_l1": smooth_l1, "mse": mse}
+
+
+def prediction_loss(kind: str) -> LossFn:
+    """The loss that `loss.kind` names; UsageError for an unknown name."""
+    if kind not in PREDICTION:
+        known = ", ".join(PREDICTION)
+        hint = did_you_mean(kind, PREDICTION)
+        raise UsageError(f"loss.kind={kind} is not a prediction loss.{hint} There are: {known}.")
+    return PREDICTION[kind]
 
 
 def vicreg(x: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+"""Progress for people: bars and a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -42,7 +41,7 @@ class _Lasting:
 
 
 def lasting_console() -> Console:
-    """A console on stderr for a run that outlives its terminal, or what its output is piped to."""
+    """A console on stderr for a run that outlives its terminal, or the program that reads it."""
     return Console(file=cast(IO[str], _Lasting(sys.stderr)))
 
 
@@ -50,7 +49,7 @@ def lasting_console() -> Console:
 def bar(
     label: str, total: int, unit: str = "bytes", shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """A progress bar with time left, in a terminal only; call what it gives with the new amount."""
+    """A progress bar with time left, in a terminal only; call the result with the new amount."""
     console = Console(stderr=True)
     amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed:,.0f} " + unit)
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TextColumn("· left"))
@@ -65,89 +64,42 @@ def bar(
         yield lambda amount: progress.advance(task, amount)
 
 
-class Reporter:
-    """Shows epoch, step, loss, images per second, time left and memory.
+@contextmanager
+def training_bar(
+    console: Console, epochs: int, total: int, done: int, work: Callable[[int], float]
+) -> Iterator[Callable[[dict], None]]:
+    """Show epoch, step, loss, speed, memory and time left; call the result with a logged row.
 
-    work: what the first so many steps cost, in any unit; time left is in proportion to it.
+    A live line in a terminal, elsewhere a plain one every PLAIN_SECONDS. work: what the first so
+    many steps cost, in any unit; the time left is in proportion to it.
     """
+    line, left = TextColumn("{task.description} ·"), TextColumn("· left")
+    began, first, last = time.monotonic(), work(done), float("-inf")
+    with Progress(
+        *(BarColumn(), line, TimeElapsedColumn(), left, TimeRemainingColumn()),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"step {done}/{total}", total=work(total))
+        progress.update(task, completed=first)
 
-    def __init__(
-        self,
-        console: Console,
-        epochs: int,
-        total: int,
-        done: int,
-        work: Callable[[int], float] = float,
-    ) -> None:
-        self.console = console
-        self.epochs, self.total = epochs, total
-        self._live = console.is_terminal
-        self._began, self._first, self._work = time.monotonic(), work(done), work
-        self._last_line = float("-inf")
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(),
-            TextColumn(
-                "step {task.fields[step]}/" + f"{total} · " + "loss {task.fields[loss]:.4f}"
-            ),
-            TextColumn("· {task.fields[rate]:.0f} images/s · {task.fields[memory]:.1f} GB ·"),
-            TimeElapsedColumn(),
-            TextColumn("· left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(
-            "train",
-            total=work(total),
-            completed=work(done),  # type: ignore[arg-type]
-            epoch=0,
-            step=done,
-            loss=float("nan"),
-            rate=0.0,
-            memory=0.0,
-        )
+        def show(row: dict) -> None:
+            nonlocal last
+            step, now = row["step"], time.monotonic()
+            text = (
+                f"epoch {min(epochs, int(row['epoch']) + 1)}/{epochs} step {step}/{total} "
+                f"loss {row['loss']:.4f} {row['images_per_second']:.0f} images/s "
+                f"{row['peak_memory_gb']:.1f} GB"
+            )
+            progress.update(task, completed=work(step), description=text)
+            if console.is_terminal or (now - last < PLAIN_SECONDS and step < total):
+                return
+            last = now
+            rest = (work(total) - work(step)) / (work(step) - first)
+            say(console, f"{text} left {duration(rest * (now - began))}")
 
-    def __enter__(self) -> Reporter:
-        if self._live:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._progress.stop()
-
-    def update(self, row: dict) -> None:
-        """Show a logged step."""
-        step, rate = row["step"], row["images_per_second"]
-        epoch = min(self.epochs, int(row["epoch"]) + 1)
-        memory = row["peak_memory_gb"]
-        self._progress.update(
-            self._task,
-            completed=self._work(step),
-            epoch=epoch,
-            step=step,
-            loss=row["loss"],
-            rate=rate,
-            memory=memory,
-        )
-        now = time.monotonic()
-        if self._live or (now - self._last_line < PLAIN_SECONDS and step < self.total):
-            return
-        self._last_line = now
-        done = self._work(step)
-        rest = (self._work(self.total) - done) / (done - self._first)
-        left = rest * (now - self._began)
-        say(
-            self.console,
-            f"epoch {epoch}/{self.epochs} step {step}/{self.total} loss {row['loss']:.4f} "
-            f"{rate:.0f} images/s {memory:.1f} GB left {duration(left)}",
-        )
+        yield show
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

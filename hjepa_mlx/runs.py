@@ -11,7 +11,6 @@ from shlex import quote
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config
@@ -20,7 +19,7 @@ from hjepa_mlx.eval.report import Report
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.recipes import load_config
-from hjepa_mlx.tables import Shown
+from hjepa_mlx.tables import Shown, table
 
 # Keys that may differ when a run is resumed: they change neither what is learned nor from what
 # (`compile` changes the last bits of a step).
@@ -41,20 +40,16 @@ class Run(Shown):
         return f"Run({str(self.path)!r}, config={self.config.name!r}, step={steps})"
 
     def __rich__(self) -> Table:
-        table = Table(title=Text(str(self.path)), show_header=False, title_justify="left")
-        c = self.config
-        table.add_row(
-            "recipe", f"{c.name}: {c.data.name} at {c.data.image_size}×{c.data.image_size}"
-        )
-        for row in reversed(self.metrics):
-            if "loss" in row:
-                table.add_row("trained", f"{row['step']:,} steps, {row['epoch']:g} epochs")
-                table.add_row("loss", f"{row['loss']:.4f}")
-                break
-        table.add_row("checkpoint", self.latest.name if self.latest else "none yet")
+        c, data = self.config, self.config.data
+        rows = [("recipe", f"{c.name}: {data.name} at {data.image_size}×{data.image_size}")]
+        last = next((row for row in reversed(self.metrics) if "loss" in row), None)
+        if last:
+            rows.append(("trained", f"{last['step']:,} steps, {last['epoch']:g} epochs"))
+            rows.append(("loss", f"{last['loss']:.4f}"))
         evaluated = (self.path / "eval.json").is_file()
-        table.add_row("evaluated", "eval.json" if evaluated else "not yet")
-        return table
+        rows.append(("checkpoint", self.latest.name if self.latest else "none yet"))
+        rows.append(("evaluated", "eval.json" if evaluated else "not yet"))
+        return table(str(self.path), ("", ""), rows)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -66,7 +61,7 @@ class Run(Shown):
             return dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError):
             command = f"hjepa-mlx eval {quote(str(self.path))}"
-            raise HJEPAError(f"{path} is damaged; run {command}") from None
+            raise HJEPAError(f"{path} is damaged. Evaluate again with: {command}") from None
 
     @property
     def report(self) -> Report | None:
@@ -103,7 +98,7 @@ class Run(Shown):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, one dict per logged step; a power cut may have torn the last line."""
+        """The logged rows; a last line that a power cut has torn is left out."""
         path = self.path / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -115,7 +110,7 @@ class Run(Shown):
 
     @property
     def last_stage(self) -> list[dict[str, Any]]:
-        """What was logged at the final image size: losses at another are not comparable."""
+        """The rows logged at the final image size: losses at other sizes are not comparable."""
         before = (1 - self.config.stages[-1][1]) * self.config.optim.epochs
         return [row for row in self.metrics if row["epoch"] > before or not before]
 
@@ -125,6 +120,16 @@ class Run(Shown):
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def log_skipped(self, images: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Add (name, reason) of unreadable images to skipped.txt; returns the new ones."""
+        path = self.path / "skipped.txt"
+        known = path.read_text(encoding="utf-8") if images and path.is_file() else ""
+        new = [(name, reason) for name, reason in images if f"{name!r}\t" not in known]
+        if new:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{name!r}\t{reason}\n" for name, reason in new)
+        return new
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be trained again."""
@@ -137,7 +142,7 @@ def check_new(config: Config) -> None:
     """Refuse a `run.dir` that holds a run."""
     if config.run.dir and (Path(config.run.dir) / "config.yaml").exists():
         raise UsageError(
-            f"{config.run.dir} already holds a run. Go on with it by --resume, or choose another "
+            f"{config.run.dir} already holds a run. Continue it with --resume, or choose another "
             "--run-dir."
         )
 
@@ -151,8 +156,8 @@ def create(config: Config) -> Run:
         run.store(config)
     except OSError as error:
         raise HJEPAError(
-            f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}); "
-            "choose another --run-dir."
+            f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}). "
+            "Choose another --run-dir."
         ) from error
     return run
 
@@ -173,7 +178,7 @@ def _free_name(name: str) -> Path:
 def reopen(config: Config) -> Run:
     """The run to resume: `run.dir`, or the newest runs/<config>-* folder.
 
-    What is `auto` in `config` is what it had become.
+    `config` gets the run's choices where it says `auto`; UsageError if it differs otherwise.
     """
     if config.run.dir:
         run = Run(config.run.dir)
@@ -181,7 +186,7 @@ def reopen(config: Config) -> Run:
         found = sorted(Path("runs").glob(f"{config.name}-{'[0-9]' * 8}-{'[0-9]' * 6}/config.yaml"))
         if not found:
             raise UsageError(
-                f"There is no run of '{config.name}' in runs/ to resume; give its --run-dir."
+                f"There is no run of '{config.name}' in runs/ to resume. Give its --run-dir."
             )
         run = Run(found[-1].parent)
     keep_choices(config, run.config)
@@ -191,13 +196,13 @@ def reopen(config: Config) -> Run:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UsageError(
             f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "
-            f"Resume it with its own, {run.path / 'config.yaml'}, or start a new run."
+            f"Resume with the run's own config, {run.path / 'config.yaml'}, or start a new run."
         )
     return run
 
 
 def keep_choices(config: Config, before: Config) -> None:
-    """Have in `config` what `auto` had become."""
+    """Where `config` says `auto`, take the choice that was made `before`."""
     if config.precision == "auto":
         config.precision = before.precision
     if config.compile == "auto":
@@ -236,7 +241,8 @@ def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
     own = checkpoint.read_state(folder)["own_parts"]["model"]
     if own and model is None:
         raise UsageError(
-            f"{path} was trained with a network of your own, {own}: hj.load(path, {own}(config))."
+            f"{path} was trained with a network of your own, {own}. Load it with "
+            f"hj.load(path, {own}(config))."
         )
     model = HJEPA(config) if model is None else model
     state = checkpoint.load_model(folder, model)

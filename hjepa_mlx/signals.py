@@ -1,4 +1,4 @@
-"""Collapse signals: what the features of a held-out batch look like as training goes on."""
+"""Collapse signals: rank and spread of the features of a held-out batch as training goes on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.eval.rank import effective_rank, feature_std
-from hjepa_mlx.losses import smooth_l1
+from hjepa_mlx.losses import LossFn, smooth_l1
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.step import LossFn
 
 IMAGES = 256
 SAME = 0.02  # a relative change that counts as none
@@ -21,13 +20,15 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (-1, 1): "The loss falls while the rank rises: richer features, better predicted.",
     (1, 1): "Loss and rank rise together: healthy in a JEPA, whose targets get richer.",
     (0, 1): "The rank rises at a steady loss: features get richer.",
-    (-1, -1): "Loss and rank fall together: that is how a collapse looks. Lower optim.lr, or set "
-    "loss.vicreg or loss.sigreg.",
-    (0, -1): "The rank falls at a steady loss: watch it; a lower optim.lr or loss.vicreg keeps it "
-    "up.",
+    (
+        -1,
+        -1,
+    ): "Loss and rank fall together, as in a collapse. Lower optim.lr, or set loss.vicreg or "
+    "loss.sigreg.",
+    (0, -1): "The rank falls at a steady loss. A lower optim.lr or loss.vicreg keeps it up.",
     (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
     (-1, 0): "The loss falls at a steady rank.",
-    (0, 0): "Loss and rank have levelled off: more of the same would change little.",
+    (0, 0): "Loss and rank have levelled off: longer training would change little.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
 # Below these shares of their initial values a warning is due
@@ -72,7 +73,7 @@ def position_only_loss(features: np.ndarray, loss_fn: LossFn = smooth_l1) -> flo
 
 
 def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
-    """What is wrong with the signals, in words, compared with the first ones of the run."""
+    """A warning for each signal that has fallen far below the run's first one."""
     found = []
     for key, value in now.items():
         kind, _, level = key.partition("_level_")
@@ -85,9 +86,9 @@ def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
 
 
 def reading(rows: list[dict[str, Any]]) -> list[str]:
-    """What a run's metrics say, in words: loss and rank together, then each level's loss.
+    """A run's metrics in words: loss and rank together, then each level's loss.
 
-    Compares the last quarter of what was logged with the quarter before it.
+    Compares the last quarter of the rows with the quarter before it.
     """
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
     ranks = [
@@ -108,8 +109,8 @@ def reading(rows: list[dict[str, Any]]) -> list[str]:
     ]
     if above:
         found.append(
-            f"Level {', '.join(above)}: the loss is no lower than knowing a cell's position alone "
-            "would give, so little about the images has been learned there yet."
+            f"Level {', '.join(above)}: the loss is no lower than a guess from a cell's position "
+            "alone. The model has learned little about the images there yet."
         )
     return found
 

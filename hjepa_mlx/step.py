@@ -17,11 +17,11 @@ from mlx.utils import tree_map, tree_reduce
 
 from hjepa_mlx import backend, ema, losses, schedules
 from hjepa_mlx.config import Config
+from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA, computing_in
 
 Metrics = dict[str, mx.array]
-LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
@@ -71,7 +71,7 @@ class Step:
     def __init__(self, model: HJEPA, config: Config, loss_fn: LossFn | None = None) -> None:
         self.model = model
         self.config = config
-        self.loss_fn = loss_fn or losses.PREDICTION[config.loss.kind]
+        self.loss_fn = loss_fn or losses.prediction_loss(config.loss.kind)
         self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init(model.trainable_parameters())

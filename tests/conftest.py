@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from commands import FILES, hjepa, pictures
 from hypothesis import settings
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # M5 multiplies float32 less exactly, if it may
@@ -47,3 +48,21 @@ def tiny_config() -> Callable[..., Config]:
         return resolve(parse(tree))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with configs, images and a finished run that keeps its last three checkpoints."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name, count in {"pictures": 40, "more": 50, "few": 12, "nine": 9, "one": 1}.items():
+        pictures(folder / name, count)
+    for name, content in FILES.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "unreadable").mkdir()
+    for number in range(30):
+        (folder / "unreadable" / f"{number}.jpg").write_text("Not a picture.")
+    ended = hjepa(folder, "train tiny.yaml --run-dir run")
+    assert ended.returncode == 0, ended.stderr
+    return folder

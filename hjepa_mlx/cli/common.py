@@ -1,4 +1,4 @@
-"""What every command shares: options, and one line instead of a traceback."""
+"""Shared by all commands: options, and one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -60,11 +60,8 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_status
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        advice = (
-            " Free some space and run it again (train: with --resume)."
-            if error.errno in FULL
-            else ""
-        )
+        full = " Free some space and run it again (train: with --resume)."
+        advice = full if error.errno in FULL else ""
         return f"{where}{error.strerror or error}.{advice}", 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 

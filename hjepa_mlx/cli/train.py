@@ -52,8 +52,7 @@ def train(
     elif resume and own.name == "config.yaml" and (own.parent / "metrics.jsonl").is_file():
         loaded.run.dir = str(own.parent)
     if dry_run:
-        _print_plan(loaded)
-        return
+        return _print_plan(loaded)
     from hjepa_mlx.train import Interrupted
     from hjepa_mlx.train import train as start
 
@@ -73,13 +72,15 @@ def train(
 
 
 def _print_plan(config: Config) -> None:
-    """The resolved config as YAML; what follows from it as YAML comments."""
+    """The resolved config as YAML; its costs as YAML comments."""
     from hjepa_mlx import backend
     from hjepa_mlx.costs import average_gflop, costs
     from hjepa_mlx.data.source import open_source
+    from hjepa_mlx.losses import prediction_loss
     from hjepa_mlx.models.hjepa import HJEPA
-    from hjepa_mlx.train import steps_per_epoch
+    from hjepa_mlx.state import steps_per_epoch
 
+    prediction_loss(config.loss.kind)
     networks = HJEPA(config)
     cost = costs(config, networks)
     counts = zip(config.predicted, cost.predicted_cells, strict=True)
@@ -113,7 +114,7 @@ def _print_plan(config: Config) -> None:
 
 
 def _hierarchy(config: Config) -> str:
-    """What the grid means for the levels: how many cells of which size each has in an image."""
+    """How many cells of which size each level has in an image."""
     pools, sides = map(int, config.model.level_pool), config.level_sides
     words = [
         f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
@@ -121,5 +122,5 @@ def _hierarchy(config: Config) -> str:
         for level, (side, pool) in enumerate(zip(sides, pools, strict=True))
     ]
     if sides[-1] <= 2:
-        words.append("so few coarse cells say little that the fine ones do not")
+        words.append("with so few cells the coarsest level adds little")
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The steps since the last logged one: their metrics, and the time they took."""
+"""The steps since the last logged one: their metrics, and how long they took."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.step import Metrics
 
 
-class Window:
-    """What is logged as one row: the mean of each metric, and images per second."""
+class Meter:
+    """Gives one logged row: the mean of each metric, and images per second."""
 
     def __init__(self) -> None:
         self.metrics: list[dict[str, Any]] = []  # a checkpoint keeps these
-        self.begin()
+        self.start()
 
-    def begin(self) -> None:
-        """Start the clock; steps before this do not count in `rate`."""
+    def start(self) -> None:
+        """Start the clock; earlier steps do not count in `rate`."""
         self._began, self._steps = time.monotonic(), 0
 
     def add(self, metrics: Metrics) -> None:
@@ -33,34 +33,33 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside does not count in `rate`."""
+        """Time spent inside does not count in `rate`."""
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
     def read(self, done: int, kept: Path | None) -> None:
-        """Make numbers of the metrics, the last of step `done`; waits for the steps.
+        """Wait for the steps, of which `done` is the last, and turn their metrics into numbers.
 
-        Raises HJEPAError, naming the checkpoint that was `kept`, when one is not finite.
+        Raises HJEPAError at the first one that is not finite; it names the checkpoint `kept`.
         """
         self.metrics = [{k: float(v) for k, v in metrics.items()} for metrics in self.metrics]
         for number, metrics in enumerate(self.metrics, done - len(self.metrics) + 1):
             # an overflow passes while the loss scale can still be halved
             sound = math.isfinite(metrics["grad_norm"]) or metrics.get("loss_scale", 1) > 1
-            if math.isfinite(metrics["loss"]) and sound:
-                continue
-            raise HJEPAError(
-                f"The loss is {metrics['loss']} at step {number}, the gradient's norm "
-                f"{metrics['grad_norm']}. The last good checkpoint is {kept or 'none yet'}. "
-                "Lower optim.lr, or use precision=float32."
-            )
+            if not (math.isfinite(metrics["loss"]) and sound):
+                raise HJEPAError(
+                    f"Training stopped at step {number}: the loss is {metrics['loss']}, the "
+                    f"gradient's norm {metrics['grad_norm']}. The last good checkpoint is "
+                    f"{kept or 'none yet'}. Lower optim.lr, or use precision=float32."
+                )
 
     def rate(self, batch: int) -> float:
-        """Images per second, `batch` a step; of the steps that were read."""
+        """Images per second, with `batch` images a step."""
         return round(batch * self._steps / (time.monotonic() - self._began), 1)
 
     def take_mean(self) -> dict[str, Any]:
-        """The mean of each metric; None where no step had a finite one. Empties the window."""
+        """The mean of each metric; None where no step had a finite one. Forgets the metrics."""
         floats, self.metrics = self.metrics, []
         mean = {}
         for key in floats[0]:  # a float16 step that overflowed has no gradient norm

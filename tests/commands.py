@@ -1,0 +1,65 @@
+"""Commands run for real, and the folder of configs, images and a run that they share."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HJEPA = [sys.executable, "-m", "hjepa_mlx"]
+# The shared run makes two passes over 36 images, 8 steps, with a checkpoint after each step.
+OLD, NEW = "run/checkpoints/step-00000007", "run/checkpoints/step-00000008"
+
+TINY = """
+compile: false
+data: {name: folder, dir: pictures, image_size: 32, batch_size: 8}
+model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4,
+  predictor_dim: 64, predictor_depth: 1}
+optim: {epochs: 2, warmup_epochs: 0}
+run: {checkpoint_minutes: 1.0e-9, log_every: 1, final_eval: false}
+"""
+FILES = {
+    "tiny.yaml": TINY,
+    "broken.yaml": "data: [1",
+    "list.yaml": "- data",
+    "twice.yaml": "optim: {epochs: 2}\noptim: {lr: 3e-4}",
+    "empty.yaml": "",
+    "binary.yaml": b"\x80\x81\xff",
+    "date.yaml": "name: 2024-13-45",
+    "no-pictures/readme.txt": "There are none.",
+}
+
+
+def hjepa(folder: Path, command: str, **options) -> subprocess.CompletedProcess:
+    """Run `hjepa-mlx COMMAND` in `folder`."""
+    command = HJEPA + shlex.split(command)
+    how = {"capture_output": True, "text": True, "timeout": 600}  # a busy machine is slow
+    return subprocess.run(command, cwd=folder, **how, **options)
+
+
+def assert_one_line(ended: subprocess.CompletedProcess, *parts: str) -> None:
+    """The command ended with status 1 or 2 and one foreseen line that says all of `parts`."""
+    assert ended.returncode in (1, 2), ended
+    assert "Traceback" not in ended.stdout + ended.stderr
+    ours = [line for line in ended.stderr.splitlines() if line.startswith("hjepa-mlx: ")]
+    assert ours == ended.stderr.splitlines()[-1:], ended.stderr
+    assert "unexpected" not in ours[0]
+    for part in parts:
+        assert part in ours[0]
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def picture(width: int = 28) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (24, width, 3), np.uint8))
+
+
+def pictures(folder: Path, count: int) -> None:
+    for number in range(count):
+        path = folder / "ab"[number % 2] / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(20 + number).save(path)

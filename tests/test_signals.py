@@ -1,0 +1,123 @@
+"""Collapse signals, the meter between two logged rows, and files that are whole or not there."""
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hjepa_mlx as hj
+from hjepa_mlx import checkpoint
+from hjepa_mlx.files import write_json
+from hjepa_mlx.losses import mse
+from hjepa_mlx.meter import Meter
+from hjepa_mlx.signals import position_only_loss, reading, warnings
+
+
+def test_position_only_loss_is_zero_when_only_position_matters() -> None:
+    rng = np.random.default_rng(0)
+    by_position = np.repeat(rng.normal(size=(1, 16, 32)), 8, 0)
+    assert position_only_loss(by_position) == pytest.approx(0, abs=1e-12)
+    other = rng.normal(size=(8, 16, 32))
+    normal = (other - other.mean(2, keepdims=True)) / other.std(2, keepdims=True)
+    error = np.abs(normal - normal.mean(0))
+    expected = np.where(error < 1, 0.5 * error**2, error - 0.5).mean()
+    assert position_only_loss(other) == pytest.approx(expected, rel=1e-4)
+    assert position_only_loss(other, mse) == pytest.approx(np.square(error).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("signal", "sound", "collapsed"),
+    [("effective_rank", 11.0, 9.0), ("feature_std", 4.1, 3.9), ("position_only_loss", 2.1, 1.9)],
+)
+def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) -> None:
+    first = {f"{signal}_level_1": 20.0, "loss_level_1": 1.0}
+    assert warnings(first, {f"{signal}_level_1": sound, "loss_level_1": 0.0}) == []
+    assert warnings({f"{signal}_level_1": -1.0}, {f"{signal}_level_1": -1.1}) == []
+    (said,) = warnings(first, {f"{signal}_level_1": collapsed})
+    words = signal.replace("_", " ")
+    assert f"Level 1 may be collapsing: {words} {collapsed:g}, at the start 20." in said
+
+
+@pytest.mark.parametrize(
+    ("loss", "rank", "words"),
+    [
+        ([0.9, 0.3], [2, 20], "falls while the rank rises"),
+        ([0.3, 0.9], [2, 20], "healthy"),
+        ([0.9, 0.3], [20, 2], "collapse"),
+        ([0.3, 0.9], [20, 2], "unstable"),
+        ([0.5, 0.5], [9, 9], "levelled off"),
+    ],
+)
+def test_loss_and_rank_are_read_together(loss: list, rank: list, words: str) -> None:
+    steps = np.linspace(0, 1, 12)
+    rows = [
+        {"step": i, "loss": np.interp(t, [0, 1], loss), "loss_level_0": 0.1,
+         "effective_rank_level_0": np.interp(t, [0, 1], rank), "position_only_loss_level_0": 0.2}
+        for i, t in enumerate(steps)
+    ]  # fmt: skip
+    assert [words in line for line in reading(rows)] == [True]
+    for row in rows:
+        row["loss_level_0"] = 0.3
+    assert "Level 0: the loss is no lower than" in reading(rows)[1]
+    assert reading(rows[:2]) == reading(rows)[1:]  # too short for the first sentence
+
+
+def test_images_per_second_leave_out_what_is_done_between_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("hjepa_mlx.meter.time.monotonic", lambda: now)
+    meter = Meter()
+    for _ in range(5):
+        meter.add({})
+        now += 2
+    with meter.paused():
+        now += 60
+    assert meter.rate(batch=16) == 8
+    meter.start()
+    meter.add({})
+    now += 1
+    assert meter.rate(batch=16) == 16
+
+
+def test_overflows_that_no_loss_scale_ends_stop_the_run() -> None:
+    def meter(scale: float) -> Meter:
+        found = Meter()
+        found.add({"loss": 1.0, "grad_norm": math.nan, "overflow": True, "loss_scale": scale})
+        return found
+
+    meter(2.0).read(1, None)
+    with pytest.raises(hj.HJEPAError, match=r"norm nan.*use precision=float32"):
+        meter(1.0).read(1, None)
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step-0000000{step}").mkdir()
+        state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT, "own_parts": {}}
+        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(state))
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: os.open("/nowhere", 0))
+    checkpoint._prune(tmp_path, keep_last=1)
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000003"]
+    monkeypatch.undo()
+    checkpoint._prune(tmp_path, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_json(tmp_path / "file.json", [1])
+    assert (tmp_path / "file.json").read_text() == "[\n 1\n]\n"
