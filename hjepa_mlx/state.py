@@ -54,6 +54,7 @@ class TrainState:
     console: Console
     notes: list[str]  # to be said at the start
     source: Source
+    fingerprint: str  # of the source, as it is now: its files may go away
     stages: list[Stage]
     per_epoch: int  # steps
     step: Step
@@ -122,6 +123,7 @@ def setup(
         console=console,
         notes=[*_introduction(config, model, run, source, test, per_epoch), *notes],
         source=source,
+        fingerprint=source.fingerprint,
         stages=stages,
         per_epoch=per_epoch,
         step=step,

@@ -161,7 +161,7 @@ def save(state: TrainState) -> None:
     kept = {
         "epoch": state.epoch,
         "images": len(state.source),
-        "fingerprint": state.source.fingerprint,
+        "fingerprint": state.fingerprint,
         "position": list(state.position),
         "own_parts": state.own_parts,
         "window": state.meter.metrics,
@@ -193,7 +193,7 @@ def restore(state: TrainState) -> None:
                 f"{run.path} was trained on {kept['images']} images; {source.name} has "
                 f"{len(source)} now. Give the same --data-dir."
             )
-        if kept.get("fingerprint", source.fingerprint) != source.fingerprint:
+        if kept.get("fingerprint", state.fingerprint) != state.fingerprint:
             raise UsageError(
                 f"{run.path} was trained on other images than {source.name} holds now. Give the "
                 "same --data-dir, or start a new run."

@@ -44,7 +44,7 @@ def test_a_dry_run_says_which_levels_are_only_looked_at(tmp_path: Path) -> None:
     printed = hjepa("train", "demo", "--set", last_alone, "--dry-run", folder=tmp_path)
     assert "cells predicted: level 2: " in printed
     assert "level 0: 8x8 cells of 4 pixels (not predicted), level 1: " in printed
-    assert "level 2: 2x2 cells of 16 pixels, so few" in printed
+    assert "level 2: 2x2 cells of 16 pixels, with so few" in printed
 
 
 def test_the_default_small_model_costs_what_its_shapes_say() -> None:

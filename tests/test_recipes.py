@@ -117,7 +117,7 @@ def test_an_edited_config_is_checked_again():
 def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_means(root):
     ended = hjepa("train", "cifar10", "--dry-run", "--data-dir", root)
     assert "level 0: 8x8 cells of 4 pixels" in ended.stdout
-    assert "level 2: 2x2 cells of 16 pixels, so few" in ended.stdout
+    assert "level 2: 2x2 cells of 16 pixels, with so few" in ended.stdout
     assert "# steps        200 images" in ended.stdout
     refused = hjepa("train", "cifar10", "--dry-run", "--set", "model.patch_size=16")
     assert refused.returncode == 2
