@@ -30,7 +30,7 @@ TRAINING = {  # label and format of each row
     "images_per_second": ("images/s, median", "{:,.0f}"),
     "finished": ("finished", "{}"),
 }
-LEGEND = "* best; ~ as good as the best: equal, or the 95 % intervals overlap"
+LEGEND = "* best; ~ not told apart from the best: equal, or the 95 % intervals overlap"
 PAGE = "<pre style=\"line-height:1.3;font-family:Menlo,'DejaVu Sans Mono',monospace\">{code}</pre>"
 
 
@@ -235,9 +235,10 @@ def comparison(data: dict[str, Any]) -> Group:
         "scores": _scores(data["scores"], data["best"]),
         "random initialisation": _scores(data["random_init"], {}),
     }
-    found = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False)
-    for column in ["", *names]:
-        found.add_column(Text(column), overflow="fold")
+    found = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    found.add_column("", no_wrap=True)
+    for name in names:
+        found.add_column(Text(name), overflow="fold")
     for title, rows in sections.items():
         if rows:
             found.add_row(Text(title, style="bold"))
