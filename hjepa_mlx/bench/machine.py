@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def describe() -> dict[str, Any]:
     """Machine, software and power: a measurement depends on these."""
     from hjepa_mlx import __version__  # here: the package imports this module
 
+    tree = Path(__file__).parents[2]
+    git = ("git", f"--git-dir={tree / '.git'}", f"--work-tree={tree}")
     return {
         "chip": backend.chip(),
         "cores": backend.cpu_count(),
@@ -36,10 +38,11 @@ def describe() -> dict[str, Any]:
         "blas": backend.blas_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "mlx": importlib.metadata.version("mlx"),
-        "mlx_data": importlib.metadata.version("mlx-data"),
+        "mlx": version("mlx"),
+        "mlx_data": version("mlx-data"),
         "hjepa_mlx": __version__,
-        "commit": _commit(),
+        # with '+' if the source tree was changed; empty for an installed package
+        "commit": _output(*git, "describe", "--always", "--exclude=*", "--dirty=+").strip(),
         "power": power(),
     }
 
@@ -58,58 +61,48 @@ def speeds() -> dict[str, dict[str, float]]:
 
 
 def matmul_gflops(dtype: str = "float32") -> float:
-    """GFLOP/s of square matmuls: the best of five tries, or of three seconds."""
+    """GFLOP/s of square matmuls: the best of six tries, or of three seconds."""
     # a CPU emulates half precision: only a small matmul is quick there
     side = MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
     a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
-    mx.eval(a, a[: side // 8] @ a)  # warm up
-    return 2 * side**3 / _best(lambda: a @ a, 3.0) / 1e9
+    mx.eval(a)
+    best = min(times(lambda: [a @ a for _ in range(AT_ONCE)], 6, 3.0))
+    return AT_ONCE * 2 * side**3 / best / 1e9
 
 
 def bandwidth_gbs(dtype: str = "float32") -> float:
-    """GB/s read and written by sums of two arrays: the best of five tries, or of a second."""
+    """GB/s read and written by sums of two arrays: the best of six tries, or of a second."""
     x = mx.ones((STREAM,), getattr(mx, dtype))
     y = mx.ones_like(x)
-    mx.eval(x, y, x + y)
-    return 3 * x.nbytes / _best(lambda: x + y, 1.0) / 1e9
+    mx.eval(x, y)
+    return (
+        AT_ONCE * 3 * x.nbytes / min(times(lambda: [x + y for _ in range(AT_ONCE)], 6, 1.0)) / 1e9
+    )
+
+
+def times(function: Callable[[], Any], tries: int, longest: float = float("inf")) -> list[float]:
+    """Seconds of each try to compute the arrays that `function` returns; no more after `longest`.
+
+    The first try is slower than the others.
+    """
+    taken: list[float] = []
+    while len(taken) < tries and sum(taken) < longest:
+        start = time.perf_counter()
+        mx.eval(function())
+        taken.append(time.perf_counter() - start)
+    return taken
 
 
 def power() -> str:
     """Power settings that may slow the machine down, in words; empty if none are known."""
     if sys.platform == "darwin":
-        return _power_in_words(_output("pmset", "-g", "batt"), _output("pmset", "-g"))
-    supplies = Path("/sys/class/power_supply").glob("BAT*/status")
-    discharging = any(path.read_text().strip() == "Discharging" for path in supplies)
-    return "on battery" if discharging else ""
-
-
-def _power_in_words(battery: str, settings: str) -> str:
-    """The same, from the output of `pmset -g batt` and `pmset -g`."""
-    on_battery = "Battery Power" in battery
-    low_power = re.search(r"(lowpowermode|powermode)\s+1\b", settings)
-    return ", ".join(["on battery"] * on_battery + ["low-power mode is on"] * bool(low_power))
-
-
-def _best(compute: Callable[[], mx.array], seconds: float) -> float:
-    """Seconds of one computation."""
-    best, began = float("inf"), time.perf_counter()
-    for _ in range(5):
-        start = time.perf_counter()
-        mx.eval([compute() for _ in range(AT_ONCE)])
-        best = min(best, (time.perf_counter() - start) / AT_ONCE)
-        if time.perf_counter() - began > seconds:
-            break
-    return best
-
-
-def _commit() -> str:
-    """The commit of the source tree, with '+' if it was changed; empty for an installed one."""
-    here = Path(__file__).parent.parent.parent
-    if not (here / ".git").exists():
-        return ""
-    commit = _output("git", "-C", str(here), "rev-parse", "--short", "HEAD").strip()
-    changed = _output("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}+" if changed.strip() else commit
+        on_battery = "Battery Power" in _output("pmset", "-g", "batt")
+        saving = bool(re.search(r"(lowpowermode|powermode)\s+1\b", _output("pmset", "-g")))
+    else:
+        supplies = Path("/sys/class/power_supply").glob("BAT*/status")
+        on_battery = any(path.read_text().strip() == "Discharging" for path in supplies)
+        saving = False
+    return ", ".join(["on battery"] * on_battery + ["low-power mode is on"] * saving)
 
 
 def _output(*command: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx import backend
+from hjepa_mlx.bench.machine import times
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
@@ -30,40 +30,35 @@ def time_parts(config: Config) -> dict[str, float]:
     whole step's time, because a step overlaps its parts.
     """
     rig = Rig(config)
-    step, masks = rig.step, as_arrays(rig.masks(0))
-    model, (context, targets, centres, pool) = step.model, masks
+    step, model, masks = rig.step, rig.step.model, as_arrays(rig.masks(0))
+    context, targets, centres, pool = masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
     patches = model.patches(rig.images).astype(step.dtype)
-    seen, grid = model.context_encoder(patches, context)[0], config.grid
-    mx.eval(patches, seen, masks)
+    seen = model.context_encoder(patches, context)[0]
+    _, gradients = step.compute_gradients(rig.images, *masks)
     values = [mx.array(value, mx.float32) for value in VALUES]
+    mx.eval(patches, seen, masks, gradients)
+
+    def seconds(function: Callable[[], Any]) -> float:
+        compiled = step.compile(function)
+        taken = times(lambda: (compiled(), step.state), 1 + REPEATS)
+        return float(np.median(taken[1:]))
 
     def forward(function: Callable[[], Any]) -> float:
         def computed() -> Any:
             with computing_in(model, step.dtype):
                 return function()
 
-        compiles = backend.compiles(config)
-        return timed(mx.compile(computed, inputs=[model.state]) if compiles else computed)
-
-    def timed(function: Callable[[], Any]) -> float:
-        taken = []
-        for _ in range(1 + REPEATS):
-            start = time.perf_counter()
-            mx.eval(function(), step.state)
-            taken.append(time.perf_counter() - start)
-        return float(np.median(taken[1:]))
+        return seconds(computed)
 
     parts = {
         "target": forward(lambda: model.targets(patches, targets, pool)),
         "context": forward(lambda: model.context_encoder(patches, context)),
-        "predictor": forward(lambda: model.predictor(seen, context, centres, cells, grid)),
+        "predictor": forward(lambda: model.predictor(seen, context, centres, cells, config.grid)),
     }
-    whole = timed(step.compile(lambda: step.compute_gradients(rig.images, *masks)))
+    whole = seconds(lambda: step.compute_gradients(rig.images, *masks))
     parts["backward"] = max(0.0, whole - sum(parts.values()))
-    _, gradients = step.compute_gradients(rig.images, *masks)
-    mx.eval(gradients)
-    parts["update"] = timed(step.compile(lambda: step.apply_gradients(gradients, *values)))
+    parts["update"] = seconds(lambda: step.apply_gradients(gradients, *values))
     return parts
 
 
