@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.costs import average_gflop, costs
@@ -18,16 +18,6 @@ LOW = 0.57  # of the image size: the first stage of a suggested data.progressive
 MATMUL_SHARE = 0.7
 # The recipe of every data set, and the faster one
 RECIPES = [*(name.replace("+", "_") for name in CATALOG), "imagenet100_fast"]
-
-
-class Chip(NamedTuple):
-    """A chip's GPU: stated float32 peak and memory bandwidth."""
-
-    title: str
-    tflops: float
-    bandwidth_gbs: float
-
-
 # TFLOP/s of float32 and GB/s of the largest GPU of each name. M1 and M2: as Apple states them
 # (press releases of November 2020, October 2021, March and June 2022, January and June 2023). M3
 # and M4: bandwidth as Apple states it; TFLOP/s from cores × 128 lanes × 2 × clock (1.398 and 1.578
@@ -40,17 +30,21 @@ STATED = {
 }
 
 
-def chip_named(name: str) -> Chip:
-    """The chip of this name, as in m1-max; UsageError with the nearest name if there is none."""
-    chips = [
-        Chip(m + kind, *stated) for m, kinds in STATED.items() for kind, stated in kinds.items()
-    ]
-    known = {chip.title.lower().replace(" ", "-"): chip for chip in chips}
+def chip_named(name: str) -> dict[str, Any]:
+    """Name and speeds of a chip, as in m1-max; UsageError with the nearest name if unknown."""
+    chips = {m + kind: speed for m, kinds in STATED.items() for kind, speed in kinds.items()}
+    keys = {title.lower().replace(" ", "-"): title for title in chips}
     key = name.lower().replace(" ", "-").replace("_", "-").removeprefix("apple-")
-    if key not in known:
-        hint = did_you_mean(key, known)
-        raise UsageError(f"No chip '{name}'.{hint} There are: {', '.join(known)}.")
-    return known[key]
+    if key not in keys:
+        hint = did_you_mean(key, keys)
+        raise UsageError(f"No chip '{name}'.{hint} There are: {', '.join(keys)}.")
+    tflops, bandwidth = chips[keys[key]]
+    return {
+        "chip": keys[key],
+        "stated_tflops": tflops,
+        "matmul_tflops": MATMUL_SHARE * tflops,
+        "bandwidth_gbs": bandwidth,
+    }
 
 
 def estimate(name: str, config: Config, rate: float) -> dict[str, Any]:
@@ -107,20 +101,22 @@ def changes(slow: dict[str, Any], precisions: dict[str, float]) -> list[dict[str
     return [{"settings": s, "hours_100_epochs": hours / times} for s, times in found if times > 1]
 
 
-def project(config: Config, chip: Chip, share: float) -> float:
+def project(config: Config, chip: dict[str, Any], share: float) -> float:
     """Images per second of a recipe on `chip`, if steps reach `share` of its matmul peak.
 
     Time is GFLOP over that speed, or bytes over the bandwidth where that is longer, for each part.
     """
-    networks, speed = HJEPA(config), 1e3 * share * MATMUL_SHARE * chip.tflops
+    networks, gflops = HJEPA(config), 1e3 * share * chip["matmul_tflops"]
     return 1 / sum(
-        portion * max(part.gflop / speed, part.gigabytes / chip.bandwidth_gbs)
+        portion * max(part.gflop / gflops, part.gigabytes / chip["bandwidth_gbs"])
         for size, portion in config.stages
         for part in costs(config.at_size(size), networks).parts.values()
     )
 
 
-def projections(chip: Chip, measured: float, recipes: dict[str, Config]) -> dict[str, Any]:
+def projections(
+    chip: dict[str, Any], measured: float, recipes: dict[str, Config]
+) -> dict[str, Any]:
     """Every promised recipe on `chip`, at several shares of its matmul peak and at `measured`."""
     rows = [
         {**estimate(name, config, project(config, chip, share)), "share": share}
@@ -128,11 +124,4 @@ def projections(chip: Chip, measured: float, recipes: dict[str, Config]) -> dict
         if CATALOG[config.data.name].promise
         for share in (*SHARES, measured)
     ]
-    return {
-        "chip": chip.title,
-        "stated_tflops": chip.tflops,
-        "matmul_tflops": MATMUL_SHARE * chip.tflops,
-        "bandwidth_gbs": chip.bandwidth_gbs,
-        "measured_share_here": measured,
-        "rows": rows,
-    }
+    return {**chip, "measured_share_here": measured, "rows": rows}

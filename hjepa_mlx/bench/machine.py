@@ -53,31 +53,28 @@ def resident_mb() -> float:
 
 
 def speeds() -> dict[str, dict[str, float]]:
-    """Matmul GFLOP/s and bandwidth GB/s of each dtype."""
-    return {
-        dtype: {"matmul_gflops": matmul_gflops(dtype), "bandwidth_gbs": bandwidth_gbs(dtype)}
-        for dtype in DTYPES
-    }
+    """Of each dtype: matmul GFLOP/s, and GB/s that sums of two arrays read and write."""
+    found = {}
+    for dtype in DTYPES:
+        x = mx.ones((STREAM,), getattr(mx, dtype))
+        y = mx.ones_like(x)
+        mx.eval(x, y)
+        bandwidth = 3 * x.nbytes / _best(lambda x=x, y=y: x + y, 1.0) / 1e9
+        found[dtype] = {"matmul_gflops": matmul_gflops(dtype), "bandwidth_gbs": bandwidth}
+    return found
 
 
 def matmul_gflops(dtype: str = "float32") -> float:
-    """GFLOP/s of square matmuls: the best of six tries, or of three seconds."""
+    """GFLOP/s of square matmuls."""
     # a CPU emulates half precision: only a small matmul is quick there
     side = MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
     a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
     mx.eval(a)
-    best = min(times(lambda: [a @ a for _ in range(AT_ONCE)], 6, 3.0))
-    return AT_ONCE * 2 * side**3 / best / 1e9
+    return 2 * side**3 / _best(lambda: a @ a, 3.0) / 1e9
 
 
-def bandwidth_gbs(dtype: str = "float32") -> float:
-    """GB/s read and written by sums of two arrays: the best of six tries, or of a second."""
-    x = mx.ones((STREAM,), getattr(mx, dtype))
-    y = mx.ones_like(x)
-    mx.eval(x, y)
-    return (
-        AT_ONCE * 3 * x.nbytes / min(times(lambda: [x + y for _ in range(AT_ONCE)], 6, 1.0)) / 1e9
-    )
+def _best(function: Callable[[], mx.array], longest: float) -> float:
+    return min(times(lambda: [function() for _ in range(AT_ONCE)], 6, longest)) / AT_ONCE
 
 
 def times(function: Callable[[], Any], tries: int, longest: float = float("inf")) -> list[float]:

@@ -44,18 +44,14 @@ def time_parts(config: Config) -> dict[str, float]:
         taken = times(lambda: (compiled(), step.state), 1 + REPEATS)
         return float(np.median(taken[1:]))
 
-    def forward(function: Callable[[], Any]) -> float:
-        def computed() -> Any:
-            with computing_in(model, step.dtype):
-                return function()
-
-        return seconds(computed)
-
-    parts = {
-        "target": forward(lambda: model.targets(patches, targets, pool)),
-        "context": forward(lambda: model.context_encoder(patches, context)),
-        "predictor": forward(lambda: model.predictor(seen, context, centres, cells, config.grid)),
-    }
+    with computing_in(model, step.dtype):
+        parts = {
+            "target": seconds(lambda: model.targets(patches, targets, pool)),
+            "context": seconds(lambda: model.context_encoder(patches, context)),
+            "predictor": seconds(
+                lambda: model.predictor(seen, context, centres, cells, config.grid)
+            ),
+        }
     whole = seconds(lambda: step.compute_gradients(rig.images, *masks))
     parts["backward"] = max(0.0, whole - sum(parts.values()))
     parts["update"] = seconds(lambda: step.apply_gradients(gradients, *values))
