@@ -12,11 +12,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from rich.console import Group
 
 from hjepa_mlx import timing
 from hjepa_mlx.bench import machine, run, speed
-from hjepa_mlx.bench.estimates import Chip, changes, chip_named, estimate, project, verdict_on
-from hjepa_mlx.bench.result import BenchResult, keep, read
+from hjepa_mlx.bench.estimates import changes, chip_named, estimate, project, verdict_on
+from hjepa_mlx.bench.result import findings, keep, read
 from hjepa_mlx.config import load_config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.overview import hours_here
@@ -27,6 +28,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
 from hjepa_mlx.runs import keep_choices
 from hjepa_mlx.step import Step, as_arrays
+from hjepa_mlx.tables import bench as bench_tables
 from hjepa_mlx.tables import bench_side_by_side, text
 from hjepa_mlx.timing import Speed
 
@@ -263,7 +265,7 @@ def test_bench_json_is_the_design_s(facts):
 
 
 def test_bench_says_what_it_found(facts, tmp_path):
-    shown = text(BenchResult(facts))
+    shown = text(Group(*bench_tables(facts, findings(facts))))
     for words in ("matmul GFLOP/s", "MFU %", "is the limit", "promised", "Projected, not measured"):
         assert words in shown
     path = keep(facts, tmp_path)
@@ -360,10 +362,12 @@ def test_projection_is_flop_over_speed_where_bytes_allow_it():
     config, chip = load_config("imagenet100"), chip_named("Apple M1 Max")
     cost = costs(config, HJEPA(config))
     assert project(config, chip, 0.6) == pytest.approx(
-        600 * chip.matmul_tflops / cost.gflop, rel=0.05
+        600 * chip["matmul_tflops"] / cost.gflop, rel=0.05
     )
     moved = sum(part.gigabytes for part in cost.parts.values())
-    assert project(config, Chip("starved", 10.4, 4.0), 0.6) == pytest.approx(4.0 / moved, rel=0.01)
+    assert project(config, {**chip, "bandwidth_gbs": 4.0}, 0.6) == pytest.approx(
+        4.0 / moved, rel=0.01
+    )
     with pytest.raises(UsageError, match="Did you mean 'm1-max'"):
         chip_named("m1-maxx")
 
@@ -397,12 +401,13 @@ def test_bench_refuses_in_one_line(tmp_path, command, says):
     assert ended.stderr.count("\n") == 1
 
 
-def test_power_in_words():
-    battery = "Now drawing from 'Battery Power'\n -InternalBattery-0 80%; discharging"
-    assert machine._power_in_words(battery, " lowpowermode         1\n") == (
-        "on battery, low-power mode is on"
-    )
-    assert machine._power_in_words("Now drawing from 'AC Power'", " lowpowermode 0\n") == ""
+def test_power_in_words(monkeypatch):
+    said = {"batt": "Now drawing from 'Battery Power'\n", "-g": " lowpowermode         1\n"}
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine, "_output", lambda *command: said[command[-1]])
+    assert machine.power() == "on battery, low-power mode is on"
+    said |= {"batt": "Now drawing from 'AC Power'", "-g": " lowpowermode 0\n"}
+    assert machine.power() == ""
 
 
 def test_resuming_keeps_what_auto_had_become(tiny_config):

@@ -35,7 +35,10 @@ Say = Callable[[str], None]
 
 
 class Bench:
-    """The measurements that estimates rest on: this machine, and a recipe's step and pipeline."""
+    """The measurements that estimates rest on, `facts`: this machine, a recipe's step and images.
+
+    say: told the next measurement. Raises UsageError for a data set that is not in the catalog.
+    """
 
     def __init__(self, config: Config, say: Say = lambda line: None) -> None:
         if config.data.name not in CATALOG:
@@ -45,21 +48,22 @@ class Bench:
             )
         backend.set_memory_limits()
         self.config = config.model_copy(deep=True)
-        self.chosen = settle(self.config)
-        self._rates: dict[str, float] = {}  # images per second: recipes share steps and pipelines
+        self.rates: dict[str, float] = {}  # images per second: recipes share steps and pipelines
+        self.facts: Row = {"chosen": settle(self.config), "machine": machine.describe()}
         say("Matmul and memory …")
-        self.speeds = machine.speeds()
+        self.speeds = self.facts["speeds"] = machine.speeds()
         self.main = self.measurable(self.config.at_size(self.config.data.image_size))
         say(f"Steps of {config.name}, batch {self.main.data.batch_size} …")
-        self.step = self.time_step(self.main, SECONDS)
+        self.step = self.facts["step"] = self.time_step(self.main, SECONDS)
         say("Pipeline, then both together …")
-        both, share = time_end_to_end(self.source(self.main)[0], self.main, SECONDS)
-        self.pipeline = self.pipeline_rate(self.main)
-        slower = min(1.0, self.pipeline / self.step["images_per_second"])
-        self.end_to_end = {
+        source, kind = images_of(self.main)
+        both, share = time_end_to_end(source, self.main, SECONDS)
+        rate = self.pipeline_rate(self.main)
+        self.facts["data"] = {"images_per_second": rate, "source": kind}
+        self.together = self.facts["end_to_end"] = {
             "images_per_second": both,
             "share_of_step": share,
-            "share_of_slower": share / slower,
+            "share_of_slower": share / min(1.0, rate / self.step["images_per_second"]),
         }
 
     def measurable(self, config: Config) -> Config:
@@ -68,15 +72,15 @@ class Bench:
         config = config.model_copy(update=chosen, deep=True)
         config.data.dir = self.config.data.dir
         gflops = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
-        most = LONGEST_STEP * gflops / costs(config, HJEPA(config)).gflop
-        while config.data.batch_size > max(2, most):
-            config.data.batch_size //= 2
+        most = max(2, LONGEST_STEP * gflops / costs(config, HJEPA(config)).gflop)
+        while config.data.batch_size > most:
+            config.data.batch_size = max(2, config.data.batch_size // 2)
         return config
 
     def time_step(self, config: Config, seconds: float) -> Row:
         """A row of figures on the config's step."""
         speed, gflop = time_steps(config, seconds), costs(config, HJEPA(config)).gflop
-        rate = self._rates[_step_key(config)] = speed.images_per_second
+        rate = self.rates[_step_key(config)] = speed.images_per_second
         return {
             "batch": speed.batch,
             "precision": config.precision,
@@ -100,45 +104,36 @@ class Bench:
 
     def precisions(self) -> list[Row]:
         """Steps in the other precisions whose matmul is no slower here."""
+        peaks = {dtype: speed["matmul_gflops"] for dtype, speed in self.speeds.items()}
         return [
             self.time_step(self.main.model_copy(update={"precision": dtype}), SHORT)
-            for dtype, speed in self.speeds.items()
-            if dtype != self.main.precision
-            and speed["matmul_gflops"] >= self.speeds["float32"]["matmul_gflops"]
+            for dtype, peak in peaks.items()
+            if dtype != self.main.precision and peak >= peaks["float32"]
         ]
-
-    def source(self, config: Config) -> tuple[Source, str]:
-        """The recipe's images, or made-up ones; and which, in words."""
-        row = CATALOG[config.data.name]
-        if layout(row.name, config.data):
-            return open_source(config.data, "pretrain"), "real images"
-        part = CATALOG[row.parts[0]] if row.parts else row
-        return synthetic(part), f"made-up {_form(config)}; the data set is not here"
 
     def pipeline_rate(self, config: Config) -> float:
         """Images per second of the pipeline alone, for this data set and image size."""
         key = f"{_form(config)} {config.data.image_size}"
-        if key not in self._rates:
-            self._rates[key] = time_pipeline(self.source(config)[0], config, SHORT)
-        return self._rates[key]
+        if key not in self.rates:
+            self.rates[key] = time_pipeline(images_of(config)[0], config, SHORT)
+        return self.rates[key]
 
     def rate(self, config: Config) -> float:
         """Images per second of a whole run: the stages' steps, or the pipeline where it is less.
 
         Lowered by the rest of training's work: feeding the step, collapse signals, k-NN.
         """
-        seconds = sum(share / self._stage_rate(config.at_size(s)) for s, share in config.stages)
+        seconds = 0.0
+        for size, share in config.stages:
+            stage = self.measurable(config.at_size(size))
+            key, rate = _step_key(stage), self.together["images_per_second"]
+            if key != _step_key(self.main):
+                if key not in self.rates:
+                    self.time_step(stage, SHORT)
+                rate = min(self.rates[key], self.pipeline_rate(stage))
+                rate *= min(1.0, self.together["share_of_slower"])
+            seconds += share / rate
         return 1 / (seconds * (1 + overhead(config)))
-
-    def _stage_rate(self, stage: Config) -> float:
-        config = self.measurable(stage)
-        key = _step_key(config)
-        if key == _step_key(self.main):
-            return self.end_to_end["images_per_second"]
-        if key not in self._rates:
-            self.time_step(config, SHORT)
-        limit = min(self._rates[key], self.pipeline_rate(config))
-        return limit * min(1.0, self.end_to_end["share_of_slower"])
 
     def largest_batch(self) -> int:
         """The largest multiple of 8 whose step fits the memory, projected from the step's."""
@@ -160,6 +155,15 @@ class Bench:
             "drop_percent": float(100 * (1 - first / last)),
             "power": machine.power(),
         }
+
+
+def images_of(config: Config) -> tuple[Source, str]:
+    """The recipe's images, or made-up ones; and which, in words."""
+    row = CATALOG[config.data.name]
+    if layout(row.name, config.data):
+        return open_source(config.data, "pretrain"), "real images"
+    part = CATALOG[row.parts[0]] if row.parts else row
+    return synthetic(part), f"made-up {_form(config)}; the data set is not here"
 
 
 def overhead(config: Config) -> float:
@@ -197,19 +201,14 @@ def bench(config: Config, chip: Row, minutes: float = 0.0, say: Say = lambda lin
     facts: Row = {
         "recipe": config.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine.describe(),
-        "speeds": found.speeds,
+        **found.facts,
         "gflop_per_image": {**gflop, "total": cost.gflop, "average_over_the_run": average},
         "gigabytes_per_image": {name: part.gigabytes for name, part in cost.parts.items()},
         "configured_batch": config.data.batch_size,
-        "chosen": found.chosen,
-        "step": found.step,
         "largest_batch": found.largest_batch(),
         "sweep": found.sweep(),
         "precisions": found.precisions(),
         "parts_seconds": time_parts(found.main),
-        "data": {"images_per_second": found.pipeline, "source": found.source(found.main)[1]},
-        "end_to_end": found.end_to_end,
     }
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")

@@ -43,11 +43,11 @@ def bench(
     """
     from pathlib import Path
 
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from hjepa_mlx import tables
     from hjepa_mlx.bench.estimates import chip_named
-    from hjepa_mlx.bench.result import BenchResult, keep, read
+    from hjepa_mlx.bench.result import findings, keep, read
     from hjepa_mlx.bench.run import bench as measure
     from hjepa_mlx.config import load_config
     from hjepa_mlx.progress import say
@@ -66,5 +66,5 @@ def bench(
     kept = keep(facts)  # first: the reader of the output may be gone
     output_json(facts, json_file)
     if json_file != "-":
-        Console().print(BenchResult(facts))
+        Console().print(Group(*tables.bench(facts, findings(facts))))
     say(stderr, f"Kept in {kept}.")
