@@ -94,9 +94,10 @@ def changes(slow: dict[str, Any], precisions: dict[str, float]) -> list[dict[str
     ):
         try:
             changed = load_config(slow["recipe"], settings)
+            gflop = average_gflop(changed, HJEPA(changed))
         except UsageError:  # the grid would be too small for the levels
             continue
-        found.append((settings, slow["gflop_per_image"] / average_gflop(changed, HJEPA(changed))))
+        found.append((settings, slow["gflop_per_image"] / gflop))
     hours = slow["hours_100_epochs"]
     return [{"settings": s, "hours_100_epochs": hours / times} for s, times in found if times > 1]
 
