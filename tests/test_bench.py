@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +16,7 @@ from mlx.utils import tree_flatten
 from rich.console import Group
 
 from hjepa_mlx import timing
-from hjepa_mlx.bench import machine, run, speed
+from hjepa_mlx.bench import machine, run, speed, synthetic
 from hjepa_mlx.bench.estimates import changes, chip_named, estimate, project, verdict_on
 from hjepa_mlx.bench.result import findings, keep, read
 from hjepa_mlx.config import load_config
@@ -86,14 +87,12 @@ def test_a_resolution_schedule_costs_less_and_keeps_the_budget():
 
 
 def test_positions_of_another_grid_cover_the_same_image():
-    assert np.array_equal(
-        np.array(grid_positions(6, 6, 32)),
-        np.array(sincos_positions(np.indices((6, 6)).reshape(2, -1).T, 32)),
-    )
+    def near(grid, places):
+        return np.allclose(np.array(grid), np.array(sincos_positions(places, 32)), atol=1e-6)
+
+    assert near(grid_positions(6, 6, 32), np.indices((6, 6)).reshape(2, -1).T)
     # a patch of the 3x3 grid is where four of the 6x6 grid are
-    middles = (np.indices((3, 3)) * 2 + 0.5).reshape(2, -1).T
-    stretched = np.array(grid_positions(3, 6, 32))
-    assert np.allclose(stretched, np.array(sincos_positions(middles, 32)), atol=1e-6)
+    assert near(grid_positions(3, 6, 32), (np.indices((3, 3)) * 2 + 0.5).reshape(2, -1).T)
 
 
 def test_several_masks_for_one_target_pass_are_the_mean_of_single_ones(tiny_config):
@@ -107,10 +106,11 @@ def test_several_masks_for_one_target_pass_are_the_mean_of_single_ones(tiny_conf
         for n in (0, 1)
     ]
     _, together = step.compute_gradients(images, *as_arrays(both))
-    singles = [step.compute_gradients(images, *as_arrays(look))[1] for look in looks]
-    single = [dict(tree_flatten(gradients)) for gradients in singles]
+    one, other = (
+        dict(tree_flatten(step.compute_gradients(images, *as_arrays(look))[1])) for look in looks
+    )
     for name, gradient in tree_flatten(together):
-        mean = (single[0][name] + single[1][name]) / 2
+        mean = (one[name] + other[name]) / 2
         assert np.allclose(np.array(gradient), np.array(mean), atol=1e-6), name
 
 
@@ -140,11 +140,8 @@ def test_a_resolution_schedule_is_followed_and_resumed_bit_for_bit(tmp_path):
     checkpoints = tmp_path / "run/checkpoints"
     weights = dict(mx.load(str(checkpoints / "step-00000020/model.safetensors")))
     before = {name: np.array(array) for name, array in weights.items()}
-    for number in (*range(9, 21),):  # as if stopped after step 8, at the lower resolution
-        folder = checkpoints / f"step-{number:08d}"
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    for number in range(9, 21):  # as if stopped after step 8, at the lower resolution
+        shutil.rmtree(checkpoints / f"step-{number:08d}")
     (checkpoints / "latest").write_text("step-00000008")
     assert "Up to step 10: images of 24x24" in train(tmp_path, "--resume")
     for name, array in mx.load(str(checkpoints / "step-00000020/model.safetensors")).items():
@@ -166,30 +163,23 @@ def test_what_cannot_be_trained_is_refused(settings, says):
         load_config("demo", settings)
 
 
-def fake_speed(rates):
-    """time_steps that knows the images per second of each precision and of eager steps."""
-
-    def time_steps(config, seconds, most=0):
-        rate = (
-            rates["eager"] if config.compile is False else rates[timing.backend.precision(config)]
-        )
-        return Speed(2, (2 / rate,), 0.0, 0, 0.0)
-
-    return time_steps
-
-
 @pytest.mark.parametrize(
     ("rates", "chosen"),
     [
-        ({"float32": 100, "float16": 130, "bfloat16": 80, "eager": 90}, ("float16", True)),
-        ({"float32": 100, "float16": 105, "bfloat16": 80, "eager": 90}, ("float32", True)),
-        ({"float32": 100, "float16": 90, "bfloat16": 140, "eager": 150}, ("bfloat16", True)),
-        ({"float32": 100, "float16": 90, "bfloat16": 80, "eager": 150}, ("float32", False)),
+        ((100, 130, 80, 90), ("float16", True)),
+        ((100, 105, 80, 90), ("float32", True)),
+        ((100, 90, 140, 150), ("bfloat16", True)),
+        ((100, 90, 80, 150), ("float32", False)),
     ],
 )
 def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, rates, chosen):
+    def time_steps(config, seconds, most=0):
+        kind = "eager" if config.compile is False else timing.backend.precision(config)
+        rate = dict(zip((*timing.DTYPES, "eager"), rates, strict=True))[kind]
+        return Speed(2, (2 / rate,), 0.0, 0, 0.0)
+
     monkeypatch.setattr(timing.backend, "on_metal", lambda: True)
-    monkeypatch.setattr(timing, "time_steps", fake_speed(rates))
+    monkeypatch.setattr(timing, "time_steps", time_steps)
     config = tiny_config(precision="auto", compile="auto")
     said = timing.settle(config)
     assert (config.precision, config.compile) == chosen
@@ -208,40 +198,22 @@ def test_on_a_cpu_half_precision_is_not_even_tried(monkeypatch, tiny_config):
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory):
+def facts():
     """A whole bench of a tiny recipe, with every duration cut short."""
+    small = ["model.size=nano", "model.patch_size=8", "model.levels=2", "masks.context_tokens=12"]
+    small += ["data.image_size=64", "data.progressive=[[32,0.5]]"]
+    fast = load_config("imagenet100_fast", small)
+    recipes = {"demo": load_config("demo"), "imagenet100_fast": fast}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "SECONDS", 0.1)
         patch.setattr(run, "SHORT", 0.05)
-        patch.setattr(timing, "FEWEST", 1)
         patch.setattr(run, "LONGEST_STEP", 0.05)
-        patch.setattr(run, "RECIPES", ["demo", "imagenet100_fast"])
+        patch.setattr(run, "RECIPES", list(recipes))
+        patch.setattr(run, "load_config", recipes.__getitem__)
+        patch.setattr(timing, "FEWEST", 1)
         patch.setattr(machine, "MATMUL_SIDE", 256)
-        small = ["model.size=nano", "model.patch_size=8"]
-        loads = {
-            "demo": load_config("demo"),
-            "imagenet100_fast": load_config(
-                "imagenet100_fast",
-                [
-                    *small,
-                    "data.image_size=64",
-                    "data.progressive=[[32,0.5]]",
-                    "masks.context_tokens=12",
-                    "model.levels=2",
-                ],
-            ),
-        }
-        patch.setattr(run, "load_config", loads.__getitem__)
-        patch.setattr(run, "synthetic", small_photographs)
-        return run.bench(loads["imagenet100_fast"], chip_named("m1-max"), minutes=0.005)
-
-
-def small_photographs(dataset):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hjepa_mlx.bench.synthetic.DIFFERENT", 2)
-        from hjepa_mlx.bench.synthetic import synthetic
-
-        return synthetic(dataset)
+        patch.setattr(synthetic, "DIFFERENT", 2)
+        return run.bench(fast, chip_named("m1-max"), minutes=0.005)
 
 
 def test_bench_json_is_the_design_s(facts):
@@ -269,10 +241,9 @@ def test_bench_says_what_it_found(facts, tmp_path):
     for words in ("matmul GFLOP/s", "MFU %", "is the limit", "promised", "Projected, not measured"):
         assert words in shown
     path = keep(facts, tmp_path)
-    again = read(path)
     faster = json.loads(path.read_text())
     faster["step"]["mfu"] *= 2
-    compared = text(bench_side_by_side(again, faster))
+    compared = text(bench_side_by_side(read(path), faster))
     assert "2.00" in compared
     assert "demo, hours of 100 epochs" in compared
     (tmp_path / "other.json").write_text('{"images": 3}')
@@ -344,18 +315,9 @@ def test_signals_and_knn_are_part_of_the_hours():
     assert run.overhead(without) == pytest.approx(signals * looks)
 
 
-@pytest.mark.parametrize(
-    ("hours", "verdict"),
-    [
-        (9, "faster"),
-        (10, "as promised"),
-        (15, "as promised"),
-        (30, "slower ×2.0"),
-        (300, "slower ×20"),
-    ],
-)
-def test_verdicts(hours, verdict):
-    assert verdict_on(hours, (10, 15)) == verdict
+def test_verdicts():
+    said = [verdict_on(hours, (10, 15)) for hours in (9, 10, 15, 30, 300)]
+    assert said == ["faster", "as promised", "as promised", "slower ×2.0", "slower ×20"]
 
 
 def test_projection_is_flop_over_speed_where_bytes_allow_it():
@@ -382,6 +344,8 @@ def test_changes_to_a_slow_recipe_are_cheaper_and_loadable():
         load_config("imagenet100", change["settings"])
         assert change["hours_100_epochs"] < 70
     assert not changes({**slow, "verdict": "as promised"}, {"float16": 1.4})
+    on_a_coarse_grid = changes({**slow, "recipe": "cifar10"}, {})
+    assert "progressive" not in str(on_a_coarse_grid)  # too few patches for the levels
 
 
 @pytest.mark.parametrize(
