@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from rich.console import Group
 
 from hjepa_mlx import timing
-from hjepa_mlx.bench import machine, run, speed, synthetic
+from hjepa_mlx.bench import machine, run, synthetic
 from hjepa_mlx.bench.estimates import changes, chip_named, estimate, project, verdict_on
 from hjepa_mlx.bench.result import findings, keep, read
 from hjepa_mlx.config import load_config
@@ -267,10 +267,10 @@ def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypat
             now += 3
             yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position())
 
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
     monkeypatch.setattr(timing, "Step", OneSecondStep)
-    monkeypatch.setattr(speed, "training_batches", three_second_batches)
-    rate, share = speed.time_end_to_end(None, config, 10)
+    monkeypatch.setattr(machine, "training_batches", three_second_batches)
+    rate, share = machine.time_end_to_end(None, config, 10)
     assert rate == 4 / (1 + 3)  # images a second: a batch of 4 for every read and step
     assert share == 1 / (1 + 3)
 

@@ -11,7 +11,6 @@ import numpy as np
 from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, changes, estimate, projections
-from hjepa_mlx.bench.speed import time_end_to_end, time_parts, time_pipeline
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.config import Config, load_config
 from hjepa_mlx.costs import average_gflop, costs
@@ -57,7 +56,7 @@ class Bench:
         self.step = self.facts["step"] = self.time_step(self.main, SECONDS)
         say("Pipeline, then both together …")
         source, kind = images_of(self.main)
-        both, share = time_end_to_end(source, self.main, SECONDS)
+        both, share = machine.time_end_to_end(source, self.main, SECONDS)
         rate = self.pipeline_rate(self.main)
         self.facts["data"] = {"images_per_second": rate, "source": kind}
         self.together = self.facts["end_to_end"] = {
@@ -115,7 +114,7 @@ class Bench:
         """Images per second of the pipeline alone, for this data set and image size."""
         key = f"{_form(config)} {config.data.image_size}"
         if key not in self.rates:
-            self.rates[key] = time_pipeline(images_of(config)[0], config, SHORT)
+            self.rates[key] = machine.time_pipeline(images_of(config)[0], config, SHORT)
         return self.rates[key]
 
     def rate(self, config: Config) -> float:
@@ -208,7 +207,7 @@ def bench(config: Config, chip: Row, minutes: float = 0.0, say: Say = lambda lin
         "largest_batch": found.largest_batch(),
         "sweep": found.sweep(),
         "precisions": found.precisions(),
-        "parts_seconds": time_parts(found.main),
+        "parts_seconds": machine.time_parts(found.main),
     }
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")
