@@ -124,7 +124,7 @@ def time_parts(config: Config) -> dict[str, float]:
     context, targets, centres, pool = masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
     patches = model.patches(rig.images).astype(step.dtype)
-    seen = model.context_encoder(patches, context)[0]
+    seen = model.context_encoder(patches, context)[0].astype(step.dtype)
     _, gradients = step.compute_gradients(rig.images, *masks)
     values = [mx.array(value, mx.float32) for value in VALUES]
     mx.eval(patches, seen, masks, gradients)
