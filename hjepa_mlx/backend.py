@@ -1,8 +1,7 @@
 """Device, BLAS, memory and precision policy: the one place that knows what machine this is.
 
-Importing this module puts OpenBLAS in front of the reference BLAS that MLX's Linux wheel links
-to (about 30 times faster). It must therefore be imported before `mlx.core`, which the package's
-`__init__` sees to.
+Importing it puts OpenBLAS in front of the reference BLAS that MLX's Linux wheel links to (about
+30 times faster). So the package's `__init__` imports it before `mlx.core`.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
-if TYPE_CHECKING:
-    from hjepa_mlx.config import Config
+from hjepa_mlx.config import Config
 
 GB = 1e9
 
@@ -74,6 +71,8 @@ def _openblas_kernels() -> Iterator[None]:
 
 _openblas = _put_openblas_first()
 
+import mlx.core as mx  # noqa: E402  (after OpenBLAS)
+
 
 def blas_name() -> str:
     """The BLAS behind MLX's CPU matmul, in words."""
@@ -98,20 +97,14 @@ def memory_gb() -> float:
 
 
 def step_memory_gb() -> float:
-    """Memory that a training step may take, GB: macOS's limit for the GPU, else most of it all."""
-    return _working_set() / GB if on_metal() else 0.7 * memory_gb()
-
-
-def _working_set() -> int:
-    import mlx.core as mx
-
-    return int(mx.device_info()["max_recommended_working_set_size"])
+    """Memory that a training step may take, GB: macOS's limit for the GPU, else 70 % of it all."""
+    if on_metal():
+        return int(mx.device_info()["max_recommended_working_set_size"]) / GB
+    return 0.7 * memory_gb()
 
 
 def on_metal() -> bool:
     """Whether MLX computes on an Apple GPU."""
-    import mlx.core as mx
-
     return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
 
 
@@ -120,8 +113,6 @@ def chip() -> str:
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    import mlx.core as mx
-
     return str(mx.device_info().get("device_name", platform.processor()))
 
 
@@ -146,11 +137,10 @@ def set_memory_limits() -> None:
 
     The CPU allocator keeps only 32 MiB by default, which costs a page fault per page and step.
     """
-    import mlx.core as mx
-
     if on_metal():
-        mx.set_memory_limit(_working_set())
-        mx.set_cache_limit(_working_set() // 4)
+        allowed = int(step_memory_gb() * GB)
+        mx.set_memory_limit(allowed)
+        mx.set_cache_limit(allowed // 4)
     else:
         mx.set_cache_limit(int(min(4 * GB, memory_gb() * GB / 4)))
 

@@ -84,25 +84,22 @@ def hour_span(pair: Sequence[float] | None) -> str:
 
 def bench(facts: dict[str, Any], findings: list[str]) -> list[RenderableType]:
     """The result of `hjepa-mlx bench`; its findings stand between measurements and estimates."""
+    name, batch = facts["recipe"], facts["step"]["batch"]
+    machine = "{chip}, {device}, {memory_gb:.0f} GB, MLX {mlx}".format(**facts["machine"])
+    speeds = (
+        [dtype, number(speed["matmul_gflops"], 0), number(speed["bandwidth_gbs"])]
+        for dtype, speed in facts["speeds"].items()
+    )
     step = "{batch}|{precision}|{images_per_second:,.1f}|{mfu:.0f}|{p95_over_p50:.2f}"
-    speeds = [{"dtype": dtype, **speed} for dtype, speed in facts["speeds"].items()]
+    step += "|{peak_memory_gb:.2f}"
+    steps = [step.format(**row).split("|") for row in [*facts["sweep"], *facts["precisions"]]]
+    parts = ["", "GFLOP/image", "MB/image", f"ms at batch {batch}", "%"]
+    backward = "GFLOP and MB of context and predictor include their backward pass."
+    shown = ["batch", "dtype", "images/s", "MFU %", "p95/p50", "peak GB"]
     return [
-        table(
-            "{chip}, {device}, {memory_gb:.0f} GB, MLX {mlx}".format(**facts["machine"]),
-            ["", "matmul GFLOP/s", "memory GB/s"],
-            _rows("{dtype}|{matmul_gflops:,.0f}|{bandwidth_gbs:.1f}", speeds),
-        ),
-        table(
-            f"{facts['recipe']}: one step, part by part",
-            ["", "GFLOP/image", "MB/image", f"ms at batch {facts['step']['batch']}", "%"],
-            _parts(facts["parts_seconds"], facts["gflop_per_image"], facts["gigabytes_per_image"]),
-            "GFLOP and MB of context and predictor include their backward pass.",
-        ),
-        table(
-            f"{facts['recipe']}: the compiled step on random images",
-            ["batch", "dtype", "images/s", "MFU %", "p95/p50", "peak GB"],
-            _rows(step + "|{peak_memory_gb:.2f}", [*facts["sweep"], *facts["precisions"]]),
-        ),
+        table(machine, ["", "matmul GFLOP/s", "memory GB/s"], speeds),
+        table(f"{name}: one step, part by part", parts, _parts(facts), backward),
+        table(f"{name}: the compiled step on random images", shown, steps),
         *(Text(f"• {line}") for line in findings),
         "",
         _estimates(facts),
@@ -111,38 +108,31 @@ def bench(facts: dict[str, Any], findings: list[str]) -> list[RenderableType]:
     ]
 
 
-def _rows(form: str, rows: Iterable[dict[str, Any]]) -> list[list[str]]:
-    return [form.format(**row).split("|") for row in rows]
-
-
-def _parts(
-    seconds: dict[str, float], gflop: dict[str, float], moved: dict[str, float]
-) -> Iterator[list[str]]:
-    for part, value in seconds.items():
-        cost = gflop.get(part) or None  # the update has no matmuls
-        megabytes = 1e3 * moved[part] if part in moved else None
-        share = 100 * value / sum(seconds.values())
-        yield [part, number(cost, 2), number(megabytes, 0), number(1e3 * value, 0), f"{share:.0f}"]
-
-
-def _in_hours(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **row,
-        "recipe": row["recipe"] + ("" if row.get("data_is_here", True) else "*"),
-        "epoch": hours(row["hours_per_epoch"]),
-        "all": hours(row["hours_100_epochs"]),
-        "promised": hour_span(row["promised_hours"]),
-        "verdict": row["verdict"] or "–",
-    }
+def _parts(facts: dict[str, Any]) -> Iterator[list[str]]:
+    gflop, moved = facts["gflop_per_image"], facts["gigabytes_per_image"]
+    whole = sum(facts["parts_seconds"].values())
+    for part, value in facts["parts_seconds"].items():
+        cost = number(gflop.get(part) or None, 2)  # the update has no matmuls
+        megabytes = number(1e3 * moved[part] if part in moved else None, 0)
+        yield [part, cost, megabytes, number(1e3 * value, 0), f"{100 * value / whole:.0f}"]
 
 
 def _estimates(facts: dict[str, Any]) -> Table:
     own = [facts["own_estimate"]] if "own_estimate" in facts else []
-    form = "{recipe}|{images_per_second:,.1f}|{epoch}|{all}|{promised}|{verdict}"
+    cells = (
+        [
+            row["recipe"] + ("" if row.get("data_is_here", True) else "*"),
+            number(row["images_per_second"]),
+            *map(hours, (row["hours_per_epoch"], row["hours_100_epochs"])),
+            *(hour_span(row["promised_hours"]), row["verdict"] or "–"),
+            f"{row['epochs_in_a_night']:.0f}",
+        ]
+        for row in [*own, *facts["estimates"]]
+    )
     return table(
         "100 epochs on this machine, beside the hours promised for an M1 Max",
         ["recipe", "images/s", "epoch", "100 ep.", "promised", "verdict", "in 10 h"],
-        _rows(form + "|{epochs_in_a_night:.0f}", map(_in_hours, [*own, *facts["estimates"]])),
+        cells,
         f"In {facts['step']['precision']}, with collapse signals and k-NN. Last column: epochs in "
         "a night of 10 hours. If a step of the recipe's batch takes too long to measure, a smaller "
         "batch was measured. *: on made-up images.",
@@ -154,48 +144,42 @@ def _changes(estimates: list[dict[str, Any]]) -> Iterator[Text]:
         yield Text("One change that makes 100 epochs faster (by GFLOP; precisions as measured):")
     for row in estimates:
         for change in row["changes"]:
-            fits = change["hours_100_epochs"] <= row["promised_hours"][1]
             settings = " ".join(f"--set {quote(setting)}" for setting in change["settings"])
-            taken = f"{hours(change['hours_100_epochs'])}{', as promised' if fits else ''}"
+            kept = change["hours_100_epochs"] <= row["promised_hours"][1]
+            taken = hours(change["hours_100_epochs"]) + (", as promised" if kept else "")
             yield Text(f"  {row['recipe']} {settings}: {taken}")
 
 
 def _projected(facts: dict[str, Any]) -> Table:
-    here = facts["measured_share_here"]
-    shares = list(dict.fromkeys(row["share"] for row in facts["rows"]))
-    names = [f"{100 * share:.0f} %{' (here)' if share == here else ''}" for share in shares]
-    rows: dict[str, dict[float, dict[str, Any]]] = {}
-    for row in map(_in_hours, facts["rows"]):
-        rows.setdefault(row["recipe"], {})[row["share"]] = row
     title = (
         "Projected, not measured: 100 epochs on an Apple {chip} ({matmul_tflops:.1f} of its stated "
         "{stated_tflops:g} TFLOP/s by matmul, {bandwidth_gbs:g} GB/s), if steps reach this share "
         "of the matmul's speed"
     )
-    cells = (
-        [name, number(one["gflop_per_image"]), *(of[s]["all"] for s in shares), one["promised"]]
-        for name, of in rows.items()
-        for one in [of[shares[0]]]
-    )
-    return table(title.format(**facts), ["recipe", "GFLOP", *names, "promised"], cells)
+    shares = {row["share"]: f"{100 * row['share']:.0f} %" for row in facts["rows"]}
+    shares[facts["measured_share_here"]] += " (here)"
+    cells: dict[str, list[str]] = {}
+    for row in facts["rows"]:
+        start = [row["recipe"], number(row["gflop_per_image"]), hour_span(row["promised_hours"])]
+        cells.setdefault(row["recipe"], start).insert(-1, hours(row["hours_100_epochs"]))
+    columns = ["recipe", "GFLOP", *shares.values(), "promised"]
+    return table(title.format(**facts), columns, cells.values())
 
 
 def bench_side_by_side(a: dict[str, Any], b: dict[str, Any]) -> Table:
     """Two results of `hjepa-mlx bench`: each figure, and B's as a multiple of A's."""
-    names = ("{recipe}, {machine[chip]}, {date}".format(**facts) for facts in (a, b))
+    title = "A: {}\nB: {}".format(
+        *("{recipe}, {machine[chip]}, {date}".format(**facts) for facts in (a, b))
+    )
     ours, theirs = _figures(a), _figures(b)
     rows = (
         [name, f"{x:,.4g}", f"{theirs[name]:,.4g}", number(theirs[name] / x if x else None, 2)]
         for name, x in ours.items()
         if name in theirs
     )
-    differing = [
-        f"{key}: {value} → {b['machine'].get(key)}"
-        for key, value in a["machine"].items()
-        if value != b["machine"].get(key)
-    ]
-    caption = "; ".join(differing) or None
-    return table("A: {}\nB: {}".format(*names), ["", "A", "B", "B/A"], rows, caption)
+    machines = ((key, value, b["machine"].get(key)) for key, value in a["machine"].items())
+    differing = "; ".join(f"{key}: {x} → {y}" for key, x, y in machines if x != y)
+    return table(title, ["", "A", "B", "B/A"], rows, differing or None)
 
 
 def _figures(facts: dict[str, Any]) -> dict[str, float]:
@@ -205,15 +189,14 @@ def _figures(facts: dict[str, Any]) -> dict[str, float]:
         found[f"memory {dtype}, GB/s"] = speed["bandwidth_gbs"]
     for row in facts["sweep"]:
         found[f"step at batch {row['batch']}, images/s"] = row["images_per_second"]
-    found |= {
-        "GFLOP/image": facts["gflop_per_image"]["total"],
-        "step, MFU %": facts["step"]["mfu"],
-        "step, peak memory GB": facts["step"]["peak_memory_gb"],
-        "pipeline, images/s": facts["data"]["images_per_second"],
-        "end to end, images/s": facts["end_to_end"]["images_per_second"],
-    }
-    names = ((f"{row['recipe']}, hours of 100 epochs", row) for row in facts["estimates"])
-    return found | {name: row["hours_100_epochs"] for name, row in names}
+    found["GFLOP/image"] = facts["gflop_per_image"]["total"]
+    found["step, MFU %"] = facts["step"]["mfu"]
+    found["step, peak memory GB"] = facts["step"]["peak_memory_gb"]
+    found["pipeline, images/s"] = facts["data"]["images_per_second"]
+    found["end to end, images/s"] = facts["end_to_end"]["images_per_second"]
+    for row in facts["estimates"]:
+        found[f"{row['recipe']}, hours of 100 epochs"] = row["hours_100_epochs"]
+    return found
 
 
 def comparison(data: dict[str, Any]) -> Group:

@@ -10,27 +10,23 @@ import pytest
 
 from hjepa_mlx import backend
 
+with_openblas = pytest.mark.skipif(backend._openblas is None, reason="OpenBLAS is not installed")
 
-@pytest.mark.skipif(backend._openblas is None, reason="OpenBLAS is not installed")
-def test_prefetch_threads_leave_openblas_its_cores() -> None:
-    assert backend._openblas is not None
+
+@with_openblas
+def test_prefetch_threads_leave_openblas_its_cores():
     threads = backend._openblas.openblas_get_num_threads
     seen = []
-
-    def look(sample: dict) -> dict:
-        seen.append(threads())
-        return sample
-
-    buffer = dx.buffer_from_vector([{"i": i} for i in range(50)]).sample_transform(look)
-    list(buffer.ordered_prefetch(4, 2))
+    buffer = dx.buffer_from_vector([{"i": i} for i in range(50)])
+    looking = buffer.sample_transform(lambda sample: seen.append(threads()) or sample)
+    list(looking.ordered_prefetch(4, 2))
     assert set(seen) == {threads()}
 
 
-@pytest.mark.skipif(backend._openblas is None, reason="OpenBLAS is not installed")
-def test_openblas_does_not_take_this_processor_for_a_pentium() -> None:
+@with_openblas
+def test_openblas_does_not_take_this_processor_for_a_pentium():
     if not {"avx2", "fma"} <= set(Path("/proc/cpuinfo").read_text().split()):
         pytest.skip("an old processor, or not of this kind")
-    assert backend._openblas is not None
     backend._openblas.openblas_get_corename.restype = ctypes.c_char_p
     assert backend._openblas.openblas_get_corename() not in (b"Prescott", b"Katmai")
 
@@ -46,7 +42,7 @@ with computing_threads():
 
 
 @pytest.mark.skipif(backend.on_metal(), reason="a GPU needs no limit")
-def test_a_blas_that_is_first_needed_while_threads_compute_has_one_thread_as_well() -> None:
+def test_a_blas_that_is_first_needed_while_threads_compute_has_one_thread_as_well():
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
     command = [sys.executable, "-c", LIMITED]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

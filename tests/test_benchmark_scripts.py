@@ -69,11 +69,9 @@ def test_memory_over_many_steps_is_reported_at_even_distances(tiny_config):
 
 def test_the_speed_of_a_run_in_stages_is_all_images_over_all_the_time():
     compare = script("peers/compare.py")
-    parts = [
-        {"images_per_second": rate, "gflop_per_image": gflop, "matmul_gflops": 100.0}
-        for rate, gflop in ((30.0, 1.0), (10.0, 3.0))
-    ]
-    whole = compare.over_the_run([0.75, 0.25], parts)
+    part = {"images_per_second": 30.0, "gflop_per_image": 1.0, "matmul_gflops": 100.0}
+    slow = {**part, "images_per_second": 10.0, "gflop_per_image": 3.0}
+    whole = compare.over_the_run([0.75, 0.25], [part, slow])
     assert whole["images_per_second"] == pytest.approx(400 / (300 / 30 + 100 / 10))
     assert whole["gflop_per_image"] == pytest.approx(1.5)
     assert whole["mfu_percent"] == pytest.approx(30)
@@ -98,15 +96,13 @@ def test_ratios_are_ours_over_torch_s():
         for name, speed in speeds.items()
     }
     found = compare.summary(rounds)
-    assert found["contenders"]["imagenet100"]["images_per_second"] == {
-        "median": 4,
-        "least": 2,
-        "most": pytest.approx(4.4),
-    }
-    assert {name: ratio["of_medians"] for name, ratio in found["ratios"].items()} == {
-        "imagenet100 / torch 6x192": 2,
-        "imagenet100 / torch 6x384": 4,
-        "imagenet100_fast / torch 6x192": 4,
+    rate = found["contenders"]["imagenet100"]["images_per_second"]
+    assert rate == {"median": 4, "least": 2, "most": pytest.approx(4.4)}
+    ratios = [found["ratios"][f"{ours} / {torch}"]["of_medians"] for ours, torch in compare.RATIOS]
+    assert dict(zip(compare.RATIOS, ratios, strict=True)) == {
+        ("imagenet100", "torch 6x192"): 2,
+        ("imagenet100", "torch 6x384"): 4,
+        ("imagenet100_fast", "torch 6x192"): 4,
     }
 
 
@@ -119,9 +115,7 @@ def peer():
 
 @pytest.fixture
 def small_step(peer):
-    return peer.Step(
-        size=64, patch=8, dim=64, depth=2, predictor_dim=64, predictor_depth=2, lr=3e-3
-    )
+    return peer.Step(64, 8, dim=64, depth=2, predictor_dim=64, predictor_depth=2, lr=3e-3)
 
 
 @pytest.mark.parity
@@ -156,14 +150,12 @@ def test_the_peer_s_target_encoder_moves_by_ema_alone(peer, small_step):
 
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (2, 64, 64, 3), np.uint8))
-    before = [w.clone() for w in small_step.target_encoder.parameters()]
+    targets = list(small_step.target_encoder.parameters())
+    before = [weight.clone() for weight in targets]
     small_step(images, *peer.draw_masks(rng, 2, small_step.grid), momentum=0.75)
     context = small_step.context_encoder.parameters()
-    moved = False
-    for old, new, trained in zip(
-        before, small_step.target_encoder.parameters(), context, strict=True
-    ):
+    for old, new, trained in zip(before, targets, context, strict=True):
         assert new.grad is None
         torch.testing.assert_close(new, 0.75 * old + 0.25 * trained)
-        moved |= bool((new != old).any())
+    moved = any((new != old).any() for new, old in zip(targets, before, strict=True))
     assert moved

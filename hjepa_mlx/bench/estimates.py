@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.costs import Costs, average_gflop, costs
+from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.errors import UsageError, did_you_mean
 from hjepa_mlx.models.hjepa import HJEPA
@@ -16,57 +15,37 @@ NIGHT_HOURS = 10
 EPOCHS = 100
 SHARES = (0.45, 0.60, 0.75)  # of the matmul peak, for projections
 LOW = 0.57  # of the image size: the first stage of a suggested data.progressive
-# Of the stated float32 peak, the part that MLX's matmul reaches: 7.3 of 10.4 in published M1 Max
-# timings
+# Of the stated peak, the part that MLX's matmul reaches: 7.3 of 10.4 in published M1 Max timings
 MATMUL_SHARE = 0.7
 # The recipe of every data set, and the faster one
 RECIPES = [*(name.replace("+", "_") for name in CATALOG), "imagenet100_fast"]
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A chip's GPU: stated float32 peak and memory bandwidth."""
-
-    title: str
-    tflops: float
-    bandwidth_gbs: float
-
-    @property
-    def matmul_tflops(self) -> float:
-        """TFLOP/s that MLX's matmul may reach; projected."""
-        return MATMUL_SHARE * self.tflops
-
-
 # TFLOP/s of float32 and GB/s of the largest GPU of each name. M1 and M2: as Apple states them
 # (press releases of November 2020, October 2021, March and June 2022, January and June 2023). M3
 # and M4: bandwidth as Apple states it; TFLOP/s from cores × 128 lanes × 2 × clock (1.398 and 1.578
 # GHz, as hmc-tech.com lists for these GPUs). None of it was measured by this project.
-_STATED = [
-    Chip("M1", 2.6, 68),
-    Chip("M1 Pro", 5.2, 200),
-    Chip("M1 Max", 10.4, 400),
-    Chip("M1 Ultra", 21.0, 800),
-    Chip("M2", 3.6, 100),
-    Chip("M2 Pro", 6.8, 200),
-    Chip("M2 Max", 13.6, 400),
-    Chip("M2 Ultra", 27.2, 800),
-    Chip("M3", 3.6, 100),
-    Chip("M3 Pro", 6.4, 150),
-    Chip("M3 Max", 14.3, 400),
-    Chip("M4", 4.0, 120),
-    Chip("M4 Pro", 8.1, 273),
-    Chip("M4 Max", 16.2, 546),
-]
-CHIPS = {chip.title.lower().replace(" ", "-"): chip for chip in _STATED}
+STATED = {
+    "M1": {"": (2.6, 68), " Pro": (5.2, 200), " Max": (10.4, 400), " Ultra": (21.0, 800)},
+    "M2": {"": (3.6, 100), " Pro": (6.8, 200), " Max": (13.6, 400), " Ultra": (27.2, 800)},
+    "M3": {"": (3.6, 100), " Pro": (6.4, 150), " Max": (14.3, 400)},
+    "M4": {"": (4.0, 120), " Pro": (8.1, 273), " Max": (16.2, 546)},
+}
 
 
-def chip_named(name: str) -> Chip:
-    """The chip of this name, as in m1-max; UsageError with the nearest name if there is none."""
+def chip_named(name: str) -> dict[str, Any]:
+    """Name and speeds of a chip, as in m1-max; UsageError with the nearest name if unknown."""
+    chips = {m + kind: speed for m, kinds in STATED.items() for kind, speed in kinds.items()}
+    keys = {title.lower().replace(" ", "-"): title for title in chips}
     key = name.lower().replace(" ", "-").replace("_", "-").removeprefix("apple-")
-    if key not in CHIPS:
-        known = ", ".join(CHIPS)
-        raise UsageError(f"No chip '{name}'.{did_you_mean(key, CHIPS)} There are: {known}.")
-    return CHIPS[key]
+    if key not in keys:
+        hint = did_you_mean(key, keys)
+        raise UsageError(f"No chip '{name}'.{hint} There are: {', '.join(keys)}.")
+    tflops, bandwidth = chips[keys[key]]
+    return {
+        "chip": keys[key],
+        "stated_tflops": tflops,
+        "matmul_tflops": MATMUL_SHARE * tflops,
+        "bandwidth_gbs": bandwidth,
+    }
 
 
 def estimate(name: str, config: Config, rate: float) -> dict[str, Any]:
@@ -91,10 +70,8 @@ def estimate(name: str, config: Config, rate: float) -> dict[str, Any]:
 
 def verdict_on(hours: float, promised: tuple[float, float]) -> str:
     """Whether the promise is kept: faster, as promised, or slower by how much."""
-    if hours < promised[0]:
-        return "faster"
     if hours <= promised[1]:
-        return "as promised"
+        return "faster" if hours < promised[0] else "as promised"
     times = hours / promised[1]
     return f"slower ×{times:.1f}" if times < 10 else f"slower ×{times:.0f}"
 
@@ -107,48 +84,41 @@ def changes(slow: dict[str, Any], precisions: dict[str, float]) -> list[dict[str
     """
     if "slower" not in slow["verdict"]:
         return []
-    config, hours = load_config(slow["recipe"]), slow["hours_100_epochs"]
+    config = load_config(slow["recipe"])
     patch = config.model.patch_size
     low = round(LOW * config.data.image_size / patch) * patch
-    tried = [
+    found = [([f"precision={dtype}"], times) for dtype, times in precisions.items()]
+    for settings in (
         [f"data.progressive=[[{low},0.75]]"],
         [f"masks.context_tokens={int(config.masks.context_tokens) * 3 // 4}"],
         ["model.size=tiny", "model.predictor_dim=128"],
-    ]
-    found = [([f"precision={dtype}"], times) for dtype, times in precisions.items() if times > 1]
-    for settings in tried:
+    ):
         try:
             changed = load_config(slow["recipe"], settings)
-            times = slow["gflop_per_image"] / average_gflop(changed, HJEPA(changed))
+            gflop = average_gflop(changed, HJEPA(changed))
         except UsageError:  # the grid would be too small for the levels
             continue
-        if times > 1:
-            found.append((settings, times))
-    return [{"settings": one, "hours_100_epochs": hours / times} for one, times in found]
+        found.append((settings, slow["gflop_per_image"] / gflop))
+    hours = slow["hours_100_epochs"]
+    return [{"settings": s, "hours_100_epochs": hours / times} for s, times in found if times > 1]
 
 
-def project(config: Config, chip: Chip, share: float) -> float:
+def project(config: Config, chip: dict[str, Any], share: float) -> float:
     """Images per second of a recipe on `chip`, if steps reach `share` of its matmul peak.
 
     Time is GFLOP over that speed, or bytes over the bandwidth where that is longer, for each part.
     """
-    networks = HJEPA(config)
-
-    def seconds(cost: Costs) -> float:
-        return sum(
-            max(
-                part.gflop / (1e3 * share * chip.matmul_tflops),
-                part.gigabytes / chip.bandwidth_gbs,
-            )
-            for part in cost.parts.values()
-        )
-
+    networks, gflops = HJEPA(config), 1e3 * share * chip["matmul_tflops"]
     return 1 / sum(
-        portion * seconds(costs(config.at_size(size), networks)) for size, portion in config.stages
+        portion * max(part.gflop / gflops, part.gigabytes / chip["bandwidth_gbs"])
+        for size, portion in config.stages
+        for part in costs(config.at_size(size), networks).parts.values()
     )
 
 
-def projections(chip: Chip, measured: float, recipes: dict[str, Config]) -> dict[str, Any]:
+def projections(
+    chip: dict[str, Any], measured: float, recipes: dict[str, Config]
+) -> dict[str, Any]:
     """Every promised recipe on `chip`, at several shares of its matmul peak and at `measured`."""
     rows = [
         {**estimate(name, config, project(config, chip, share)), "share": share}
@@ -156,11 +126,4 @@ def projections(chip: Chip, measured: float, recipes: dict[str, Config]) -> dict
         if CATALOG[config.data.name].promise
         for share in (*SHARES, measured)
     ]
-    return {
-        "chip": chip.title,
-        "stated_tflops": chip.tflops,
-        "matmul_tflops": chip.matmul_tflops,
-        "bandwidth_gbs": chip.bandwidth_gbs,
-        "measured_share_here": measured,
-        "rows": rows,
-    }
+    return {**chip, "measured_share_here": measured, "rows": rows}

@@ -1,36 +1,21 @@
-"""The result of `hjepa-mlx bench`: kept, read again, and shown."""
+"""The result of `hjepa-mlx bench`: its findings in words, kept, and read again."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-
-from hjepa_mlx import tables
+from hjepa_mlx.data.overview import RESULTS
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.files import write_json
-
-RESULTS = Path("benchmarks/results")
-
-
-@dataclass(frozen=True)
-class BenchResult(tables.Shown):
-    """The figures of `bench`, as its JSON holds them; prints itself."""
-
-    facts: dict[str, Any]
-
-    def __rich__(self) -> Group:
-        return Group(*tables.bench(self.facts, findings(self.facts)))
 
 
 def findings(facts: dict[str, Any]) -> list[str]:
     """What the figures say, in words."""
     step, data, both = facts["step"], facts["data"], facts["end_to_end"]
-    gflop, machine = facts["gflop_per_image"], facts["machine"]
+    gflop, batch = facts["gflop_per_image"], facts["configured_batch"]
     best = max(facts["sweep"], key=lambda row: row["images_per_second"])
     limit = "data" if data["images_per_second"] < step["images_per_second"] else "step"
     found = [
@@ -38,31 +23,28 @@ def findings(facts: dict[str, Any]) -> list[str]:
         f"{gflop['average_over_the_run']:.1f} on average over the run.",
         f"Images/s: {data['images_per_second']:,.1f} from the data pipeline alone "
         f"({data['source']}), {step['images_per_second']:,.1f} for the step alone, "
-        f"{both['images_per_second']:,.1f} together "
-        f"({100 * both['share_of_step']:.0f} % of the step's speed, measured in turn). The {limit} "
-        "is the limit.",
+        f"{both['images_per_second']:,.1f} together ({100 * both['share_of_step']:.0f} % of the "
+        f"step's speed, measured in turn). The {limit} is the limit.",
         f"The first step took {step['first_step_seconds']:.1f} s to trace, compile and run. Traces "
         f"after warm-up: {step['traces_after_warmup']}.",
         f"Batch {best['batch']} is the fastest of those measured. The largest that should fit the "
-        f"memory is {facts['largest_batch']} (projected); the recipe uses "
-        f"{facts['configured_batch']}.",
+        f"memory is {facts['largest_batch']} (projected); the recipe uses {batch}.",
         *facts["chosen"],
     ]
-    if step["batch"] < facts["configured_batch"]:
+    if step["batch"] < batch:
         found.append(
-            f"Batch {facts['configured_batch']} takes too long to measure here, so batch "
-            f"{step['batch']} was measured instead."
+            f"Batch {batch} takes too long to measure here, so batch {step['batch']} was measured "
+            "instead."
         )
-    if "sustained" in facts:
-        long = facts["sustained"]
+    long = facts.get("sustained", facts["machine"])
+    if "minutes" in long:
         found.append(
             f"After {long['minutes']:g} min the step ran at "
-            f"{long['last_images_per_second']:,.1f} images/s, "
-            f"{long['drop_percent']:.0f} % below the {long['first_images_per_second']:,.1f}"
-            " it started with."
+            f"{long['last_images_per_second']:,.1f} images/s, {long['drop_percent']:.0f} % below "
+            f"the {long['first_images_per_second']:,.1f} it started with."
         )
-    if power := facts.get("sustained", machine)["power"]:
-        found.append(f"The machine may be slowed down: {power}.")
+    if long["power"]:
+        found.append(f"The machine may be slowed down: {long['power']}.")
     return found
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.bench import machine
-from hjepa_mlx.bench.estimates import RECIPES, Chip, changes, estimate, projections
-from hjepa_mlx.bench.speed import time_end_to_end, time_parts, time_pipeline
+from hjepa_mlx.bench.estimates import RECIPES, changes, estimate, projections
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
@@ -30,140 +29,140 @@ SECONDS = 5.0  # of the main measurements; SHORT of the others
 SHORT = 1.5
 SIGNALS_EVERY = 10  # logged rows
 PLACES: Any = {"data": {"dir"}, "run": {"dir"}}  # keys that change no figure
+Row = dict[str, Any]
 Say = Callable[[str], None]
 
 
 class Bench:
-    """The measurements that estimates rest on: this machine, and a recipe's step and pipeline."""
+    """The measurements that estimates rest on, `facts`: this machine, a recipe's step and images.
+
+    say: told the next measurement. Raises UsageError for a data set that is not in the catalog.
+    """
 
     def __init__(self, config: Config, say: Say = lambda line: None) -> None:
         if config.data.name not in CATALOG:
-            known = ", ".join(CATALOG)
             raise UsageError(
                 f"bench has no hours for data.name={config.data.name}. Choose a recipe of a data "
-                f"set of the catalog: {known}."
+                f"set of the catalog: {', '.join(CATALOG)}."
             )
         backend.set_memory_limits()
         self.config = config.model_copy(deep=True)
-        self.chosen = settle(self.config)
-        self._rates: dict[str, float] = {}  # images per second: recipes share steps and pipelines
+        self.rates: dict[str, float] = {}  # images per second: recipes share steps and pipelines
+        self.facts: Row = {"chosen": settle(self.config), "machine": machine.describe()}
         say("Matmul and memory …")
-        self.speeds = machine.speeds()
+        self.speeds = self.facts["speeds"] = machine.speeds()
         self.main = self.measurable(self.config.at_size(self.config.data.image_size))
         say(f"Steps of {config.name}, batch {self.main.data.batch_size} …")
-        self.step = self.time_step(self.main, SECONDS)
+        self.step = self.facts["step"] = self.time_step(self.main, SECONDS)
         say("Pipeline, then both together …")
-        both, share = time_end_to_end(self.source(self.main)[0], self.main, SECONDS)
-        slower = min(1.0, self.pipeline_rate(self.main) / self.step["images_per_second"])
-        self.end_to_end = {
+        source, kind = images_of(self.main)
+        both, share = machine.time_end_to_end(source, self.main, SECONDS)
+        rate = self.pipeline_rate(self.main)
+        self.facts["data"] = {"images_per_second": rate, "source": kind}
+        self.together = self.facts["end_to_end"] = {
             "images_per_second": both,
             "share_of_step": share,
-            "share_of_slower": share / slower,
+            "share_of_slower": share / min(1.0, rate / self.step["images_per_second"]),
         }
 
     def measurable(self, config: Config) -> Config:
         """The config as it runs here, with a batch whose step takes no longer than LONGEST_STEP."""
-        gflop = costs(config, HJEPA(config)).gflop
         chosen = {key: getattr(self.config, key) for key in ("precision", "compile")}
         config = config.model_copy(update=chosen, deep=True)
         config.data.dir = self.config.data.dir
-        batch = config.data.batch_size
-        usual = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
-        while batch > 2 and batch * gflop / usual > LONGEST_STEP:
-            batch //= 2
-        return with_batch(config, batch)
+        gflops = USUAL_MFU * self.speeds["float32"]["matmul_gflops"]
+        most = max(2, LONGEST_STEP * gflops / costs(config, HJEPA(config)).gflop)
+        while config.data.batch_size > most:
+            config.data.batch_size = max(2, config.data.batch_size // 2)
+        return config
 
-    def time_step(self, config: Config, seconds: float = SHORT) -> dict[str, Any]:
+    def time_step(self, config: Config, seconds: float) -> Row:
         """A row of figures on the config's step."""
-        speed, cost = time_steps(config, seconds), costs(config, HJEPA(config))
-        self._rates[_step_key(config)] = speed.images_per_second
-        peak = self.speeds[config.precision]["matmul_gflops"]
+        speed, gflop = time_steps(config, seconds), costs(config, HJEPA(config)).gflop
+        rate = self.rates[_step_key(config)] = speed.images_per_second
         return {
             "batch": speed.batch,
             "precision": config.precision,
-            "images_per_second": speed.images_per_second,
+            "images_per_second": rate,
             "p95_over_p50": speed.spread,
-            "mfu": 100 * speed.images_per_second * cost.gflop / peak,
+            "mfu": 100 * rate * gflop / self.speeds[config.precision]["matmul_gflops"],
             "first_step_seconds": speed.first_seconds,
             "traces_after_warmup": speed.traces_after_warmup,
             "peak_memory_gb": speed.peak_memory_gb,
         }
 
-    def sweep(self) -> list[dict[str, Any]]:
+    def sweep(self) -> list[Row]:
         """Steps of a quarter of the batch to four times it, as far as they can be measured."""
-        rows = [self.step]
+        rows, allowed = [self.step], backend.step_memory_gb()
         for batch in (self.main.data.batch_size * n // 4 for n in (1, 2, 8, 16)):
             config = with_batch(self.main, batch)
-            known = batch >= 2 and self.measurable(config).data.batch_size == batch
-            if known and costs(config, HJEPA(config)).memory_gb < backend.step_memory_gb():
-                rows.append(self.time_step(config))
+            quick = batch >= 2 and self.measurable(config) == config
+            if quick and costs(config, HJEPA(config)).memory_gb < allowed:
+                rows.append(self.time_step(config, SHORT))
         return sorted(rows, key=lambda row: row["batch"])
 
-    def precisions(self) -> list[dict[str, Any]]:
+    def precisions(self) -> list[Row]:
         """Steps in the other precisions whose matmul is no slower here."""
-        least = self.speeds["float32"]["matmul_gflops"]
+        peaks = {dtype: speed["matmul_gflops"] for dtype, speed in self.speeds.items()}
         return [
-            self.time_step(self.main.model_copy(update={"precision": dtype}, deep=True))
-            for dtype, speed in self.speeds.items()
-            if dtype != self.main.precision and speed["matmul_gflops"] >= least
+            self.time_step(self.main.model_copy(update={"precision": dtype}), SHORT)
+            for dtype, peak in peaks.items()
+            if dtype != self.main.precision and peak >= peaks["float32"]
         ]
-
-    def source(self, config: Config) -> tuple[Source, str]:
-        """The recipe's images, or made-up ones; and which, in words."""
-        row = CATALOG[config.data.name]
-        if layout(row.name, config.data):
-            return open_source(config.data, "pretrain"), "real images"
-        part = CATALOG[row.parts[0]] if row.parts else row
-        return synthetic(part), f"made-up {_form(config)}; the data set is not here"
 
     def pipeline_rate(self, config: Config) -> float:
         """Images per second of the pipeline alone, for this data set and image size."""
         key = f"{_form(config)} {config.data.image_size}"
-        if key not in self._rates:
-            self._rates[key] = time_pipeline(self.source(config)[0], config, SHORT)
-        return self._rates[key]
+        if key not in self.rates:
+            self.rates[key] = machine.time_pipeline(images_of(config)[0], config, SHORT)
+        return self.rates[key]
 
     def rate(self, config: Config) -> float:
         """Images per second of a whole run: the stages' steps, or the pipeline where it is less.
 
         Lowered by the rest of training's work: feeding the step, collapse signals, k-NN.
         """
-        stages = [(self.measurable(config.at_size(s)), share) for s, share in config.stages]
-        seconds = sum(share / self._stage_rate(stage) for stage, share in stages)
+        seconds = 0.0
+        for size, share in config.stages:
+            stage = self.measurable(config.at_size(size))
+            key, rate = _step_key(stage), self.together["images_per_second"]
+            if key != _step_key(self.main):
+                if key not in self.rates:
+                    self.time_step(stage, SHORT)
+                rate = min(self.rates[key], self.pipeline_rate(stage))
+                rate *= min(1.0, self.together["share_of_slower"])
+            seconds += share / rate
         return 1 / (seconds * (1 + overhead(config)))
-
-    def _stage_rate(self, config: Config) -> float:
-        key = _step_key(config)
-        if key == _step_key(self.main):
-            return self.end_to_end["images_per_second"]
-        if key not in self._rates:
-            self.time_step(config)
-        limit = min(self._rates[key], self.pipeline_rate(config))
-        return limit * min(1.0, self.end_to_end["share_of_slower"])
 
     def largest_batch(self) -> int:
         """The largest multiple of 8 whose step fits the memory, projected from the step's."""
         batch, networks = self.step["batch"], HJEPA(self.config)
-        memory, double = (
-            costs(with_batch(self.config, n), networks).memory_gb for n in (batch, 2 * batch)
-        )
+        configs = with_batch(self.config, batch), with_batch(self.config, 2 * batch)
+        memory, double = (costs(config, networks).memory_gb for config in configs)
         allowed = backend.step_memory_gb() * memory / self.step["peak_memory_gb"]
-        most = batch + (allowed - memory) * batch / (double - memory)
-        return max(2, int(most) // 8 * 8)
+        return max(2, int(batch + (allowed - memory) * batch / (double - memory)) // 8 * 8)
 
-    def sustained(self, minutes: float) -> dict[str, Any]:
+    def sustained(self, minutes: float) -> Row:
         """Steps for minutes: the speed of the first and of the last tenth of the time."""
         speed = time_steps(self.main, 60 * minutes)
         tenth = max(1, len(speed.seconds) // 10)
-        parts = speed.seconds[:tenth], speed.seconds[-tenth:]
-        first, last = (speed.batch / float(np.median(part)) for part in parts)
+        first, last = np.median(speed.seconds[:tenth]), np.median(speed.seconds[-tenth:])
         return {
             "minutes": minutes,
-            "first_images_per_second": first,
-            "last_images_per_second": last,
-            "drop_percent": 100 * (1 - last / first),
+            "first_images_per_second": float(speed.batch / first),
+            "last_images_per_second": float(speed.batch / last),
+            "drop_percent": float(100 * (1 - first / last)),
             "power": machine.power(),
         }
+
+
+def images_of(config: Config) -> tuple[Source, str]:
+    """The recipe's images, or made-up ones; and which, in words."""
+    row = CATALOG[config.data.name]
+    if layout(row.name, config.data):
+        return open_source(config.data, "pretrain"), "real images"
+    part = CATALOG[row.parts[0]] if row.parts else row
+    return synthetic(part), f"made-up {_form(config)}; the data set is not here"
 
 
 def overhead(config: Config) -> float:
@@ -184,14 +183,10 @@ def overhead(config: Config) -> float:
 
 def with_batch(config: Config, batch: int) -> Config:
     """The config with another batch size."""
-    other = config.model_copy(deep=True)
-    other.data.batch_size = max(2, batch)
-    return other
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": batch})})
 
 
-def bench(
-    config: Config, chip: Chip, minutes: float = 0.0, say: Say = lambda line: None
-) -> dict[str, Any]:
+def bench(config: Config, chip: Row, minutes: float = 0.0, say: Say = lambda line: None) -> Row:
     """Measure this machine with a recipe: everything that `hjepa-mlx bench` prints, for JSON.
 
     chip: to project to. minutes: of sustained steps, if any.
@@ -199,30 +194,20 @@ def bench(
     found = Bench(config, say)
     networks = HJEPA(found.config)
     cost = costs(found.config, networks)
+    gflop = {name: part.gflop for name, part in cost.parts.items()}
+    average = average_gflop(found.config, networks)
     say("Other batches, precisions, and the parts of a step …")
-    facts: dict[str, Any] = {
+    facts: Row = {
         "recipe": config.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine.describe(),
-        "speeds": found.speeds,
-        "gflop_per_image": {
-            **{name: part.gflop for name, part in cost.parts.items()},
-            "total": cost.gflop,
-            "average_over_the_run": average_gflop(found.config, networks),
-        },
+        **found.facts,
+        "gflop_per_image": {**gflop, "total": cost.gflop, "average_over_the_run": average},
         "gigabytes_per_image": {name: part.gigabytes for name, part in cost.parts.items()},
         "configured_batch": config.data.batch_size,
-        "chosen": found.chosen,
-        "step": found.step,
         "largest_batch": found.largest_batch(),
         "sweep": found.sweep(),
         "precisions": found.precisions(),
-        "parts_seconds": time_parts(found.main),
-        "data": {
-            "images_per_second": found.pipeline_rate(found.main),
-            "source": found.source(found.main)[1],
-        },
-        "end_to_end": found.end_to_end,
+        "parts_seconds": machine.time_parts(found.main),
     }
     if minutes:
         say(f"Sustained steps for {minutes:g} min …")
@@ -233,26 +218,14 @@ def bench(
     if not shipped or shipped.model_dump(exclude=PLACES) != config.model_dump(exclude=PLACES):
         name = f"{config.name} (as given)"
         facts["own_estimate"] = estimate(name, config, found.rate(config))
-    facts["estimates"] = _estimates(found, facts["precisions"], recipes)
+    usual = found.step["images_per_second"]
+    times = {row["precision"]: row["images_per_second"] / usual for row in facts["precisions"]}
+    facts["estimates"] = rows = [estimate(n, one, found.rate(one)) for n, one in recipes.items()]
+    for row in rows:
+        row["data_is_here"] = bool(layout(row["dataset"], found.config.data))
+        row["changes"] = changes(row, times)
     facts["projected"] = projections(chip, found.step["mfu"] / 100, recipes)
     return facts
-
-
-def _estimates(
-    found: Bench, precisions: list[dict[str, Any]], recipes: dict[str, Config]
-) -> list[dict[str, Any]]:
-    """Every recipe's estimate, and changes that would make a slow one faster."""
-    usual = found.step["images_per_second"]
-    times = {row["precision"]: row["images_per_second"] / usual for row in precisions}
-    rows = [estimate(name, recipe, found.rate(recipe)) for name, recipe in recipes.items()]
-    return [
-        {
-            **row,
-            "data_is_here": bool(layout(row["dataset"], found.config.data)),
-            "changes": changes(row, times),
-        }
-        for row in rows
-    ]
 
 
 def _step_key(config: Config) -> str:

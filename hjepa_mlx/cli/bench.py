@@ -10,30 +10,31 @@ from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json,
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.session import awake
 
+Recipe = Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the config; repeat for more."),
+]
+Minutes = Annotated[
+    float, typer.Option(metavar="MINUTES", help="Also run steps this long: do they slow down?")
+]
+Chip = Annotated[str, typer.Option(metavar="CHIP", help="Project the hours to this Apple chip.")]
+TwoFiles = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="A B", help="Show two result files side by side; measure nothing."),
+]
+
 
 @readable
 @awake()
 def bench(
-    config: Annotated[
-        str, typer.Argument(help="Name of a recipe, or path of a YAML file.")
-    ] = "imagenet100",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; repeat for more."),
-    ] = None,
+    config: Recipe = "imagenet100",
+    overrides: Overrides = None,
     data_dir: DataDir = None,
     json_file: JsonFile = None,
-    sustained: Annotated[
-        float,
-        typer.Option(metavar="MINUTES", help="Also run steps this long: do they slow down?"),
-    ] = 0.0,
-    project_to: Annotated[
-        str, typer.Option(metavar="CHIP", help="Project the hours to this Apple chip.")
-    ] = "m1-max",
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="A B", help="Show two result files side by side; measure nothing."),
-    ] = None,
+    sustained: Minutes = 0.0,
+    project_to: Chip = "m1-max",
+    compare: TwoFiles = None,
 ) -> None:
     """Measure this machine with a recipe, and estimate 100 epochs of every data set.
 
@@ -43,11 +44,11 @@ def bench(
     """
     from pathlib import Path
 
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from hjepa_mlx import tables
     from hjepa_mlx.bench.estimates import chip_named
-    from hjepa_mlx.bench.result import BenchResult, keep, read
+    from hjepa_mlx.bench.result import findings, keep, read
     from hjepa_mlx.bench.run import bench as measure
     from hjepa_mlx.progress import say
     from hjepa_mlx.recipes import load_config
@@ -66,5 +67,5 @@ def bench(
     kept = keep(facts)  # first: the reader of the output may be gone
     output_json(facts, json_file)
     if json_file != "-":
-        Console().print(BenchResult(facts))
+        Console().print(Group(*tables.bench(facts, findings(facts))))
     say(stderr, f"Kept in {kept}.")
