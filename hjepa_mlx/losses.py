@@ -21,9 +21,9 @@ def _mean(x: mx.array) -> mx.array:
 
 
 def smooth_l1(prediction: mx.array, target: mx.array) -> mx.array:
-    """Mean of 0.5·e² where |e| < 1 and |e| − 0.5 elsewhere (β = 1), as in I-JEPA."""
-    error = mx.abs(prediction.astype(mx.float32) - target)
-    return _mean(mx.where(error < 1, 0.5 * error * error, error - 0.5))
+    """Mean of 0.5·gap² where |gap| < 1 and |gap| − 0.5 elsewhere (β = 1), as in I-JEPA."""
+    gap = mx.abs(prediction.astype(mx.float32) - target)
+    return _mean(mx.where(gap < 1, 0.5 * gap * gap, gap - 0.5))
 
 
 def mse(prediction: mx.array, target: mx.array) -> mx.array:

@@ -52,14 +52,14 @@ class HJEPA(nn.Module):
         ]
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
-        """What encoders see of images [B, S, S, 3] uint8: patches [B, (S/p)², p·p·3] float32."""
+        """Images [B, S, S, 3] uint8 as the encoders take them: patches [B, (S/p)², p·p·3] float32."""
         model = self.config.model
         return patchify(mx.array(images), model.patch_size, model.image_mean, model.image_std)
 
     def targets(
         self, patches: mx.array, indices: mx.array, pool: tuple[mx.array, ...]
     ) -> list[mx.array]:
-        """What is to be predicted: features of the target encoder, pooled inside target blocks.
+        """The targets to predict: features of the target encoder, pooled inside target blocks.
 
         patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: [n_l, h·w] of each level that is
         predicted. One pass serves V masks per image. Returns [B·V, M·n_l, D] float32 of each, every

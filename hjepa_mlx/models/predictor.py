@@ -15,11 +15,11 @@ TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
 class Predictor(nn.Module):
     """A narrow ViT over the projected context and one mask token per cell to predict.
 
-    `model.predictor_context` says what it sees of the context: "tokens", at their positions;
-    "mean", only their mean, as one token without a position; or "both", the tokens for the first
-    half of each level's cells and the mean for the rest. What is predicted from the mean must be in
-    the mean, which is what evaluation uses; what is predicted from the tokens may stay spread over
-    them.
+    `model.predictor_context` is the part of the context that it sees: "tokens", at their
+    positions; "mean", only their mean, as one token without a position; or "both", the tokens for
+    the first half of each level's cells and the mean for the rest. To predict from the mean, the
+    encoder must put the image's content into the mean, which evaluation reads. To predict from
+    tokens, it may leave the content spread over them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,7 +44,7 @@ class Predictor(nn.Module):
         """Predict the features of every target cell.
 
         context: [B, K, D] from the context encoder; indices: [B, K] its patches of `grid` a side;
-        centres: [B, Σ cells] half-cell positions of what is predicted, level after level.
+        centres: [B, Σ cells] half-cell positions of the cells to predict, level after level.
         Returns L arrays [B, cells[l], D].
         """
         # cell centres fall on patches or half-way between them: [(2·grid − 1)², dim]
