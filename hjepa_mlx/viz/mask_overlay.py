@@ -28,8 +28,7 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     masks, grid = MaskSampler(config)(step, len(images)), config.grid
     blocks = masks.targets.shape[1]
     heading = "Masks: the context is seen, each cell inside the target blocks is predicted"
-    bottom = 0.15 + 0.22 * math.ceil((blocks + 1) / LEGEND)
-    figure, axes = tiles(len(images), 1 + len(masks.pool), heading, bottom=bottom, top=0.75)
+    figure, axes = tiles(len(images), 1 + len(masks.pool), heading, text=1)
     axes[0, 0].set_title("image", fontsize=9)
     for ax, level in zip(axes[0, 1:], config.predicted, strict=True):
         cell = config.model.patch_size * int(config.model.level_pool[level])
@@ -44,7 +43,7 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
         for block, colour in zip(range(1, 1 + blocks), cycle(COLOURS), strict=False)
     ]
     handles.append(Patch(color=FADED, label="hidden"))
-    figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND, frameon=False, fontsize=9)
     return figure
 
 

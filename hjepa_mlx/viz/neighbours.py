@@ -29,7 +29,7 @@ def draw(
     if queries.classes:
         same = bank.labels[found] == queries.labels[:, None]
         heading += f": {100 * same.mean():.0f} % of the query's class"
-    figure, axes = tiles(len(found), 1 + found.shape[1], heading, below=0.36)
+    figure, axes = tiles(len(found), 1 + found.shape[1], heading, text=0.4 * len(found))
     style = {"fontsize": 8, "parse_math": False}
     for row, image in enumerate(queries.images):
         show(axes[row, 0], image)
@@ -53,7 +53,8 @@ def level_means(model: HJEPA, images: np.ndarray, level: int) -> np.ndarray:
 def _mark(ax: Axes, same: bool) -> None:
     """Frame and mark a neighbour as of the query's class or not."""
     sign, colour, dashes = ("✓", COLOURS[2], "-") if same else ("✗", COLOURS[1], (0, (2, 1.5)))
-    ax.spines[:].set(visible=True, color=colour, linewidth=2, linestyle=dashes)
+    ax.set_frame_on(True)
+    ax.spines[:].set(color=colour, linewidth=2, linestyle=dashes)
     ax.annotate(
         sign, (1, 1), (-7, -7), "axes fraction", "offset points",
         bbox={"boxstyle": "circle,pad=0.15", "color": colour},
