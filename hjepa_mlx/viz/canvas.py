@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WIDTH, LARGEST = 9.0, 2.2  # inches: a figure's width and a tile's side, at most
+WIDTH, LARGEST, NAMES = 9.0, 2.2, 1.2  # inches: figure and tile at most, names of the rows
 
 
 class Picture(Figure):
@@ -35,7 +36,8 @@ def png(figure: Figure) -> bytes:
 def tiles(rows: int, columns: int, heading: str, text: float) -> tuple[Picture, np.ndarray]:
     """A figure of axes [rows, columns] for images; text: inches of height beside the images."""
     side = min(LARGEST, WIDTH / columns)
-    figure = Picture(figsize=(side * columns, side * rows + text), layout="compressed")
+    width = min(WIDTH, LARGEST * columns + NAMES)
+    figure = Picture(figsize=(width, side * rows + text), layout="compressed")
     figure.suptitle(heading, x=0, ha="left", weight="bold", fontsize=10)
     bare = {"xticks": [], "yticks": [], "frame_on": False}
     return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=bare)
@@ -46,13 +48,11 @@ def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> None:
     ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
 
 
-def outline(
-    ax: Axes, box: tuple[float, float, float, float], colour: str, thick: float, **options: Any
-) -> Rectangle:
+def outline(ax: Axes, box: Sequence[float], colour: str, thick: float, **options: Any) -> Patch:
     """Draw the edge of a box: left, top, width and height in patches."""
-    edge = Rectangle(box[:2], *box[2:], fill=False, ec=colour, lw=thick, **options)
-    ax.add_patch(edge)
-    return edge
+    x, y, width, height = box
+    edge = Rectangle((x, y), width, height, fill=False, ec=colour, lw=thick, **options)
+    return ax.add_patch(edge)
 
 
 def label(name: str, width: int = 15) -> str:

@@ -22,9 +22,11 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
     maps, shares = zip(*map(pca_colours, encode(model, images)), strict=True)
-    notes = [f"\n{100 * share:.0f} % of variance" for share in shares]
     heading = "Features: first three principal components as RGB"
-    return _draw_maps(model, images, maps, heading, notes)[0]
+    figure, axes = _draw_maps(model, images, maps, heading)
+    for ax, share in zip(axes[1:, 0], shares, strict=True):
+        ax.set_ylabel(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
+    return figure
 
 
 def draw_similarity(
@@ -45,7 +47,7 @@ def draw_similarity(
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
         maps.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
     heading = "Features: cosine similarity to the marked patch"
-    figure, axes = _draw_maps(model, images, maps, heading, [""] * len(maps))
+    figure, axes = _draw_maps(model, images, maps, heading)
     for line in axes[1:]:
         figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
     edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
@@ -90,24 +92,19 @@ def on_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
 
 
 def _draw_maps(
-    model: HJEPA,
-    images: np.ndarray,
-    maps: Sequence[np.ndarray],
-    heading: str,
-    notes: Sequence[str],
+    model: HJEPA, images: np.ndarray, maps: Sequence[np.ndarray], heading: str
 ) -> tuple[Picture, np.ndarray]:
     """A column for each image: the image, and below it each level's values [B, n, …] of cells."""
     grid = model.config.grid
     figure, axes = tiles(1 + len(maps), len(images), heading, text=0.3)
-    names = ["image"]
+    style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
+    axes[0, 0].set_ylabel("image", **style)
     for ax, image in zip(axes[0], images, strict=True):
         show(ax, image, grid)
-    for level, (cells, note) in enumerate(zip(maps, notes, strict=True)):
+    for level, cells in enumerate(maps):
         pool, side = int(model.config.model.level_pool[level]), math.isqrt(cells.shape[1])
-        names.append(f"level {level}\n{side}×{side} cells{note}")
+        axes[1 + level, 0].set_ylabel(f"level {level}\n{side}×{side} cells", **style)
         for ax, values in zip(axes[1 + level], cells, strict=True):
             patches = on_patches(values, grid, pool)
             show(ax, patches, grid, vmin=cells.min(), vmax=cells.max())
-    for ax, name in zip(axes[:, 0], names, strict=True):
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure, axes
