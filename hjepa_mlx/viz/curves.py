@@ -35,8 +35,8 @@ def draw(rows: Rows) -> Picture:
         raise HJEPAError("There are no curves yet: metrics.jsonl holds no logged step.")
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
-    size = (WIDTH * columns / COLUMNS, 0.4 + 2.35 * lines)
-    figure = Picture(figsize=size, layout="constrained")
+    figure = Picture(figsize=(WIDTH * columns / COLUMNS, 0.4 + 2.35 * lines))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     for number, (title, unit, key) in enumerate(panels, 1):
         ax = figure.add_subplot(lines, columns, number)
         ax.set_title(title, loc="left", fontsize=10, weight="bold")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import mlx.core as mx
 import numpy as np
 from matplotlib.patheffects import withStroke
 
@@ -21,7 +20,7 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    maps, shares = zip(*map(pca_colours, encode(model, images)), strict=True)
+    maps, shares = zip(*(pca_colours(np.array(x)) for x in model.encode(images)), strict=True)
     heading = "Features: first three principal components as RGB"
     figure, axes = _draw_maps(model, images, maps, heading)
     for ax, share in zip(axes[1:, 0], shares, strict=True):
@@ -42,7 +41,8 @@ def draw_similarity(
     if not (0 <= row < grid and 0 <= column < grid):
         raise UsageError(f"There is no patch {(row, column)} in a {grid}x{grid} grid.")
     maps = []
-    for x, pool in zip(encode(model, images), pools, strict=True):
+    for features, pool in zip(model.encode(images), pools, strict=True):
+        x = np.array(features, np.float32)
         cell = on_patches(np.arange(x.shape[1]), grid, pool)[row, column]
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
         maps.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
@@ -57,13 +57,6 @@ def draw_similarity(
         for ax in line:
             outline(ax, box, "white", 1.1, clip_on=False, zorder=3, path_effects=edge)
     return figure
-
-
-def encode(model: HJEPA, images: np.ndarray) -> list[np.ndarray]:
-    """Target encoder's features of each level, [B, n_l, D] float32."""
-    levels = model.encode(images)
-    mx.eval(levels)
-    return [np.array(x, np.float32) for x in levels]
 
 
 def pca_colours(features: np.ndarray) -> tuple[np.ndarray, float]:

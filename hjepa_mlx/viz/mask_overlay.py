@@ -35,11 +35,7 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
         for ax, pool in zip(axes[number, 1:], masks.pool, strict=True):
             show(ax, _context_only(image, masks.context[number], grid), grid)
             _draw_targets(ax, masks.targets[number], pool, grid)
-    handles = [
-        Patch(fill=False, edgecolor=colour, linewidth=2, label=f"target block {block}")
-        for block, colour in zip(range(1, 1 + masks.targets.shape[1]), cycle(COLOURS), strict=False)
-    ]
-    handles.append(Patch(color=FADED, label="hidden"))
+    handles = [*axes[0, 1].get_legend_handles_labels()[0], Patch(color=FADED, label="hidden")]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
@@ -57,7 +53,8 @@ def _draw_targets(ax: Axes, targets: np.ndarray, pool: np.ndarray, grid: int) ->
     for block, (patches, colour) in enumerate(zip(targets, cycle(COLOURS), strict=False)):
         gap = grid * INSET * (block + 0.5)
         x, y, width, height = _box(patches, grid)
-        edge = outline(ax, (x + gap, y + gap, width - 2 * gap, height - 2 * gap), colour, 1.8)
+        inner = x + gap, y + gap, width - 2 * gap, height - 2 * gap
+        edge = outline(ax, inner, colour, 1.8, label=f"target block {block + 1}")
         for cell in pool:
             outline(ax, _box(patches[cell > 0], grid), colour, 0.8).set_clip_path(edge)
 

@@ -18,7 +18,7 @@ from hjepa_mlx.runs import Run, load
 from hjepa_mlx.signals import reading
 from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
 from hjepa_mlx.viz.canvas import Picture, png
-from hjepa_mlx.viz.samples import samples
+from hjepa_mlx.viz.samples import Samples, samples
 
 BANK = 2000  # training images among which neighbours are looked for
 MASKED, SHOWN, QUERIES = 3, 6, 5  # images in a picture
@@ -41,10 +41,10 @@ def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list
     written, the page first. Raises HJEPAError when checkpoint or data are missing.
     """
     shown, folder = data or run.config.data, folder or run.path / "viz"
-    files = {f"{name}.png": png(picture) for name, picture in draw_all(run, shown).items()}
-    html = page(run, shown.name, files).encode("utf-8", "backslashreplace")
+    pictures = {name: png(picture) for name, picture in draw_all(run, shown).items()}
+    html = page(run, shown.name, pictures).encode("utf-8", "backslashreplace")
+    files = {"report.html": html} | {f"{name}.png": file for name, file in pictures.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"report.html": html, **files}
     for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -58,7 +58,7 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     check_evaluable(train, test)
     bank = samples(train, model.config, BANK)
     some = samples(test, model.config, max(MASKED, SHOWN, QUERIES))
-    queries = some._replace(images=some.images[:QUERIES], labels=some.labels[:QUERIES])
+    queries = Samples(some.images[:QUERIES], some.labels[:QUERIES], some.classes)
     drawn = {}
     if run.latest and not read_state(run.latest)["own_parts"]["sampler"]:
         drawn["masks"] = mask_overlay.draw(model.config, some.images[:MASKED])
@@ -70,15 +70,19 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     return drawn
 
 
-def page(run: Run, data: str, files: dict[str, bytes]) -> str:
-    """One HTML page that needs nothing else; data: whose images are shown; files: PNGs by name."""
+def page(run: Run, data: str, pictures: dict[str, bytes]) -> str:
+    """One HTML page that needs nothing else; data: whose images are shown; pictures: PNG files."""
     rows = (facts(run) | {"images below": data}).items()
-    facts_table = "\n".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows)
+    figures = []
+    for name, content in pictures.items():
+        image = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        caption = f"<figcaption>{escape(CAPTIONS[name])}</figcaption>"
+        figures.append(f'<figure><img alt="{name}" src="{image}">{caption}</figure>')
     return PAGE.substitute(
         title=escape(f"{run.config.name} · {run.path.resolve().name}"),
-        facts=facts_table,
+        facts="\n".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows),
         evaluation=evaluation(run),
-        pictures="\n".join(figure(Path(name).stem, content) for name, content in files.items()),
+        pictures="\n".join(figures),
         config=escape(run.config.to_yaml()),
     )
 
@@ -114,12 +118,3 @@ def evaluation(run: Run) -> str:
         words = f"{run.path / 'eval.json'} is damaged or from another version of hjepa-mlx. "
         title, shown = "", escape(words + f"Run `hjepa-mlx eval {run.path}` to write it again.")
     return f"<h2>Evaluation{title}</h2>\n{shown}"
-
-
-def figure(name: str, content: bytes) -> str:
-    """A PNG inside the page, with its caption."""
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
-    )
