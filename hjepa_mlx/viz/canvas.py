@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> None:
     ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
 
 
-def outline(ax: Axes, box: Sequence[float], colour: str, thick: float, **options: Any) -> Patch:
+def outline(ax: Axes, box: tuple[float, ...], colour: str, thick: float, **options: Any) -> Patch:
     """Draw the edge of a box: left, top, width and height in patches."""
     x, y, width, height = box
     edge = Rectangle((x, y), width, height, fill=False, ec=colour, lw=thick, **options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.viz.canvas import COLOURS, WIDTH, Picture
@@ -40,13 +40,10 @@ def draw(rows: Rows) -> Picture:
     for number, (title, unit, key) in enumerate(panels, 1):
         ax = figure.add_subplot(lines, columns, number)
         ax.set_title(title, loc="left", fontsize=10, weight="bold")
-        ax.set_ylabel(unit, fontsize=9)
+        ax.set(xlabel="step", ylabel=unit)
         _draw_panel(ax, key, rows)
-    handles = [
-        Line2D([], [], color=COLOURS[level], marker=MARKERS[level], label=f"level {level}")
-        for level in LEVELS
-        if any(f"level_{level}" in key for key in keys)
-    ]
+    shown = [level for level in LEVELS if any(f"level_{level}" in key for key in keys)]
+    handles = [Line2D([], [], c=COLOURS[n], marker=MARKERS[n], label=f"level {n}") for n in shown]
     if any(key.startswith("position_only") for key in keys):
         words = "loss of knowing\nonly the position"
         handles.append(Line2D([], [], color="0.3", linestyle="--", label=words))
@@ -66,9 +63,7 @@ def _draw_panel(ax: Axes, key: str, rows: Rows) -> None:
             if found:
                 every = max(1, len(found) // 6)
                 ax.plot(*zip(*found, strict=True), style, c=colour, markevery=every, markersize=4)
-    ax.set_xlabel("step", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    ax.tick_params(labelsize=8)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.grid(color="0.92")
     ax.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.patheffects import withStroke
@@ -20,10 +19,10 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    maps, shares = zip(*(pca_colours(np.array(x)) for x in model.encode(images)), strict=True)
-    heading = "Features: first three principal components as RGB"
-    figure, axes = _draw_maps(model, images, maps, heading)
-    for ax, share in zip(axes[1:, 0], shares, strict=True):
+    drawn = [pca_colours(np.array(x, np.float32)) for x in model.encode(images)]
+    maps = [colours for colours, _ in drawn]
+    figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
+    for ax, (_, share) in zip(axes[1:, 0], drawn, strict=True):
         ax.set_ylabel(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
     return figure
 
@@ -46,8 +45,7 @@ def draw_similarity(
         cell = on_patches(np.arange(x.shape[1]), grid, pool)[row, column]
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
         maps.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
-    heading = "Features: cosine similarity to the marked patch"
-    figure, axes = _draw_maps(model, images, maps, heading)
+    figure, axes = _draw_maps(model, images, maps, "cosine similarity to the marked patch")
     for line in axes[1:]:
         figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
     edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
@@ -85,11 +83,11 @@ def on_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
 
 
 def _draw_maps(
-    model: HJEPA, images: np.ndarray, maps: Sequence[np.ndarray], heading: str
+    model: HJEPA, images: np.ndarray, maps: list[np.ndarray], meaning: str
 ) -> tuple[Picture, np.ndarray]:
     """A column for each image: the image, and below it each level's values [B, n, …] of cells."""
     grid = model.config.grid
-    figure, axes = tiles(1 + len(maps), len(images), heading, text=0.3)
+    figure, axes = tiles(1 + len(maps), len(images), f"Features: {meaning}", text=0.3)
     style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
     axes[0, 0].set_ylabel("image", **style)
     for ax, image in zip(axes[0], images, strict=True):

@@ -26,8 +26,8 @@ def draw(
     similarity, found = nearest(bank_means, query_means, min(neighbours, len(bank.images)))
     heading = f"Nearest of {len(bank.images):,} training images by level {level} features"
     if queries.classes:
-        same = bank.labels[found] == queries.labels[:, None]
-        heading += f": {100 * same.mean():.0f} % of the query's class"
+        share = (bank.labels[found] == queries.labels[:, None]).mean()
+        heading += f": {100 * share:.0f} % of the query's class"
     figure, axes = tiles(len(found), 1 + found.shape[1], heading, text=0.4 * len(found))
     style = {"fontsize": 8, "parse_math": False}
     for row, image in enumerate(queries.images):
@@ -38,8 +38,8 @@ def draw(
             show(ax, bank.images[index])
             text, colour = f"{cosine:.3f}", "black"
             if queries.classes:
-                right = bank.labels[index] == queries.labels[row]
-                sign, colour, dashes = SAME if right else OTHER
+                same = bank.labels[index] == queries.labels[row]
+                sign, colour, dashes = SAME if same else OTHER
                 text = f"{sign} {text}\n{label(bank.classes[bank.labels[index]])}"
                 ax.set_frame_on(True)
                 ax.spines[:].set(color=colour, linewidth=2, linestyle=dashes)

@@ -18,7 +18,7 @@ from hjepa_mlx.runs import Run, load
 from hjepa_mlx.signals import reading
 from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
 from hjepa_mlx.viz.canvas import Picture, png
-from hjepa_mlx.viz.samples import Samples, samples
+from hjepa_mlx.viz.samples import samples
 
 BANK = 2000  # training images among which neighbours are looked for
 MASKED, SHOWN, QUERIES = 3, 6, 5  # images in a picture
@@ -56,14 +56,13 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     model = load(run.path)
     train, test = open_source(data, "train"), open_source(data, "test")
     check_evaluable(train, test)
-    bank = samples(train, model.config, BANK)
-    some = samples(test, model.config, max(MASKED, SHOWN, QUERIES))
-    queries = Samples(some.images[:QUERIES], some.labels[:QUERIES], some.classes)
+    bank, queries = samples(train, model.config, BANK), samples(test, model.config, QUERIES)
+    images = samples(test, model.config, max(MASKED, SHOWN)).images
     drawn = {}
     if run.latest and not read_state(run.latest)["own_parts"]["sampler"]:
-        drawn["masks"] = mask_overlay.draw(model.config, some.images[:MASKED])
-    drawn["pca"] = feature_maps.draw_pca(model, some.images[:SHOWN])
-    drawn["similarity"] = feature_maps.draw_similarity(model, some.images[:SHOWN])
+        drawn["masks"] = mask_overlay.draw(model.config, images[:MASKED])
+    drawn["pca"] = feature_maps.draw_pca(model, images[:SHOWN])
+    drawn["similarity"] = feature_maps.draw_similarity(model, images[:SHOWN])
     drawn["neighbours"] = neighbours.draw(model, queries, bank)
     if rows := run.metrics:
         drawn["curves"] = curves.draw(rows)
