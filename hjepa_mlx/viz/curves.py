@@ -24,10 +24,9 @@ PANELS = (  # title, unit, key in metrics.jsonl ({} stands for the level)
     ("Learning rate", "optim.lr", "lr"),
     ("Momentum", "optim.momentum", "momentum"),
 )
-Rows = Sequence[dict[str, Any]]
 
 
-def draw(rows: Rows) -> Picture:
+def draw(rows: Sequence[dict[str, Any]]) -> Picture:
     """Curves of the rows of a run's metrics.jsonl; panels without a logged value are left out."""
     keys = {key for row in rows for key, value in row.items() if value is not None}
     panels = [panel for panel in PANELS if any(panel[2].format(i) in keys for i in LEVELS)]
@@ -54,7 +53,7 @@ def draw(rows: Rows) -> Picture:
     return figure
 
 
-def _draw_panel(ax: Axes, key: str, rows: Rows) -> None:
+def _draw_panel(ax: Axes, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """One line per level of `key`, and dashed the loss of knowing only the position, if logged."""
     for level in LEVELS if "{}" in key else LEVELS[:1]:
         name, colour = key.format(level), COLOURS[level] if "{}" in key else "0.3"

@@ -50,8 +50,8 @@ def draw_similarity(
         figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
     edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
     for line, size in zip(axes, (1, *pools), strict=True):
-        x, y = column // size * size, row // size * size
-        box = x, y, min(size, grid - x), min(size, grid - y)
+        left, top = column // size * size, row // size * size
+        box = left, top, min(size, grid - left), min(size, grid - top)
         for ax in line:
             outline(ax, box, "white", 1.1, clip_on=False, zorder=3, path_effects=edge)
     return figure

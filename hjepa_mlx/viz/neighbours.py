@@ -13,17 +13,15 @@ BATCH = 128
 SAME, OTHER = ("✓", COLOURS[2], "-"), ("✗", COLOURS[1], (0, (2, 1.5)))  # sign, colour, dashes
 
 
-def draw(
-    model: HJEPA, queries: Samples, bank: Samples, level: int = -1, neighbours: int = 7
-) -> Picture:
-    """Each query and the images of the bank whose mean features at `level` are most like its own.
+def draw(model: HJEPA, queries: Samples, bank: Samples, level: int = -1, k: int = 7) -> Picture:
+    """Each query and the k images of the bank whose mean features at `level` are most like its own.
 
     With classes, ✓ and a whole frame mark a neighbour of the query's class, ✗ and a broken one
     any other.
     """
     level %= model.config.model.levels
     bank_means, query_means = (level_means(model, x.images, level) for x in (bank, queries))
-    similarity, found = nearest(bank_means, query_means, min(neighbours, len(bank.images)))
+    similarity, found = nearest(bank_means, query_means, min(k, len(bank.images)))
     heading = f"Nearest of {len(bank.images):,} training images by level {level} features"
     if queries.classes:
         share = (bank.labels[found] == queries.labels[:, None]).mean()
