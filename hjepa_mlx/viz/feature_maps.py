@@ -23,7 +23,7 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
     maps = [colours for colours, _ in drawn]
     figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
     for ax, (_, share) in zip(axes[1:, 0], drawn, strict=True):
-        ax.set_ylabel(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
+        ax.yaxis.label.set_text(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
     return figure
 
 
