@@ -1,4 +1,4 @@
-"""The ground that pictures share: colours, tiles of one size, names from outside, PNG bytes."""
+"""The ground that pictures share: colours, figures of image tiles, names from outside, PNG."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WIDTH, NARROWEST = 9.0, 7.0  # inches; shown 900 pixels wide, a point is 1.4 pixels
-DPI = 160  # of the files
-LARGEST, GAP = 2.2, 0.07  # inches: a tile's side, the space between two
-EDGE = 0.06  # inches
+WIDTH, LARGEST, NAMES = 9.0, 2.2, 1.2  # inches: figure and tile at most, names of the rows
 
 
 class Picture(Figure):
@@ -31,62 +28,30 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # a class may be named in letters the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(buffer, format="png", dpi=DPI)
+        figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
 
 
-def tiles(
-    rows: int,
-    columns: int,
-    heading: str,
-    left: float = EDGE,
-    right: float = EDGE,
-    below: float = 0.0,
-    bottom: float = EDGE,
-    top: float = 0.36,
-) -> tuple[Picture, np.ndarray]:
-    """A figure of square axes [rows, columns] without ticks, as large as WIDTH allows.
-
-    Margins in inches: around the tiles (heading and titles stand in the top one), and below each
-    row of them.
-    """
-    side = min(LARGEST, (WIDTH - left - right - GAP * (columns - 1)) / columns)
-    width = max(NARROWEST, left + right + side * columns + GAP * (columns - 1))
-    step = side + below + GAP
-    height = top + rows * step - GAP + bottom
-    figure = Picture(figsize=(width, height), facecolor="white")
-    figure.text(EDGE / width, 1 - EDGE / height, heading, va="top", weight="bold", fontsize=10)
-    axes = np.empty((rows, columns), object)
-    for row, column in np.ndindex(rows, columns):
-        x, y = left + column * (side + GAP), height - top - row * step - side
-        ax = figure.add_axes((x / width, y / height, side / width, side / height))
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        axes[row, column] = ax
-    return figure, axes
+def tiles(rows: int, columns: int, heading: str, text: float) -> tuple[Picture, np.ndarray]:
+    """A figure of axes [rows, columns] for images; text: inches of height beside the images."""
+    side = min(LARGEST, WIDTH / columns)
+    width = min(WIDTH, LARGEST * columns + NAMES)
+    figure = Picture(figsize=(width, side * rows + text), layout="compressed")
+    figure.suptitle(heading, x=0, ha="left", weight="bold", fontsize=10)
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=bare)
 
 
-def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> Any:
+def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> None:
     """Draw an image (or a map of its patches) so that a patch is one unit wide."""
-    return ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
+    ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
 
 
-def outline(
-    ax: Axes, box: tuple[float, float, float, float], colour: str, thick: float, **options: Any
-) -> Rectangle:
+def outline(ax: Axes, box: tuple[float, ...], colour: str, thick: float, **options: Any) -> Patch:
     """Draw the edge of a box: left, top, width and height in patches."""
-    edge = Rectangle(box[:2], *box[2:], fill=False, ec=colour, lw=thick, **options)
-    ax.add_patch(edge)
-    return edge
-
-
-def row_label(ax: Axes, name: str, more: str = "") -> None:
-    """Name a row of tiles at its left."""
-    place: dict[str, Any] = {"xy": (0, 0.5), "xycoords": "axes fraction", "ha": "right"}
-    place["textcoords"] = "offset points"
-    side = "bottom" if more else "center"
-    ax.annotate(name, xytext=(-8, 2), va=side, weight="bold", fontsize=9, **place)
-    ax.annotate(more, xytext=(-8, -2), va="top", fontsize=8, **place)
+    x, y, width, height = box
+    edge = Rectangle((x, y), width, height, fill=False, ec=colour, lw=thick, **options)
+    return ax.add_patch(edge)
 
 
 def label(name: str, width: int = 15) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.viz.canvas import COLOURS, WIDTH, Picture
@@ -25,64 +25,44 @@ PANELS = (  # title, unit, key in metrics.jsonl ({} stands for the level)
     ("Momentum", "optim.momentum", "momentum"),
 )
 
-Rows = Sequence[dict[str, Any]]
 
-
-def draw(rows: Rows) -> Picture:
+def draw(rows: Sequence[dict[str, Any]]) -> Picture:
     """Curves of the rows of a run's metrics.jsonl; panels without a logged value are left out."""
     keys = {key for row in rows for key, value in row.items() if value is not None}
     panels = [panel for panel in PANELS if any(panel[2].format(i) in keys for i in LEVELS)]
     if not panels:
         raise HJEPAError("There are no curves yet: metrics.jsonl holds no logged step.")
     columns = min(COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
-    size = (WIDTH * columns / COLUMNS, 0.4 + 2.35 * lines)
-    figure = Picture(figsize=size, facecolor="white")
+    lines = math.ceil(len(panels) / columns)
+    figure = Picture(figsize=(WIDTH * columns / COLUMNS, 0.4 + 2.35 * lines))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     for number, (title, unit, key) in enumerate(panels, 1):
         ax = figure.add_subplot(lines, columns, number)
         ax.set_title(title, loc="left", fontsize=10, weight="bold")
-        ax.set_ylabel(unit, fontsize=9)
-        draw_panel(ax, key, rows)
-    handles = [
-        Line2D([], [], color=COLOURS[level], marker=MARKERS[level], label=f"level {level}")
-        for level in LEVELS
-        if any(f"level_{level}" in key for key in keys)
-    ]
+        ax.set(xlabel="step", ylabel=unit)
+        _draw_panel(ax, key, rows)
+    shown = [level for level in LEVELS if any(f"level_{level}" in key for key in keys)]
+    handles = [Line2D([], [], c=COLOURS[n], marker=MARKERS[n], label=f"level {n}") for n in shown]
     if any(key.startswith("position_only") for key in keys):
         words = "loss of knowing\nonly the position"
         handles.append(Line2D([], [], color="0.3", linestyle="--", label=words))
-    style: dict[str, Any] = {"handles": handles, "frameon": False, "fontsize": 9}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 5}
     if len(panels) < lines * columns:  # there is room beside the last one
-        ax = figure.add_subplot(lines, columns, lines * columns)
-        ax.set_axis_off()
-        ax.legend(loc="center", **style)
-    else:
-        figure.legend(loc="outside lower center", ncols=5, **style)
+        place = {"loc": "center", "bbox_to_anchor": (1 - 0.5 / columns, 0.5 / lines)}
+    figure.legend(handles=handles, frameon=False, fontsize=9, **place)
     return figure
 
 
-def draw_panel(ax: Axes, key: str, rows: Rows) -> None:
+def _draw_panel(ax: Axes, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """One line per level of `key`, and dashed the loss of knowing only the position, if logged."""
-    by_level = "{}" in key
-    for level in LEVELS if by_level else LEVELS[:1]:
-        colour = COLOURS[level] if by_level else "0.3"
-        steps, values = points(rows, key.format(level))
-        every = max(1, len(steps) // 6)
-        ax.plot(steps, values, color=colour, marker=MARKERS[level], markevery=every, markersize=4)
-        dashed = points(rows, f"position_only_{key.format(level)}")
-        if dashed[0].size:
-            ax.plot(*dashed, color=colour, linestyle="--")
-    ax.set_xlabel("step", fontsize=9)
+    for level in LEVELS if "{}" in key else LEVELS[:1]:
+        name, colour = key.format(level), COLOURS[level] if "{}" in key else "0.3"
+        for logged, style in ((name, f"-{MARKERS[level]}"), (f"position_only_{name}", "--")):
+            found = [(row["step"], row[logged]) for row in rows if row.get(logged) is not None]
+            if found:
+                every = max(1, len(found) // 6)
+                ax.plot(*zip(*found, strict=True), style, c=colour, markevery=every, markersize=4)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    ax.tick_params(labelsize=8)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.grid(color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def points(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values [n] of the rows that hold a number for `key`."""
-    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, values

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
+from matplotlib.patheffects import withStroke
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import Picture, outline, row_label, show, tiles
+from hjepa_mlx.viz.canvas import Picture, outline, show, tiles
 
 CLIPPED = (1, 99)  # percentiles of a component that become black and full
 
@@ -20,14 +19,11 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    levels = encode(model, images)
-    heading = "Features: first three principal components as RGB"
-    figure, axes = _tiles_below(images, len(levels), heading, model.config.grid)
-    for level, x in enumerate(levels):
-        colours, explained = pca_colours(x)
-        _draw_level(
-            axes[1 + level], colours, model, level, f"\n{100 * explained:.0f} % of variance"
-        )
+    drawn = [pca_colours(np.array(x, np.float32)) for x in model.encode(images)]
+    maps = [colours for colours, _ in drawn]
+    figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
+    for ax, (_, share) in zip(axes[1:, 0], drawn, strict=True):
+        ax.yaxis.label.set_text(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
     return figure
 
 
@@ -39,33 +35,26 @@ def draw_similarity(
     images: [B, S, S, 3] uint8, one column each; patch: its row and column, by default the middle.
     Raises UsageError when the grid has no such patch.
     """
-    grid = model.config.grid
+    grid, pools = model.config.grid, [int(pool) for pool in model.config.model.level_pool]
     row, column = patch or (grid // 2, grid // 2)
     if not (0 <= row < grid and 0 <= column < grid):
         raise UsageError(f"There is no patch {(row, column)} in a {grid}x{grid} grid.")
-    levels = encode(model, images)
-    heading = "Features: cosine similarity to the marked patch"
-    figure, axes = _tiles_below(images, len(levels), heading, grid, right=0.7)
-    _mark(axes[0], row, column, 1, grid)
-    inch = 1 / figure.get_figwidth()
-    for level, x in enumerate(levels):
-        pool = int(model.config.model.level_pool[level])
+    maps = []
+    for features, pool in zip(model.encode(images), pools, strict=True):
+        x = np.array(features, np.float32)
         cell = on_patches(np.arange(x.shape[1]), grid, pool)[row, column]
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
-        maps = np.einsum("bnd,bd->bn", unit, unit[:, cell])
-        drawn = _draw_level(axes[1 + level], maps, model, level, vmin=maps.min(), vmax=1)
-        _mark(axes[1 + level], row, column, pool, grid)
-        place = axes[1 + level, -1].get_position()
-        bar = place.x1 + 0.1 * inch, place.y0 + 0.05 * place.height, 0.12 * inch, 0.9 * place.height
-        figure.colorbar(drawn, cax=figure.add_axes(bar)).ax.tick_params(labelsize=8)
+        maps.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
+    figure, axes = _draw_maps(model, images, maps, "cosine similarity to the marked patch")
+    for line in axes[1:]:
+        figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
+    edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
+    for line, size in zip(axes, (1, *pools), strict=True):
+        left, top = column // size * size, row // size * size
+        box = left, top, min(size, grid - left), min(size, grid - top)
+        for ax in line:
+            outline(ax, box, "white", 1.1, clip_on=False, zorder=3, path_effects=edge)
     return figure
-
-
-def encode(model: HJEPA, images: np.ndarray) -> list[np.ndarray]:
-    """Target encoder's features of each level, [B, n_l, D] float32."""
-    levels = model.encode(images)
-    mx.eval(levels)
-    return [np.array(x, np.float32) for x in levels]
 
 
 def pca_colours(features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -93,33 +82,20 @@ def on_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
     return x.repeat(pool, 0).repeat(pool, 1)[:grid, :grid]
 
 
-def _tiles_below(
-    images: np.ndarray, levels: int, heading: str, grid: int, **margins: float
+def _draw_maps(
+    model: HJEPA, images: np.ndarray, maps: list[np.ndarray], meaning: str
 ) -> tuple[Picture, np.ndarray]:
-    """A column of tiles for each image: the image, and an empty tile for each level."""
-    figure, axes = tiles(1 + levels, len(images), heading, left=1.2, **margins)
-    row_label(axes[0, 0], "image")
+    """A column for each image: the image, and below it each level's values [B, n, …] of cells."""
+    grid = model.config.grid
+    figure, axes = tiles(1 + len(maps), len(images), f"Features: {meaning}", text=0.3)
+    style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
+    axes[0, 0].set_ylabel("image", **style)
     for ax, image in zip(axes[0], images, strict=True):
         show(ax, image, grid)
+    for level, cells in enumerate(maps):
+        pool, side = int(model.config.model.level_pool[level]), math.isqrt(cells.shape[1])
+        axes[1 + level, 0].set_ylabel(f"level {level}\n{side}×{side} cells", **style)
+        for ax, values in zip(axes[1 + level], cells, strict=True):
+            patches = on_patches(values, grid, pool)
+            show(ax, patches, grid, vmin=cells.min(), vmax=cells.max())
     return figure, axes
-
-
-def _draw_level(
-    axes: np.ndarray, maps: np.ndarray, model: HJEPA, level: int, more: str = "", **options: Any
-) -> Any:
-    """Draw values of a level's cells [B, n, …], one image a tile; gives the last one drawn."""
-    side = math.isqrt(maps.shape[1])
-    row_label(axes[0], f"level {level}", f"{side}×{side} cells{more}")
-    grid, pool = model.config.grid, int(model.config.model.level_pool[level])
-    for ax, cells in zip(axes, maps, strict=True):
-        drawn = show(ax, on_patches(cells, grid, pool), grid, **options)
-    return drawn
-
-
-def _mark(axes: np.ndarray, row: int, column: int, size: int, grid: int) -> None:
-    """Outline the cell of `size` patches that holds a patch, to be seen on every colour."""
-    x, y = column // size * size, row // size * size
-    box = x, y, min(size, grid - x), min(size, grid - y)
-    for ax in axes:
-        outline(ax, box, "black", 2.6, clip_on=False, zorder=3)
-        outline(ax, box, "white", 1.1, clip_on=False, zorder=3)

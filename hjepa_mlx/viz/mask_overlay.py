@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import cycle
 
 import numpy as np
@@ -16,7 +15,6 @@ from hjepa_mlx.viz.canvas import COLOURS, Picture, outline, show, tiles
 
 FADED, KEPT = "#C8CAE2", 0.2  # a hidden patch turns into this until so much of it is left
 INSET = 0.006  # of the image: a block is drawn smaller than the one before, so that both are seen
-LEGEND = 5  # columns
 
 
 def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
@@ -26,10 +24,8 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     colour, and divided into the cells whose features are predicted.
     """
     masks, grid = MaskSampler(config)(step, len(images)), config.grid
-    blocks = masks.targets.shape[1]
     heading = "Masks: the context is seen, each cell inside the target blocks is predicted"
-    bottom = 0.15 + 0.22 * math.ceil((blocks + 1) / LEGEND)
-    figure, axes = tiles(len(images), 1 + len(masks.pool), heading, bottom=bottom, top=0.75)
+    figure, axes = tiles(len(images), 1 + len(masks.pool), heading, text=1)
     axes[0, 0].set_title("image", fontsize=9)
     for ax, level in zip(axes[0, 1:], config.predicted, strict=True):
         cell = config.model.patch_size * int(config.model.level_pool[level])
@@ -37,39 +33,33 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     for number, image in enumerate(images):
         show(axes[number, 0], image, grid)
         for ax, pool in zip(axes[number, 1:], masks.pool, strict=True):
-            show(ax, context_only(image, masks.context[number], grid), grid)
-            draw_targets(ax, masks.targets[number], pool, grid)
-    handles = [
-        Patch(fill=False, edgecolor=colour, linewidth=2, label=f"target block {block}")
-        for block, colour in zip(range(1, 1 + blocks), cycle(COLOURS), strict=False)
-    ]
-    handles.append(Patch(color=FADED, label="hidden"))
-    figure.legend(handles=handles, loc="lower center", ncols=LEGEND, frameon=False, fontsize=9)
+            show(ax, _context_only(image, masks.context[number], grid), grid)
+            _draw_targets(ax, masks.targets[number], pool, grid)
+    handles = [*axes[0, 1].get_legend_handles_labels()[0], Patch(color=FADED, label="hidden")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
-def context_only(image: np.ndarray, context: np.ndarray, grid: int) -> np.ndarray:
+def _context_only(image: np.ndarray, context: np.ndarray, grid: int) -> np.ndarray:
     """Image [S, S, 3] with all but the patches numbered `context` [K] faded."""
-    seen = np.zeros(grid**2, bool)
-    seen[context] = True
-    size = len(image) // grid
-    seen = seen.reshape(grid, grid).repeat(size, 0).repeat(size, 1)
+    seen = np.isin(np.arange(grid**2), context).reshape(grid, grid)
+    seen = np.kron(seen, np.ones((len(image) // grid,) * 2, bool))
     faded = (KEPT * image + (1 - KEPT) * 255 * np.array(to_rgb(FADED))).astype(np.uint8)
     return np.where(seen[:, :, None], image, faded)
 
 
-def draw_targets(ax: Axes, targets: np.ndarray, pool: np.ndarray, grid: int) -> None:
+def _draw_targets(ax: Axes, targets: np.ndarray, pool: np.ndarray, grid: int) -> None:
     """Outline target blocks [M, h·w] and the cells [n, h·w] that each is pooled into."""
     for block, (patches, colour) in enumerate(zip(targets, cycle(COLOURS), strict=False)):
         gap = grid * INSET * (block + 0.5)
         x, y, width, height = _box(patches, grid)
-        edge = outline(ax, (x + gap, y + gap, width - 2 * gap, height - 2 * gap), colour, 1.8)
+        inner = x + gap, y + gap, width - 2 * gap, height - 2 * gap
+        edge = outline(ax, inner, colour, 1.8, label=f"target block {block + 1}")
         for cell in pool:
             outline(ax, _box(patches[cell > 0], grid), colour, 0.8).set_clip_path(edge)
 
 
 def _box(patches: np.ndarray, grid: int) -> tuple[int, int, int, int]:
     """Left, top, width and height of a rectangle of patches."""
-    top, left = divmod(int(patches.min()), grid)
-    bottom, right = divmod(int(patches.max()), grid)
-    return left, top, right + 1 - left, bottom + 1 - top
+    rows, columns = np.divmod(patches, grid)
+    return columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1

@@ -41,10 +41,10 @@ def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list
     written, the page first. Raises HJEPAError when checkpoint or data are missing.
     """
     shown, folder = data or run.config.data, folder or run.path / "viz"
-    files = {f"{name}.png": png(picture) for name, picture in draw_all(run, shown).items()}
-    html = page(run, shown.name, files).encode("utf-8", "backslashreplace")
+    pictures = {name: png(picture) for name, picture in draw_all(run, shown).items()}
+    html = page(run, shown.name, pictures).encode("utf-8", "backslashreplace")
+    files = {"report.html": html} | {f"{name}.png": file for name, file in pictures.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"report.html": html, **files}
     for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -56,29 +56,32 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     model = load(run.path)
     train, test = open_source(data, "train"), open_source(data, "test")
     check_evaluable(train, test)
-    bank = samples(train, model.config, BANK)
-    some = samples(test, model.config, max(MASKED, SHOWN, QUERIES))
-    queries = some._replace(images=some.images[:QUERIES], labels=some.labels[:QUERIES])
+    bank, queries = samples(train, model.config, BANK), samples(test, model.config, QUERIES)
+    images = samples(test, model.config, max(MASKED, SHOWN)).images
     drawn = {}
     if run.latest and not read_state(run.latest)["own_parts"]["sampler"]:
-        drawn["masks"] = mask_overlay.draw(model.config, some.images[:MASKED])
-    drawn["pca"] = feature_maps.draw_pca(model, some.images[:SHOWN])
-    drawn["similarity"] = feature_maps.draw_similarity(model, some.images[:SHOWN])
+        drawn["masks"] = mask_overlay.draw(model.config, images[:MASKED])
+    drawn["pca"] = feature_maps.draw_pca(model, images[:SHOWN])
+    drawn["similarity"] = feature_maps.draw_similarity(model, images[:SHOWN])
     drawn["neighbours"] = neighbours.draw(model, queries, bank)
     if rows := run.metrics:
         drawn["curves"] = curves.draw(rows)
     return drawn
 
 
-def page(run: Run, data: str, files: dict[str, bytes]) -> str:
-    """One HTML page that needs nothing else; data: whose images are shown; files: PNGs by name."""
+def page(run: Run, data: str, pictures: dict[str, bytes]) -> str:
+    """One HTML page that needs nothing else; data: whose images are shown; pictures: PNG files."""
     rows = (facts(run) | {"images below": data}).items()
-    facts_table = "\n".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows)
+    figures = []
+    for name, content in pictures.items():
+        image = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        caption = f"<figcaption>{escape(CAPTIONS[name])}</figcaption>"
+        figures.append(f'<figure><img alt="{name}" src="{image}">{caption}</figure>')
     return PAGE.substitute(
         title=escape(f"{run.config.name} · {run.path.resolve().name}"),
-        facts=facts_table,
+        facts="\n".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows),
         evaluation=evaluation(run),
-        pictures="\n".join(figure(Path(name).stem, content) for name, content in files.items()),
+        pictures="\n".join(figures),
         config=escape(run.config.to_yaml()),
     )
 
@@ -114,12 +117,3 @@ def evaluation(run: Run) -> str:
         words = f"{run.path / 'eval.json'} is damaged or from another version of hjepa-mlx. "
         title, shown = "", escape(words + f"Run `hjepa-mlx eval {run.path}` to write it again.")
     return f"<h2>Evaluation{title}</h2>\n{shown}"
-
-
-def figure(name: str, content: bytes) -> str:
-    """A PNG inside the page, with its caption."""
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
-    )

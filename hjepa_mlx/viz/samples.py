@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +31,9 @@ def samples(source: Source, config: Config, count: int) -> Samples:
     if source.classes:
         first = np.sort(np.unique(source.labels[order], return_index=True)[1])
         order = np.concatenate([order[first], np.delete(order, first)])
-    skipped, found = Skipped(), {}
-    for place, image in evaluation_images(source.take(order), config, skipped):
-        found[order[place]] = image
-        if len(found) == count:
-            break
+    skipped = Skipped()
+    readable = islice(evaluation_images(source.take(order), config, skipped), count)
+    found = {order[place]: image for place, image in readable}
     if not found:
         raise HJEPAError(f"{source.name}: no image can be read. {skipped.first()}")
     labels = source.labels[list(found)] if source.classes else source.labels
