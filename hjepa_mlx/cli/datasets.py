@@ -17,6 +17,7 @@ datasets = typer.Typer(
     help="List, download, prepare, verify and combine data sets.", no_args_is_help=True
 )
 Name = Annotated[str, typer.Argument(help="Name of a data set: see `hjepa-mlx datasets list`.")]
+NameOrFolder = Annotated[str, typer.Argument(help="Name of a data set, or folder.")]
 
 
 @datasets.command(name="list")
@@ -60,12 +61,11 @@ def download(
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
-    originals = fetch(name, data_root(Data(dir=data_dir)))
+    originals = fetch(name, data_root(Data(dir=data_dir)), remove_originals)
     if originals:
-        paths = ", ".join(map(str, originals))
         size = sum(map(size_of, originals)) / 1e9
         done = "Removed" if remove_originals else "Not needed any more"
-        print(f"{done}: {paths} ({size:.2f} GB)")
+        print(f"{done}: {', '.join(map(str, originals))} ({size:.2f} GB)")
     for path in originals if remove_originals else ():
         remove(path)
     more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"
@@ -76,14 +76,13 @@ def download(
 @readable
 @awake()
 def prepare(
-    name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
+    name: NameOrFolder,
     data_dir: DataDir = None,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to. Default: `prepared` beside the data.")
     ] = None,
     side: Annotated[
-        int,
-        typer.Option(min=16, max=4096, help="Short side of photographs; none is enlarged."),
+        int, typer.Option(min=16, max=4096, help="Short side of photographs; none is enlarged.")
     ] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of their JPEGs.")] = 90,
     workers: Annotated[
@@ -124,11 +123,7 @@ def prepare(
 @datasets.command()
 @readable
 @awake()
-def verify(
-    name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-) -> None:
+def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = None) -> None:
     """Check counts, checksums, classes, that every image can be read, and duplicates.
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
@@ -139,12 +134,10 @@ def verify(
     from hjepa_mlx.data.verify import verify as run
     from hjepa_mlx.progress import say
 
-    console = Console()
     check_writable(json_file)
     checks = run(Data(name=name, dir=data_dir))
-    if json_file != "-":
-        for check in checks:
-            say(console, f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
+    for check in checks if json_file != "-" else ():
+        say(Console(), f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
     output_json([asdict(check) for check in checks], json_file)
     if not all(check.right for check in checks):
         raise typer.Exit(1)

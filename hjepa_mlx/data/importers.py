@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from itertools import count, repeat, zip_longest
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,21 +26,36 @@ FASHION_CLASSES = (
     "Ankle boot",
 )  # fmt: skip
 LARGEST_IDX = 60_000 * 32 * 32  # bytes
-CIFAR_RECORD, STL_RECORD = 1 + 3 * 32 * 32, 3 * 96 * 96  # bytes; CIFAR-10's begins with the label
-CIFAR_TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
-CLASSES = {
-    "cifar10": (
-        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+
+
+class Binary(NamedTuple):
+    """A binary version, [N] records of three planes: its folder, and how it is laid out.
+
+    images: the files of each split. labels: the files whose bytes are the labels from 1; without
+    any, a label from 0 comes first in each record. axes: of a record's [3, ...] as [H, W, 3].
+    """
+
+    folder: str
+    images: dict[str, list[str]]
+    labels: dict[str, str]
+    axes: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+
+BINARY = {
+    "cifar10": Binary(
+        "cifar-10-batches-bin",
+        {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]},
+        {},
+        (1, 2, 0),
+        tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
     ),
-    "stl10": (
-        "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
-    ),
-}  # fmt: skip
-BINARY = {  # folder in the archive, and its files
-    "cifar10": ("cifar-10-batches-bin", [*CIFAR_TRAIN, "test_batch.bin"]),
-    "stl10": (
+    "stl10": Binary(
         "stl10_binary",
-        ["unlabeled_X.bin", "train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"],
+        {"pretrain": ["unlabeled_X.bin"], "train": ["train_X.bin"], "test": ["test_X.bin"]},
+        {"train": "train_y.bin", "test": "test_y.bin"},
+        (2, 1, 0),  # planes are stored by columns
+        tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
     ),
 }
 
@@ -53,13 +69,8 @@ def find(name: str, root: Path) -> Found | None:
             return Found("binary files", partial(_binary, name, where))
         files = [place / remote.name for remote in CATALOG[name].files]
         if name == "fashion-mnist" and all(path.is_file() for path in files):
-            return Found("IDX files", partial(_idx, place))
+            return Found("IDX files", lambda split: of_images(*fashion(place, split), files=files))
     return None
-
-
-def _idx(place: Path, split: str) -> Original:
-    files = [place / remote.name for remote in CATALOG["fashion-mnist"].files]
-    return of_images(*fashion(place, split), files=files)
 
 
 def fashion(place: Path, split: str) -> tuple[Pixels, np.ndarray, tuple[str, ...]]:
@@ -102,8 +113,9 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
 def _binary_place(name: str, place: Path) -> Path | None:
     """The folder that holds all files of a binary version, or else its archive."""
-    inner, names = BINARY[name]
-    for folder in (place / inner, place):
+    kind = BINARY[name]
+    names = [*sum(kind.images.values(), []), *kind.labels.values()]
+    for folder in (place / kind.folder, place):
         if all((folder / file).is_file() for file in names):
             return folder
     archive = place / CATALOG[name].files[0].name
@@ -112,61 +124,42 @@ def _binary_place(name: str, place: Path) -> Path | None:
 
 def _binary(name: str, place: Path, split: str) -> Original:
     """CIFAR-10 or STL-10 in the folder or archive `place`."""
-    files, items = (_cifar10 if name == "cifar10" else _stl10)(place, split)
-    paths = tuple(place / file for file in files) if place.is_dir() else (place,)
-    side, images = CATALOG[name].resolution, CATALOG[name].splits[split]
-    classes = () if split == "pretrain" else CLASSES[name]
-    return Original(classes, images, of_files(paths), items, paths, (side, side, 3))
-
-
-def _cifar10(place: Path, split: str) -> tuple[list[str], Callable[[], Iterator[Item]]]:
-    """Records of a label and three 32×32 planes stored by rows."""
-    files = ["test_batch.bin"] if split == "test" else CIFAR_TRAIN
+    kind, side = BINARY[name], CATALOG[name].resolution
+    head, label_file = 0 if kind.labels else 1, kind.labels.get(split)
+    classes = kind.classes if head or label_file else ()
 
     def items() -> Iterator[Item]:
-        for file in files:
-            for record, name in _records("cifar10", place, file, CIFAR_RECORD):
-                if record[0] >= 10:
+        labels = iter(b"".join(_records(name, place, label_file, 1)) if label_file else b"")
+        for file in kind.images[split]:
+            for number, record in enumerate(_records(name, place, file, head + 3 * side * side)):
+                label = record[0] if head else next(labels, 0) - 1
+                if classes and label not in range(len(classes)):
                     raise _apart(place)
-                pixels = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-                yield Item(partial(np.asarray, pixels), int(record[0]), name)
+                planes = np.frombuffer(record, np.uint8, offset=head).reshape(3, side, side)
+                read = partial(np.asarray, planes.transpose(kind.axes))
+                yield Item(read, label, f"{place / file}[{number}]")
+        if next(labels, None) is not None:
+            raise _apart(place)
 
-    return files, items
-
-
-def _stl10(place: Path, split: str) -> tuple[list[str], Callable[[], Iterator[Item]]]:
-    """Three 96×96 planes an image, stored by columns; labels from 1 in a file of their own."""
-    stem = "unlabeled" if split == "pretrain" else split
-    files = [f"{stem}_X.bin", *([] if split == "pretrain" else [f"{stem}_y.bin"])]
-
-    def items() -> Iterator[Item]:
-        images = _records("stl10", place, files[0], STL_RECORD)
-        labels = [_records("stl10", place, file, 1) for file in files[1:]]
-        for image, label in zip_longest(images, *labels) if labels else zip(images, repeat(None)):
-            number = int(label[0][0]) - 1 if label else -1
-            if image is None or (labels and number not in range(10)):
-                raise _apart(place)
-            pixels = image[0].reshape(3, 96, 96).transpose(2, 1, 0)
-            yield Item(partial(np.asarray, pixels), number, image[1])
-
-    return files, items
+    names = [*kind.images[split], *filter(None, [label_file])]
+    files = [place / file for file in names] if place.is_dir() else [place]
+    return of_files(files, classes, CATALOG[name].splits[split], items, (side, side, 3))
 
 
-def _records(name: str, place: Path, file: str, size: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Records of `size` bytes, [size] uint8, and their names."""
-    path, member = place / file, f"{BINARY[name][0]}/{file}"
+def _records(name: str, place: Path, file: str, size: int) -> Iterator[bytes]:
+    """The records of a file, `size` bytes each."""
+    path, member = place / file, f"{BINARY[name].folder}/{file}"
     largest = CATALOG[name].images * size  # a longer member is not the published one
     with open(path, "rb") if place.is_dir() else opened_member(place, member, largest) as stream:
         for number in count():
             record = stream.read(size)
-            if not record:
-                return
             if len(record) < size:
-                raise StorageError(
-                    f"{path} is not whole: its record {number} ends early. Delete it and download "
-                    "again."
-                )
-            yield np.frombuffer(record, np.uint8), f"{path}[{number}]"
+                break
+            yield record
+    if record:
+        raise StorageError(
+            f"{path} is not whole: its record {number} ends early. Delete it and download again."
+        )
 
 
 def _apart(place: Path) -> HJEPAError:

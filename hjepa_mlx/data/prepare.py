@@ -13,10 +13,10 @@ import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ LOCK = ".lock"
 RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
-GROUP = 32  # images that a worker takes at once
-AHEAD = 16  # groups that wait to be written
+AHEAD = 512  # images that are read and wait to be written
 Advance = Callable[[int], None]
 Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
 
@@ -87,28 +86,19 @@ def prepare(
         "originals": {split: original.fingerprint for split, original in originals.items()},
     }
     if prepared.complete(folder):
-        made = prepared.manifest(folder)
-        _compare(plan, made, folder)
-        return made
+        _compare(plan, prepared.manifest(folder), folder)
+        return prepared.manifest(folder)
+    write = partial(_write_shards, side, quality, workers) if encoded else _write_array
+    total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
         _check_space(folder, originals, side)
         _begin(folder, plan)
-        splits = {}
-        total = sum(original.images for original in originals.values())
         with bar(f"Preparing {name}", total, "images") as advance:
-            for split, original in originals.items():
-                path = folder / split
-                if encoded:
-                    with ThreadPoolExecutor(workers or backend.cpu_count()) as pool:
-                        reduced = partial(_reduced, pool, side, quality)
-                        splits[split] = _write_shards(path, original, reduced, advance)
-                else:
-                    splits[split] = _write_array(path, original, advance)
+            splits = {s: write(folder / s, original, advance) for s, original in originals.items()}
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
-        for record in folder.glob(RECORDS):
-            record.unlink()
-        (folder / LOCK).unlink()
+        for left in (*folder.glob(RECORDS), folder / LOCK):
+            left.unlink()
     return prepared.manifest(folder)
 
 
@@ -171,60 +161,46 @@ def _write_header(file: Any, count: int, shape: tuple[int, ...] | None) -> None:
 
 
 def _write_shards(
-    path: Path,
-    original: Original,
-    reduced: Callable[[Iterator[Item]], Generator[Reduced, None, None]],
-    advance: Advance,
+    side: int, quality: int, workers: int | None, path: Path, original: Original, advance: Advance
 ) -> dict[str, Any]:
     """Shards of the split `path` that are not there yet; returns its part of the manifest."""
-    made, items = list(_whole_shards(path)), original.items()
+    made: list[dict[str, Any]] = []
+    tar = path.with_name(f"{path.name}-00000.tar")
+    while all(tar.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
+        made.append(json.loads(tar.with_suffix(".json").read_text()))
+        tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
+    items = original.items()
     for _ in islice(items, len(made) * prepared.SHARD):
         advance(1)
-    with closing(reduced(items)) as images:
+    with closing(_reduced(items, side, quality, workers)) as images:
         while first := next(images, None):
-            begin = len(made) * prepared.SHARD
-            shard = enumerate(chain([first], islice(images, prepared.SHARD - 1)), begin)
             tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
-            made.append(_write_shard(tar, shard, original.classes, advance))
+            shard = chain([first], islice(images, prepared.SHARD - 1))
+            number = len(made) * prepared.SHARD
+            made.append(_write_shard(tar, enumerate(shard, number), original.classes, advance))
     skipped = [line for shard in made for line in shard.pop("skipped")]
     return {"images": sum(shard["images"] for shard in made), "skipped": skipped, "files": made}
 
 
-def _whole_shards(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of the first shards, which an interrupted call finished."""
-    for number in count():
-        record = path.with_name(f"{path.name}-{number:05d}.json")
-        if not all(record.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
-            return
-        yield json.loads(record.read_text())
-
-
 def _reduced(
-    pool: ThreadPoolExecutor, side: int, quality: int, items: Iterator[Item]
+    items: Iterator[Item], side: int, quality: int, workers: int | None
 ) -> Generator[Reduced, None, None]:
-    """The images in order, read and made smaller by the pool (PIL works outside Python's lock)."""
+    """The images in order, read and made smaller by threads (PIL works outside Python's lock)."""
 
-    def reduce(group: list[Item]) -> list[Reduced]:
-        return [_reduce(item, side, quality) for item in group]
+    def reduce(item: Item) -> Reduced:
+        try:
+            return item, shrunk(bytes(item.read()), side, quality), ""
+        except UNREADABLE as error:
+            return item, b"", str(error) or type(error).__name__
 
-    waiting: deque[Future[list[Reduced]]] = deque()
+    pool = ThreadPoolExecutor(workers or backend.cpu_count())
     try:
-        while group := list(islice(items, GROUP)):
-            waiting.append(pool.submit(reduce, group))
-            if len(waiting) > AHEAD:
-                yield from waiting.popleft().result()
+        waiting = deque(pool.submit(reduce, item) for item in islice(items, AHEAD))
         while waiting:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(reduce, item) for item in islice(items, 1))
     finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _reduce(item: Item, side: int, quality: int) -> Reduced:
-    try:
-        return (item, shrunk(bytes(item.read()), side, quality), "")
-    except UNREADABLE as error:
-        return (item, b"", str(error) or type(error).__name__)
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_shard(
