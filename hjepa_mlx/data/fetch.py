@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from hjepa_mlx.data import importers, prepared
-from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, look_up
+from hjepa_mlx.data.catalog import Dataset, look_up
 from hjepa_mlx.data.download import download, md5_of
 from hjepa_mlx.data.prepare import IMAGE_BYTES, originals_of, prepare
 from hjepa_mlx.errors import HJEPAError
@@ -39,7 +39,7 @@ def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
     if name == "demo" or (folder and not (earlier and importers.find(name, root))):
         return []
     if not folder:
-        (_from_imagenet if name == "imagenet1k" else _from_hub if row.hub else _from_web)(row, root)
+        (_by_hand if row.archives else _from_hub if row.hub else _from_web)(row, root)
     originals = originals_of(name, root)
     if not folder:
         prepare(name, originals, root / name / prepared.FOLDER)
@@ -91,17 +91,17 @@ def _from_web(row: Dataset, root: Path) -> None:
             download(remote, folder / remote.name)
 
 
-def _from_imagenet(row: Dataset, root: Path) -> None:
+def _by_hand(row: Dataset, root: Path) -> None:
     """Say which files to get and where to put them, or check those that are there."""
     folder = root / row.name
-    missing = [file for file in IMAGENET_ARCHIVES if not (folder / file).is_file()]
+    missing = [file for file in row.archives if not (folder / file).is_file()]
     found = importers.find(row.name, root)
     if missing and found and found.layout != "tar archives":
         return  # another layout, which nobody publishes checksums of
     if missing:
         print(IMAGENET_STEPS.format(folder=folder, name=row.name, root=quote(str(root))))
         raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
-    for file, md5 in IMAGENET_ARCHIVES.items():
+    for file, md5 in row.archives.items():
         _check_md5(folder / file, md5)
 
 

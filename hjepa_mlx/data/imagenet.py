@@ -36,7 +36,7 @@ PARQUET_BATCH = 64  # images
 def find(name: str, root: Path) -> Found | None:
     """The first layout found; a quick look only."""
     for place in (root / name, root):
-        for layout in (_parquet, _tars, _kaggle, _folders):
+        for layout in (_parquet, _tars, _folders):
             if found := layout(place):
                 return Found(found.layout, partial(_in_order, name, found))
     if name != "imagenet100":
@@ -62,10 +62,8 @@ def _in_order(name: str, found: Found, split: str) -> Original:
     original = found.open(split)
     known, hundred = set(original.classes), name == "imagenet100"
     for order in map(class_list, ("cmc", "kaggle")):
-        cut = hundred and set(order) < known
-        if known <= set(order) or cut:
-            chosen = _with_classes(original, tuple(one for one in order if one in known))
-            return replace(chosen, files=()) if cut else chosen
+        if known <= set(order) or (hundred and set(order) <= known):
+            return _with_classes(original, [one for one in order if one in known])
     if hundred and len(known) > 100:
         raise HJEPAError(
             f"ImageNet-100 cannot be cut out of these {len(known)} classes: they are not named by "
@@ -75,7 +73,8 @@ def _in_order(name: str, found: Found, split: str) -> Original:
     return original
 
 
-def _with_classes(original: Original, classes: tuple[str, ...]) -> Original:
+def _with_classes(original: Original, classes: list[str]) -> Original:
+    """Only the images of `classes`; files that hold others too are needed further on."""
     number = {name: label for label, name in enumerate(classes)}
     renamed = [number.get(name, -1) for name in original.classes]
 
@@ -84,8 +83,9 @@ def _with_classes(original: Original, classes: tuple[str, ...]) -> Original:
             if renamed[item.label] >= 0:
                 yield item._replace(label=renamed[item.label])
 
-    images = original.images * len(classes) // len(original.classes)  # about as many of each
-    return replace(original, classes=classes, images=images, items=items)
+    images = original.images * len(classes) // len(renamed)  # about as many of each
+    files = original.files if len(classes) == len(renamed) else ()
+    return replace(original, classes=tuple(classes), images=images, items=items, files=files)
 
 
 def _parquet(place: Path) -> Found | None:
@@ -190,23 +190,16 @@ def _tar_split(place: Path, train: Path, split: str) -> Original:
     return of_files([path], classes, images, items)
 
 
-def _kaggle(place: Path) -> Found | None:
-    """ambityga/imagenet100; one folder is enough: the others are then asked for."""
-    here = next(place.glob("train.X[0-9]"), None)
-    return here and Found("Kaggle's folders", partial(_kaggle_split, place))
-
-
-def _kaggle_split(place: Path, split: str) -> Original:
-    parts = [place / name for name in (["val.X"] if split == "test" else KAGGLE_TRAIN)]
-    for part in parts:
-        if not part.is_dir():
-            raise HJEPAError(f"{place}: {part.name} is missing.")
-    return _of_folders(place, parts, class_list("kaggle"))
-
-
 def _folders(place: Path) -> Found | None:
-    root = next((r for r in (place, place / KAGGLE_ROOT) if _has_classes(r / "train")), None)
-    return root and Found("folders", partial(_folder_split, place, root))
+    """A folder a class; in ambityga/imagenet100 they are spread over several."""
+    if next(place.glob("train.X[0-9]"), None):  # one is enough: the others are then asked for
+        train, val = [place / name for name in KAGGLE_TRAIN], place / "val.X"
+        return Found("Kaggle's folders", partial(_folder_split, place, train, val))
+    for root in (place, place / KAGGLE_ROOT):
+        if _has_classes(root / "train"):
+            val = _first(root, "val", "validation") or root / "val"
+            return Found("folders", partial(_folder_split, place, [root / "train"], val))
+    return None
 
 
 def _has_classes(folder: Path) -> bool:
@@ -218,22 +211,19 @@ def _has_classes(folder: Path) -> bool:
         return False
 
 
-def _folder_split(place: Path, root: Path, split: str) -> Original:
-    folder = root / "train" if split != "test" else _first(root, "val", "validation")
-    if folder is None:
-        raise HJEPAError(f"{root / 'train'} is there, but val/ is not beside it.")
-    return _of_folders(place, [folder])
-
-
-def _of_folders(place: Path, folders: list[Path], order: tuple[str, ...] = ()) -> Original:
+def _folder_split(place: Path, train: list[Path], val: Path, split: str) -> Original:
     """Each image's class is the folder it lies in, or the one that the ground truth says."""
+    folders = [val] if split == "test" else train
+    for folder in folders:
+        if not folder.is_dir():
+            raise HJEPAError(f"The folder {folder} is missing. Put it there and run again.")
     paths = [path for folder in folders for path in image_paths(folder)]
     if not paths:
         raise HJEPAError(f"{place}: there are no images in its class folders.")
     names = [os.path.basename(os.path.dirname(path)) for path in paths]
     if {*names} <= {folder.name for folder in folders}:
         names = classes_of(place, [os.path.basename(path) for path in paths])
-    classes, labels = _labelled(names, order)
+    classes, labels = _labelled(names, class_list("kaggle"))
     return of_images(Files(place, paths), labels, classes, files=folders)
 
 

@@ -6,85 +6,53 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from hjepa_mlx.data import imagenet
 from hjepa_mlx.data.archives import opened_member
-from hjepa_mlx.data.catalog import CATALOG
+from hjepa_mlx.data.catalog import CATALOG, Binary, Dataset
 from hjepa_mlx.data.original import Found, Item, Original, of_files, of_images
 from hjepa_mlx.data.storage import Pixels, StorageError
 from hjepa_mlx.errors import HJEPAError
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 DEMO = Path(__file__).parent / "demo"
-FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-    "Ankle boot",
-)  # fmt: skip
 LARGEST_IDX = 60_000 * 32 * 32  # bytes
-
-
-class Binary(NamedTuple):
-    """A binary version, [N] records of three planes: its folder, and how it is laid out.
-
-    images: the files of each split. labels: the files whose bytes are the labels from 1; without
-    any, a label from 0 comes first in each record. axes: of a record's [3, ...] as [H, W, 3].
-    """
-
-    folder: str
-    images: dict[str, list[str]]
-    labels: dict[str, str]
-    axes: tuple[int, int, int]
-    classes: tuple[str, ...]
-
-
-BINARY = {
-    "cifar10": Binary(
-        "cifar-10-batches-bin",
-        {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]},
-        {},
-        (1, 2, 0),
-        tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
-    ),
-    "stl10": Binary(
-        "stl10_binary",
-        {"pretrain": ["unlabeled_X.bin"], "train": ["train_X.bin"], "test": ["test_X.bin"]},
-        {"train": "train_y.bin", "test": "test_y.bin"},
-        (2, 1, 0),  # planes are stored by columns
-        tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
-    ),
-}
 
 
 def find(name: str, root: Path) -> Found | None:
     """The originals of data set `name` in `root/name` or `root`, or None; a quick look only."""
     if name.startswith("imagenet"):
         return imagenet.find(name, root)
+    row = CATALOG[name]
     for place in (root / name, root, DEBIAN_FASHION):
-        if name in BINARY and (where := _binary_place(name, place)):
-            return Found("binary files", partial(_binary, name, where))
-        files = [place / remote.name for remote in CATALOG[name].files]
+        if row.binary and (where := _binary_place(row, row.binary, place)):
+            return Found("binary files", partial(_binary, row, row.binary, where))
+        files = [place / remote.name for remote in row.files]
         if name == "fashion-mnist" and all(path.is_file() for path in files):
-            return Found("IDX files", lambda split: of_images(*fashion(place, split), files=files))
+            return Found("IDX files", partial(_idx, files))
     return None
+
+
+def _idx(files: list[Path], split: str) -> Original:
+    return of_images(*fashion(files[0].parent, split), files=files)
 
 
 def fashion(place: Path, split: str) -> tuple[Pixels, np.ndarray, tuple[str, ...]]:
     """Images, labels and classes of Fashion-MNIST: 28×28, padded to 32×32 as the field does."""
-    prefix = "t10k" if split == "test" else "train"
+    prefix, classes = "t10k" if split == "test" else "train", CATALOG["fashion-mnist"].class_names
     images = read_idx(place / f"{prefix}-images-idx3-ubyte.gz", 3)
     labels = read_idx(place / f"{prefix}-labels-idx1-ubyte.gz", 1)
-    if not 0 < len(images) == len(labels) or labels.max() >= len(FASHION_CLASSES):
+    if not 0 < len(images) == len(labels) or labels.max() >= len(classes):
         raise _apart(place)
     if max(images.shape[1:]) > 32:
         raise HJEPAError(f"The images in {place} are larger than 32x32: not Fashion-MNIST's.")
     margins = [(0, 0), *(((32 - side) // 2, (33 - side) // 2) for side in images.shape[1:])]
     pixels = Pixels(np.pad(images, margins)[..., None], str(place))
-    return pixels, labels.astype(np.int64), FASHION_CLASSES
+    return pixels, labels.astype(np.int64), classes
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
@@ -111,31 +79,42 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def _binary_place(name: str, place: Path) -> Path | None:
+def _binary_place(row: Dataset, kind: Binary, place: Path) -> Path | None:
     """The folder that holds all files of a binary version, or else its archive."""
-    kind = BINARY[name]
-    names = [*sum(kind.images.values(), []), *kind.labels.values()]
+    names = [*chain(*kind.images.values()), *kind.labels.values()]
     for folder in (place / kind.folder, place):
         if all((folder / file).is_file() for file in names):
             return folder
-    archive = place / CATALOG[name].files[0].name
+    archive = place / row.files[0].name
     return archive if archive.is_file() else None
 
 
-def _binary(name: str, place: Path, split: str) -> Original:
+def _binary(row: Dataset, kind: Binary, place: Path, split: str) -> Original:
     """CIFAR-10 or STL-10 in the folder or archive `place`."""
-    kind, side = BINARY[name], CATALOG[name].resolution
+    shape = (3, row.resolution, row.resolution)
     head, label_file = 0 if kind.labels else 1, kind.labels.get(split)
-    classes = kind.classes if head or label_file else ()
+    classes = row.class_names if head or label_file else ()
+
+    def records(file: str, size: int) -> Iterator[bytes]:
+        member, largest = f"{kind.folder}/{file}", row.images * size  # a longer one is another
+        folder = place.is_dir()
+        with open(place / file, "rb") if folder else opened_member(place, member, largest) as read:
+            while len(record := read.read(size)) == size:
+                yield record
+        if record:
+            raise StorageError(
+                f"{place / file} is not whole: its last record ends early. Delete it and download "
+                "again."
+            )
 
     def items() -> Iterator[Item]:
-        labels = iter(b"".join(_records(name, place, label_file, 1)) if label_file else b"")
+        labels = iter(b"".join(records(label_file, 1)) if label_file else b"")
         for file in kind.images[split]:
-            for number, record in enumerate(_records(name, place, file, head + 3 * side * side)):
+            for number, record in enumerate(records(file, head + 3 * row.resolution**2)):
                 label = record[0] if head else next(labels, 0) - 1
                 if classes and label not in range(len(classes)):
                     raise _apart(place)
-                planes = np.frombuffer(record, np.uint8, offset=head).reshape(3, side, side)
+                planes = np.frombuffer(record, np.uint8, offset=head).reshape(shape)
                 read = partial(np.asarray, planes.transpose(kind.axes))
                 yield Item(read, label, f"{place / file}[{number}]")
         if next(labels, None) is not None:
@@ -143,23 +122,7 @@ def _binary(name: str, place: Path, split: str) -> Original:
 
     names = [*kind.images[split], *filter(None, [label_file])]
     files = [place / file for file in names] if place.is_dir() else [place]
-    return of_files(files, classes, CATALOG[name].splits[split], items, (side, side, 3))
-
-
-def _records(name: str, place: Path, file: str, size: int) -> Iterator[bytes]:
-    """The records of a file, `size` bytes each."""
-    path, member = place / file, f"{BINARY[name].folder}/{file}"
-    largest = CATALOG[name].images * size  # a longer member is not the published one
-    with open(path, "rb") if place.is_dir() else opened_member(place, member, largest) as stream:
-        for number in count():
-            record = stream.read(size)
-            if len(record) < size:
-                break
-            yield record
-    if record:
-        raise StorageError(
-            f"{path} is not whole: its record {number} ends early. Delete it and download again."
-        )
+    return of_files(files, classes, row.splits[split], items, (*shape[1:], 3))
 
 
 def _apart(place: Path) -> HJEPAError:

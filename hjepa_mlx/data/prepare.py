@@ -2,7 +2,7 @@
 
 Photographs become JPEGs with a short side of 256 pixels, in shards; small images stay as they are,
 in one array. The result depends on the originals and the options only, not on the number of workers
-or on interruptions: a shard that is whole is kept.
+or on interruptions: whole shards are recorded in the manifest and kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_jso
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
-RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
 AHEAD = 512  # images that are read and wait to be written
@@ -88,33 +87,37 @@ def prepare(
     if prepared.complete(folder):
         _compare(plan, prepared.manifest(folder), folder)
         return prepared.manifest(folder)
-    write = partial(_write_shards, side, quality, workers) if encoded else _write_array
     total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
         _check_space(folder, originals, side)
-        _begin(folder, plan)
+        splits = _begun(folder, plan)
+        record = partial(write_json, folder / prepared.MANIFEST, plan | {"begun": splits})
+        record()
         with bar(f"Preparing {name}", total, "images") as advance:
-            splits = {s: write(folder / s, original, advance) for s, original in originals.items()}
+            for split, original in originals.items():
+                if encoded:
+                    part = splits.setdefault(split, {"images": 0, "skipped": [], "files": []})
+                    reduced = partial(_reduced, side, quality, workers)
+                    _write_shards(folder / split, original, reduced, part, record, advance)
+                else:
+                    splits[split] = _write_array(folder / split, original, advance)
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
-        for left in (*folder.glob(RECORDS), folder / LOCK):
-            left.unlink()
+        (folder / LOCK).unlink()
     return prepared.manifest(folder)
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Go on with an interrupted call of the same plan, or start in an empty folder.
-
-    Until everything is written, the manifest is the plan.
-    """
+def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The shards that an interrupted call of the same plan finished; none in an empty folder."""
     path = folder / prepared.MANIFEST
     if path.is_file():
-        begun = json.loads(path.read_text())
-        if any(folder.glob(RECORDS)) or begun.get("name") != plan["name"]:
-            _compare(plan, begun, folder)
-    elif any(not path.name.startswith(".") for path in folder.iterdir()):
+        made = json.loads(path.read_text())
+        if made.get("begun") or made.get("name") != plan["name"]:
+            _compare(plan, made, folder)
+        return made.get("begun", {})
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
-    write_json(path, plan)
+    return {}
 
 
 def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
@@ -161,29 +164,34 @@ def _write_header(file: Any, count: int, shape: tuple[int, ...] | None) -> None:
 
 
 def _write_shards(
-    side: int, quality: int, workers: int | None, path: Path, original: Original, advance: Advance
-) -> dict[str, Any]:
-    """Shards of the split `path` that are not there yet; returns its part of the manifest."""
-    made: list[dict[str, Any]] = []
-    tar = path.with_name(f"{path.name}-00000.tar")
-    while all(tar.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
-        made.append(json.loads(tar.with_suffix(".json").read_text()))
-        tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
-    items = original.items()
-    for _ in islice(items, len(made) * prepared.SHARD):
+    path: Path,
+    original: Original,
+    reduced: Callable[[Iterator[Item]], Generator[Reduced, None, None]],
+    part: dict[str, Any],
+    record: Callable[[], None],
+    advance: Advance,
+) -> None:
+    """Shards of the split `path` that are not in `part`, its part of the manifest, and `record`s.
+
+    Each shard and its index are written whole before they are recorded.
+    """
+    files, items = part["files"], original.items()
+    for _ in islice(items, len(files) * prepared.SHARD):
         advance(1)
-    with closing(_reduced(items, side, quality, workers)) as images:
+    with closing(reduced(items)) as images:
         while first := next(images, None):
-            tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
+            tar = path.with_name(f"{path.name}-{len(files):05d}.tar")
             shard = chain([first], islice(images, prepared.SHARD - 1))
-            number = len(made) * prepared.SHARD
-            made.append(_write_shard(tar, enumerate(shard, number), original.classes, advance))
-    skipped = [line for shard in made for line in shard.pop("skipped")]
-    return {"images": sum(shard["images"] for shard in made), "skipped": skipped, "files": made}
+            numbered = enumerate(shard, len(files) * prepared.SHARD)
+            count, skipped = _write_shard(tar, numbered, original.classes, advance)
+            files.append({"file": tar.name, "images": count, "sha256": sha256(tar)})
+            part["images"] += count
+            part["skipped"] += skipped
+            record()
 
 
 def _reduced(
-    items: Iterator[Item], side: int, quality: int, workers: int | None
+    side: int, quality: int, workers: int | None, items: Iterator[Item]
 ) -> Generator[Reduced, None, None]:
     """The images in order, read and made smaller by threads (PIL works outside Python's lock)."""
 
@@ -205,8 +213,8 @@ def _reduced(
 
 def _write_shard(
     path: Path, images: Iterable[tuple[int, Reduced]], classes: tuple[str, ...], advance: Advance
-) -> dict[str, Any]:
-    """One shard, its index and its record, each written whole; returns the record."""
+) -> tuple[int, list[str]]:
+    """One shard and its index; returns the number of images, and those left out with reasons."""
     rows, skipped = [], []
     with (
         atomic_write(path) as file,
@@ -225,6 +233,4 @@ def _write_shard(
             tar.addfile(info, io.BytesIO(data))
     with atomic_write(path.with_suffix(".npy")) as file:
         np.save(file, np.array(rows, prepared.ROW))
-    made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
-    write_json(path.with_suffix(".json"), made)
-    return made
+    return len(rows), skipped
