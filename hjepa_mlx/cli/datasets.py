@@ -107,14 +107,13 @@ def prepare(
     if "+" in name:
         raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
     root = data_root(Data(dir=data_dir))
-    folder = prepared.find(name, root) if out is None else None
-    if folder:
+    folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
+    if ready := None if out else prepared.find(name, root):
         print("It is prepared already; delete the folder to do it again.")
-        made = prepared.manifest(folder)
+        folder = ready
     else:
-        folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
-        made = run(name, originals_of(name, root), folder, side, quality, workers)
-    for split, part in made["splits"].items():
+        run(name, originals_of(name, root), folder, side, quality, workers)
+    for split, part in prepared.manifest(folder)["splits"].items():
         left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
         print(f"{split}: {part['images']:,} images{left_out}")
     print(f"{size_of(folder) / 1e9:.2f} GB in {folder}")

@@ -75,12 +75,12 @@ def prepare(
     to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
     """
     check_classes(name, originals["train"].classes, originals["test"].classes)
-    encoded = originals["train"].shape is None
+    shape = originals["train"].shape
     options = {"short_side": side, "jpeg_quality": quality, "pillow": PIL.__version__}
     plan = {
         "format": prepared.FORMAT,
         "name": name,
-        **(options if encoded else {}),
+        **({} if shape else options),
         "classes": list(originals["train"].classes),
         "originals": {split: original.fingerprint for split, original in originals.items()},
     }
@@ -90,13 +90,17 @@ def prepare(
     total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
-        _check_space(folder, originals, side)
+        each = int(np.prod(shape)) if shape else IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
+        there = sum(path.stat().st_size for path in folder.iterdir())
+        needs = f"{total:,} prepared images need about"
+        advice = "Free some, or give another folder with --out."
+        check_space(needs, total * each - there, folder, advice)
         splits = _begun(folder, plan)
         record = partial(write_json, folder / prepared.MANIFEST, plan | {"begun": splits})
         record()
         with bar(f"Preparing {name}", total, "images") as advance:
             for split, original in originals.items():
-                if encoded:
+                if shape is None:
                     part = splits.setdefault(split, {"images": 0, "skipped": [], "files": []})
                     reduced = partial(_reduced, side, quality, workers)
                     _write_shards(folder / split, original, reduced, part, record, advance)
@@ -127,15 +131,6 @@ def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
             raise UsageError(
                 f"{folder} was prepared with {other}. Delete it, or give another folder with --out."
             )
-
-
-def _check_space(folder: Path, originals: dict[str, Original], side: int) -> None:
-    photo = IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
-    sizes = [o.images * (int(np.prod(o.shape)) if o.shape else photo) for o in originals.values()]
-    there = sum(path.stat().st_size for path in folder.iterdir())
-    needs = f"{sum(o.images for o in originals.values()):,} prepared images need about"
-    advice = "Free some, or give another folder with --out."
-    check_space(needs, sum(sizes) - there, folder, advice)
 
 
 def _write_array(path: Path, original: Original, advance: Advance) -> dict[str, Any]:
