@@ -1,6 +1,5 @@
-"""`prepare`: smaller pictures in shards, the same bytes whatever happens on the way."""
+"""`prepare`: the same bytes whatever happens on the way."""
 
-import io
 import json
 import os
 import shutil
@@ -14,11 +13,9 @@ from itertools import count
 from pathlib import Path
 
 import layouts
-import numpy as np
 import pytest
-from layouts import CMC, OTHERS
+from layouts import CMC
 from PIL import Image
-from test_images import encoded, smooth
 from typer.testing import CliRunner
 
 from hjepa_mlx.cli import app
@@ -72,64 +69,6 @@ def expected(root, tmp_path_factory):
     return contents(folder)
 
 
-# One picture
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "side"),
-    [(300, 400, 256), (400, 300, 256), (257, 257, 256), (256, 1000, 256), (1500, 2000, 128)],
-)
-def test_the_short_side_is_reduced_to_the_wish_and_never_enlarged(height, width, side):
-    data = encoded(Image.fromarray(smooth(height, width)), "JPEG", quality=95)
-    small = Image.open(io.BytesIO(shrunk(data, side, 90)))
-    assert min(small.size) == side
-    assert abs(small.width / small.height - width / height) < 0.01
-    pil = Image.open(io.BytesIO(data)).resize(small.size, Image.Resampling.BICUBIC)
-    assert np.abs(np.asarray(small).astype(int) - np.asarray(pil)).mean() < 2
-
-
-def test_a_small_upright_jpeg_stays_byte_for_byte():
-    data = encoded(Image.fromarray(smooth(100, 200)), "JPEG", quality=60)
-    assert shrunk(data, 256, 90) == shrunk(data, 100, 90) == data
-    assert shrunk(data, 99, 90) != data
-
-
-def odd_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
-    """Files that mlx-data cannot decode, and the picture that each is."""
-    picture = smooth(90, 120)
-    image = Image.fromarray(picture)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: the picture is turned right by 90 degrees
-    grey = np.asarray(image.convert("L"))
-    deep = Image.fromarray(grey.astype(np.uint16) << 8)
-    clear = Image.fromarray(np.dstack([picture, np.zeros((90, 120), np.uint8)]))
-    return {
-        "rotated": (encoded(image, "JPEG", exif=exif), np.rot90(picture, -1)),
-        "grey": (encoded(image.convert("L"), "JPEG"), np.dstack([grey] * 3)),
-        "cmyk": (encoded(image.convert("CMYK"), "JPEG"), picture),
-        "webp": (encoded(image, "WEBP", lossless=True), picture),
-        "16 bit": (encoded(deep, "PNG"), np.dstack([grey] * 3)),
-        "transparent": (encoded(clear, "PNG"), np.full((90, 120, 3), 255, np.uint8)),
-        "palette": (encoded(image.quantize(256), "PNG"), picture),
-    }
-
-
-@pytest.mark.parametrize("side", [256, 45])
-@pytest.mark.parametrize("kind", odd_pictures())
-def test_odd_pictures_become_upright_rgb_jpegs(kind, side):
-    data, picture = odd_pictures()[kind]
-    made = Image.open(io.BytesIO(shrunk(data, side, 95)))
-    assert (made.format, made.mode, made.getexif().get(0x0112)) == ("JPEG", "RGB", None)
-    if side == 45:
-        height, width = (length // 2 for length in picture.shape[:2])
-        picture = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-    assert made.size == Image.fromarray(np.asarray(picture)).size
-    assert np.abs(np.asarray(made).astype(int) - np.asarray(picture)).mean() < 4
-
-
-# A data set
-
-
 def test_any_number_of_workers_gives_the_same_bytes(root, tmp_path, expected):
     made = prepare_hundred(root, tmp_path / "out", workers=3)
     assert contents(tmp_path / "out") == expected
@@ -154,23 +93,6 @@ def test_reading_back_gives_the_same_pictures_in_the_published_order(root, tmp_p
     with tarfile.open(folder / "train-00000.tar") as tar:
         assert all(member.isfile() and member.name.endswith(".jpg") for member in tar)
         assert tar.getnames()[0].split("/")[0] in CMC
-
-
-@pytest.mark.parametrize("name", ["imagenet100", "imagenet1k"])
-@pytest.mark.parametrize(
-    "layout", [layouts.folders, layouts.tars, layouts.kaggle_contest, layouts.parquet]
-)
-def test_every_layout_can_be_prepared_also_an_imagenet1k_beside_it(tmp_path, layout, name):
-    more = OTHERS if name == "imagenet1k" and layout != layouts.parquet else ()
-    made = layouts.photos(CMC + more, train=1)
-    layout(tmp_path / name, made)
-    wanted = {(owner, shrunk(data, 32, 90)) for owner, _, data in made["train"] if owner in CMC}
-    layouts.prepared(tmp_path, "imagenet100", side=32)
-    found = sources(tmp_path)["train"]
-    read = [found.images.read(int(row)) for row in found.rows]
-    names = [found.classes[label] for label in found.labels]
-    assert set(zip(names, read, strict=True)) == wanted
-    assert len(read) == 100
 
 
 def test_shards_that_the_first_version_made_still_open(root, tmp_path):
@@ -283,16 +205,6 @@ def test_a_second_call_at_the_same_time_is_refused(root, tmp_path):
     writing = pytest.raises(HJEPAError, match="is being written by another process")
     with locked(tmp_path / ".lock", "x"), writing:
         prepare_hundred(root, tmp_path)
-
-
-def test_raw_pixels_are_the_same_in_every_call_and_have_labels(tmp_path):
-    made = layouts.cifar10(tmp_path / "cifar10", per_batch=5)
-    folder = layouts.prepared(tmp_path, "cifar10")
-    again = tmp_path / "again"
-    prepare("cifar10", originals_of("cifar10", tmp_path), again, workers=1)
-    assert contents(folder) == contents(again)
-    assert np.array_equal(np.load(folder / "train-images.npy"), np.stack(made["train"][0]))
-    assert np.load(folder / "train-labels.npy").tolist() == made["train"][1]
 
 
 def test_a_small_disk_is_refused(root, tmp_path, monkeypatch):
