@@ -1,18 +1,13 @@
 """`datasets download`: from nothing, or from files that are there, to a data set that trains."""
 
 import hashlib
-import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import layouts
 import pytest
-from layouts import CMC
-from servers import good, remote, serving, status, web_page
+from layouts import CMC, OTHERS
+from servers import good, remote, serving, status
 from test_sources import fashion_files
 from typer.testing import CliRunner
 
@@ -50,49 +45,58 @@ def published(server, monkeypatch):
     return publish
 
 
-def archive_of(name: str, tmp_path) -> dict[str, bytes]:
-    """The archive of a small CIFAR-10 or STL-10, as the catalog names it."""
+def archive_of(name: str, tmp_path) -> tuple[str, bytes]:
+    """The archive of a small CIFAR-10 or STL-10: its name in the catalog, and its bytes."""
     folder = tmp_path / "made"
     if name == "cifar10":
         layouts.cifar10(folder, per_batch=10)
     else:
         layouts.stl10(folder, 10, 10, 10)
-    inner = next(folder.iterdir())
-    path = layouts.archive(inner, tmp_path / CATALOG[name].files[0].name)
-    return {path.name: path.read_bytes()}
+    path = layouts.archive(next(folder.iterdir()), tmp_path / CATALOG[name].files[0].name)
+    return path.name, path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "stl10"])
-def test_an_archive_is_fetched_and_ready_to_train_on(server, published, tmp_path, name):
-    files = archive_of(name, tmp_path)
-    published(name, files)
-    root = tmp_path / "data"
-    (archive,) = fetch(name, root)
-    source = open_source(Data(name=name, dir=str(root)), "train")
-    assert len(source) == (50 if name == "cifar10" else 10)
-    assert archive.read_bytes() == next(iter(files.values()))
-    assert {p.name for p in (root / name).iterdir()} == {"prepared", archive.name}
+@pytest.fixture
+def cifar10(published, tmp_path) -> tuple[Path, bytes]:
+    """CIFAR-10 is on the server; where its archive comes to lie, and the bytes of that."""
+    file, content = archive_of("cifar10", tmp_path)
+    published("cifar10", {file: content})
+    return tmp_path / "data/cifar10" / file, content
+
+
+def test_an_archive_is_fetched_once_and_ready_to_train_on(server, cifar10):
+    archive, content = cifar10
+    root = archive.parent.parent
+    assert fetch("cifar10", root) == [archive]
+    assert images_of("cifar10", root, "train") == 50
+    assert archive.read_bytes() == content
+    assert {path.name for path in archive.parent.iterdir()} == {"prepared", archive.name}
     asked = len(server.asked)
-    assert fetch(name, root) == []
-    shutil.rmtree(root / name / "prepared")
-    assert fetch(name, root) == [archive]
+    assert fetch("cifar10", root) == []
+    shutil.rmtree(archive.parent / "prepared")
+    assert fetch("cifar10", root) == [archive]
     assert len(server.asked) == asked
 
 
-def test_originals_are_kept_and_named_or_removed_if_wished(server, published, tmp_path):
-    files = archive_of("cifar10", tmp_path)
-    published("cifar10", files)
-    archive = tmp_path / "data/cifar10" / next(iter(files))
-    command = ["datasets", "download", "cifar10", "--data-dir", str(tmp_path / "data")]
+def test_originals_are_kept_and_named_or_removed_if_wished_then_or_later(cifar10):
+    archive, content = cifar10
+    root = archive.parent.parent
+    command = ["datasets", "download", "cifar10", "--data-dir", str(root)]
     ended = CliRunner().invoke(app, command)
     assert f"Not needed any more: {archive} (0.00 GB)" in ended.output
-    assert f"Train with: hjepa-mlx train cifar10 --data-dir {tmp_path}/data" in ended.output
+    assert f"Train with: hjepa-mlx train cifar10 --data-dir {root}" in ended.output
     assert archive.is_file()
-    shutil.rmtree(tmp_path / "data/cifar10/prepared")
+    for prepare_anew in (False, True):
+        if prepare_anew:
+            shutil.rmtree(archive.parent / "prepared")
+        ended = CliRunner().invoke(app, [*command, "--remove-originals"])
+        assert f"Removed: {archive}" in ended.output
+        assert not archive.exists()
+        assert images_of("cifar10", root, "test") == 10
+    archive.write_bytes(content + b"?")
     ended = CliRunner().invoke(app, [*command, "--remove-originals"])
-    assert f"Removed: {archive}" in ended.output
-    assert not archive.exists()
-    assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
+    assert "Removed" not in ended.output
+    assert archive.is_file()  # it was prepared from another file
 
 
 def test_debians_files_are_used_and_never_removed(server, published, tmp_path, monkeypatch):
@@ -103,95 +107,85 @@ def test_debians_files_are_used_and_never_removed(server, published, tmp_path, m
     for name, content in files.items():
         (debian / name).write_bytes(content)
     monkeypatch.setattr(importers, "DEBIAN_FASHION", debian)
-    assert fetch("fashion-mnist", tmp_path / "data") == []
+    for earlier in (False, True):
+        assert fetch("fashion-mnist", tmp_path / "data", earlier) == []
     assert server.asked == []
-    assert len(open_source(Data(name="fashion-mnist", dir=str(tmp_path / "data")), "test")) == 12
+    assert images_of("fashion-mnist", tmp_path / "data", "test") == 12
 
 
-def test_an_archive_placed_by_hand_is_checked_and_used(server, published, tmp_path):
-    files = archive_of("cifar10", tmp_path)
-    published("cifar10", files)
-    ((file, content),) = files.items()
-    place = tmp_path / "data" / "cifar10"
-    place.mkdir(parents=True)
-    (place / file).write_bytes(content[:-1])
+@pytest.mark.parametrize("beside", ["", "cifar-10-batches-bin/data_batch_1.bin"])
+def test_an_archive_placed_by_hand_is_checked_and_used(server, cifar10, beside):
+    archive, content = cifar10
+    (archive.parent / beside).parent.mkdir(parents=True)
+    archive.parent.mkdir(exist_ok=True)
+    if beside:
+        (archive.parent / beside).write_bytes(b"a folder that is not whole is passed over")
+    archive.write_bytes(content[:-1])
     with pytest.raises(HJEPAError, match=r"not the published .*Move it away"):
-        fetch("cifar10", tmp_path / "data")
-    (place / file).write_bytes(content)
-    fetch("cifar10", tmp_path / "data")
-    assert server.asked == []
-    assert len(open_source(Data(name="cifar10", dir=str(tmp_path / "data")), "test")) == 10
-
-
-def test_a_folder_that_is_not_whole_is_passed_over_for_the_archive(server, published, tmp_path):
-    files = archive_of("cifar10", tmp_path)
-    published("cifar10", files)
-    ((file, content),) = files.items()
-    inner = tmp_path / "data/cifar10/cifar-10-batches-bin"
-    inner.mkdir(parents=True)
-    (inner.parent / file).write_bytes(content)
-    (inner / "data_batch_1.bin").write_bytes(b"of another time")
-    assert fetch("cifar10", tmp_path / "data") == [inner.parent / file]
+        fetch("cifar10", archive.parent.parent)
+    archive.write_bytes(content)
+    assert fetch("cifar10", archive.parent.parent) == [archive]
     assert server.asked == []
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10"])
 def test_what_was_unpacked_by_hand_is_not_downloaded(server, published, tmp_path, name):
-    published(name, archive_of(name, tmp_path))
+    published(name, dict([archive_of(name, tmp_path)]))
     (tmp_path / "made").rename(tmp_path / name)
     assert len(fetch(name, tmp_path)) == (6 if name == "cifar10" else 5)
     assert server.asked == []
-    assert len(open_source(Data(name=name, dir=str(tmp_path)), "test")) == 10
+    assert images_of(name, tmp_path, "test") == 10
 
 
 def test_the_hundred_classes_of_an_imagenet1k_that_is_here_are_not_downloaded(server, tmp_path):
-    layouts.folders(tmp_path / "imagenet1k", layouts.photos(CMC))
-    assert fetch("imagenet100", tmp_path) == []
-    assert len(open_source(Data(name="imagenet100", dir=str(tmp_path)), "test")) == 100
+    for place in ("imagenet1k", "."):  # beside it, or in its place
+        layouts.folders(tmp_path / place, layouts.photos(CMC if place != "." else CMC + OTHERS))
+        assert fetch("imagenet100", tmp_path, earlier=True) == []
+        assert images_of("imagenet100", tmp_path, "test") == 100
+        shutil.rmtree(tmp_path / "imagenet100")
+        shutil.rmtree(tmp_path / "imagenet1k", ignore_errors=True)
 
 
 def test_an_archive_that_lacks_a_file_is_refused(server, published, tmp_path):
-    right = archive_of("stl10", tmp_path)
+    name, right = archive_of("stl10", tmp_path)
     (tmp_path / "made/stl10_binary/test_y.bin").unlink()
-    name = next(iter(right))
     lacking = layouts.archive(tmp_path / "made/stl10_binary", tmp_path / name).read_bytes()
     published("stl10", {name: lacking})
     with pytest.raises(HJEPAError, match=r"lacks stl10_binary/test_y\.bin"):
         fetch("stl10", tmp_path / "data")
     assert not prepared.find("stl10", tmp_path / "data")
-    published("stl10", right)
+    published("stl10", {name: right})
     (tmp_path / "data/stl10" / name).unlink()
     fetch("stl10", tmp_path / "data")
-    assert len(open_source(Data(name="stl10", dir=str(tmp_path / "data")), "test")) == 10
+    assert images_of("stl10", tmp_path / "data", "test") == 10
 
 
 def test_files_of_fashion_mnist_placed_by_hand_are_checked_and_kept(server, published, tmp_path):
     files = fashion_files()
     published("fashion-mnist", files)
-    place = tmp_path / "fashion-mnist"
-    place.mkdir()
     first, *rest = files
-    (place / first).write_bytes(files[first][:-1] + b"?")
+    placed = tmp_path / "fashion-mnist" / first
+    placed.parent.mkdir()
+    placed.write_bytes(files[first][:-1] + b"?")
     with pytest.raises(HJEPAError, match=rf"{first} has the MD5 .*not the published .*Move it"):
         fetch("fashion-mnist", tmp_path)
-    assert (place / first).read_bytes() == files[first][:-1] + b"?"
-    (place / first).write_bytes(files[first])
+    assert placed.read_bytes() == files[first][:-1] + b"?"
+    placed.write_bytes(files[first])
     fetch("fashion-mnist", tmp_path)
     assert [path for path, _ in server.asked] == [f"/{name}" for name in rest]
 
 
-@pytest.mark.parametrize("number", [0, 2])
-def test_fashion_mnist_goes_on_with_the_file_that_failed(server, published, tmp_path, number):
+def test_fashion_mnist_goes_on_with_the_file_that_failed(server, published, tmp_path):
     files = fashion_files()
     published("fashion-mnist", files)
-    server.manners = [good] * number + [status(404)]
-    with pytest.raises(HJEPAError, match=list(files)[number]):
+    server.manners = [good] * 2 + [status(404)]
+    with pytest.raises(HJEPAError, match=list(files)[2]):
         fetch("fashion-mnist", tmp_path)
-    assert len(list((tmp_path / "fashion-mnist").glob("[!.]*"))) == number
+    assert len(list((tmp_path / "fashion-mnist").glob("[!.]*"))) == 2
     server.asked.clear()
     fetch("fashion-mnist", tmp_path)
-    assert [path for path, _ in server.asked] == [f"/{name}" for name in list(files)[number:]]
-    assert len(open_source(Data(name="fashion-mnist", dir=str(tmp_path)), "train")) == 30
+    assert [path for path, _ in server.asked] == [f"/{name}" for name in list(files)[2:]]
+    assert images_of("fashion-mnist", tmp_path, "train") == 30
 
 
 def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp_path, monkeypatch):
@@ -209,14 +203,14 @@ def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp
 
 def test_archives_of_imagenet1k_with_the_right_md5_are_taken(tmp_path, monkeypatch):
     layouts.tars(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
-    archives = {path.name: path for path in (tmp_path / "imagenet1k").iterdir()}
-    for name, path in archives.items():
-        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        monkeypatch.setitem(IMAGENET_ARCHIVES, name, digest)
-    tars = [path for name, path in archives.items() if name.endswith(".tar")]
-    assert sorted(fetch("imagenet1k", tmp_path)) == sorted(tars)
+    *tars, kit = (tmp_path / "imagenet1k" / name for name in CATALOG["imagenet1k"].archives)
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (*tars, kit)}
+    row = CATALOG["imagenet1k"].model_copy(update={"archives": md5})
+    monkeypatch.setitem(CATALOG, "imagenet1k", row)
+    assert fetch("imagenet1k", tmp_path) == tars
+    assert fetch("imagenet1k", tmp_path) == []
+    assert fetch("imagenet1k", tmp_path, earlier=True) == tars
     shutil.rmtree(tmp_path / "imagenet1k" / "prepared")
-    kit = archives["ILSVRC2012_devkit_t12.tar.gz"]
     kit.write_bytes(kit.read_bytes()[:-1] + b"?")
     with pytest.raises(HJEPAError, match=r"devkit_t12\.tar\.gz has the MD5 .*Move it away"):
         fetch("imagenet1k", tmp_path)
@@ -239,128 +233,3 @@ def test_another_layout_of_imagenet1k_is_enough(tmp_path):
     layouts.kaggle_contest(tmp_path / "imagenet1k", layouts.photos(CMC[:2]))
     inner = tmp_path / "imagenet1k/ILSVRC/Data/CLS-LOC"
     assert fetch("imagenet1k", tmp_path) == [inner / "train", inner / "val"]
-
-
-# Hugging Face
-
-
-class Hub:
-    """What huggingface_hub asks of a server, for one repository."""
-
-    def __init__(self, server, files: dict[str, bytes]) -> None:
-        self.files, self.served, self.instead = files, dict(files), None
-        self.base = "api/datasets/clane9/imagenet-100"
-        server.hub = self
-
-    def entry(self, name: str) -> dict:
-        content = self.files[name]
-        digest = hashlib.sha256(content).hexdigest()
-        lfs = {"sha256": digest, "oid": digest, "size": len(content), "pointerSize": 130}
-        return {"rfilename": name, "size": len(content), "blobId": "0" * 40, "lfs": lfs}
-
-    def answer(self, handler, content, start) -> None:
-        if self.instead:
-            self.instead(handler, content, start)
-            return
-        path = handler.path.lstrip("/").split("?")[0]
-        siblings = [self.entry(name) for name in self.files]
-        name = path.partition("/resolve/")[2].partition("/")[2]
-        if path.startswith(f"{self.base}/tree/"):
-            tree = [
-                {"type": "file", "path": e["rfilename"], "size": e["size"], "oid": e["blobId"],
-                 "lfs": e["lfs"]}
-                for e in siblings
-            ]  # fmt: skip
-            handler.answer(json.dumps(tree).encode(), kind="application/json")
-        elif path.startswith(self.base):
-            info = {"id": "clane9/imagenet-100", "sha": "a" * 40, "siblings": siblings}
-            handler.answer(json.dumps(info).encode(), kind="application/json")
-        elif name in self.served:
-            entry = self.entry(name)
-            more = {"ETag": f'"{entry["lfs"]["sha256"]}"', "X_Repo_Commit": "a" * 40}
-            body = self.served[name][start:]
-            if start:
-                more["Content_Range"] = f"bytes {start}-{len(self.served[name]) - 1}/*"
-            handler.answer(body, 206 if start else 200, **more)
-        else:
-            handler.answer(b"{}", 404, kind="application/json", X_Error_Code="RepoNotFound")
-
-
-@pytest.fixture
-def hub(server, tmp_path):
-    """A parquet file a split on a local Hugging Face."""
-    made = tmp_path / "made"
-    layouts.parquet(made, layouts.photos(CMC), files=1)
-    files = {p.relative_to(made).as_posix(): p.read_bytes() for p in made.rglob("*.parquet")}
-    return Hub(server, {**files, "README.md": b"card"})
-
-
-def download_imagenet100(server, tmp_path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "hjepa_mlx", "datasets", "download", "imagenet100"]
-    place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache")}
-    return subprocess.run(
-        [*command, "--data-dir", tmp_path / "data"],
-        env={**os.environ, **place, "HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def last_line(ended: subprocess.CompletedProcess) -> str:
-    assert ended.returncode == 1, ended
-    assert "Traceback" not in ended.stderr
-    return ended.stderr.splitlines()[-1]
-
-
-def test_imagenet100_comes_from_the_hub_and_is_checked(hub, server, tmp_path):
-    ended = download_imagenet100(server, tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert "non-commercial research" in ended.stdout
-    source = open_source(Data(name="imagenet100", dir=str(tmp_path / "data")), "train")
-    assert len(source) == 200
-    assert source.classes == CMC
-    asked = len(server.asked)
-    assert download_imagenet100(server, tmp_path).returncode == 0
-    assert len(server.asked) == asked
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda data: data[:-1] + b"?", "not the published file .*run the command again"),
-        (lambda data: data[:-1000], "again"),
-    ],
-    ids=["wrong", "cut"],
-)
-def test_a_wrong_or_cut_file_from_the_hub_is_fetched_again(hub, server, tmp_path, damage, says):
-    name = next(name for name in hub.files if name.endswith(".parquet"))
-    hub.served[name] = damage(hub.files[name])
-    assert re.search(says, last_line(download_imagenet100(server, tmp_path)))
-    assert not (tmp_path / "data/imagenet100" / name).exists()
-    hub.served = hub.files
-    assert download_imagenet100(server, tmp_path).returncode == 0
-    assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
-
-
-def test_a_repository_without_parquet_files_is_named(hub, server, tmp_path):
-    hub.files = {"README.md": b"card"}
-    line = last_line(download_imagenet100(server, tmp_path))
-    assert re.search(r"clane9/imagenet-100 has no parquet files", line)
-
-
-def test_a_hub_that_is_not_there_is_one_line(tmp_path):
-    with serving() as gone:
-        pass
-    line = last_line(download_imagenet100(gone, tmp_path))
-    assert re.search(r"clane9/imagenet-100.*failed: .*again", line)
-
-
-@pytest.mark.parametrize(
-    "manner", [status(404), status(500), web_page], ids=["404", "500", "web page"]
-)
-def test_a_hub_that_does_not_answer_well_is_one_line(hub, server, tmp_path, manner):
-    hub.instead = manner
-    line = last_line(download_imagenet100(server, tmp_path))
-    assert re.search(r"clane9/imagenet-100.*failed: .*again", line)
-    hub.instead = None
-    assert download_imagenet100(server, tmp_path).returncode == 0
