@@ -107,7 +107,7 @@ def test_imagenet100_comes_from_the_hub_and_is_checked(hub, server, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: data[:-1] + b"?", "not the published file .*run the command again"),
+        (lambda data: data[:-1] + b"?", "wrong SHA-256.*Run the command again"),
         (lambda data: data[:-1000], "again"),
     ],
 )

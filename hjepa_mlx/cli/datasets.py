@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -56,7 +57,7 @@ def download(
     """
     from hjepa_mlx.config import Data
     from hjepa_mlx.data.catalog import look_up
-    from hjepa_mlx.data.fetch import fetch, remove, size_of
+    from hjepa_mlx.data.fetch import fetch, size_of
     from hjepa_mlx.data.source import data_root
 
     row = look_up(name)
@@ -67,7 +68,7 @@ def download(
         done = "Removed" if remove_originals else "Not needed any more"
         print(f"{done}: {', '.join(map(str, originals))} ({size:.2f} GB)")
     for path in originals if remove_originals else ():
-        remove(path)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"
     print(f"Ready. Train with: hjepa-mlx train {name.replace('+', '_')}{more}")
 

@@ -45,9 +45,8 @@ def download(remote: Remote, path: Path) -> None:
         if md5 != remote.md5:
             part.unlink()
             raise HJEPAError(
-                f"{remote.url} gave {file.tell():,} bytes with MD5 {md5}, not the published "
-                f"{remote.md5}: not the right file. It was deleted; run the command again to "
-                "start over."
+                f"{remote.url} gave {file.tell():,} bytes with MD5 {md5}, not {remote.md5}: not "
+                "the right file. It was deleted. Run the command again to start over."
             )
         publish(file, part, path)
 
@@ -87,8 +86,8 @@ def _answer(url: str, have: int) -> Iterator[tuple[int, bytes]]:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             if answer.headers.get_content_type() == "text/html":
                 raise HJEPAError(
-                    f"{url} answered with a web page instead of the file (a log-in page of the "
-                    "network?). Open it in a browser to see, then run the command again."
+                    f"{url} answered with a web page (does the network ask you to log in?). Open "
+                    "it in a browser, then run the command again."
                 )
             span = answer.headers.get("Content-Range", "")
             at = start = have if answer.status == 206 and span.startswith(f"bytes {have}-") else 0
@@ -116,15 +115,9 @@ def _failure(url: str, error: Exception) -> Exception:
         words = f"the server answered {error.code} {words}"
         if error.code >= 500 or error.code in (408, 429):  # for the moment only
             return _Broken(words)
-        advice = (
-            " The file may have moved; a copy from elsewhere, put in its place by hand, is checked "
-            "and used."
-        )
+        advice = " Get the file from elsewhere and put it there by hand."
     elif isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-        advice = (
-            " This Python does not know the usual certificates (python.org's on a Mac: run Install "
-            "Certificates.command)."
-        )
+        advice = " Python lacks certificates. On a Mac, run Install Certificates.command."
     elif isinstance(error, (http.client.HTTPException, OSError)):
         return _Broken(words)
     return HJEPAError(f"Downloading {url} failed: {words}.{advice}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from shlex import quote
 
@@ -57,14 +56,6 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a folder or a link to one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def _check_disk(row: Dataset, download: int, folder: Path) -> None:
     """Refuse a disk too small for the download and the prepared form; files there already count."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,10 +100,7 @@ def _check_md5(path: Path, published: str) -> None:
     with open(path, "rb") as file:
         md5 = md5_of(file)
     if md5 != published:
-        raise HJEPAError(
-            f"{path} has the MD5 {md5}, not the published {published}. Move it away and run the "
-            "command again."
-        )
+        raise HJEPAError(f"{path} has the MD5 {md5}, not the published {published}. Move it away.")
 
 
 def _from_hub(row: Dataset, root: Path) -> None:
@@ -143,16 +131,12 @@ def _from_hub(row: Dataset, root: Path) -> None:
     except Exception as error:  # the hub's client has errors of its own, others in each version
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise HJEPAError(
-            f"Downloading {row.hub} from Hugging Face failed: {lines[0].rstrip('.')}. Run the "
-            "command again to go on."
+            f"Downloading {row.hub} failed: {lines[0].rstrip('.')}. Run the command again to go on."
         ) from error
     with bar("Checking", len(files), "files") as advance:
         for file in files:
             path = folder / file.rfilename
             if file.lfs and sha256(path) != file.lfs.sha256:
                 path.unlink()
-                raise HJEPAError(
-                    f"{path} is not the published file (its SHA-256 differs). It was deleted; run "
-                    "the command again."
-                )
+                raise HJEPAError(f"{path} had the wrong SHA-256. Run the command again to get it.")
             advance(1)

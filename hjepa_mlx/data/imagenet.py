@@ -66,9 +66,8 @@ def _in_order(name: str, found: Found, split: str) -> Original:
             return _with_classes(original, [one for one in order if one in known])
     if hundred and len(known) > 100:
         raise HJEPAError(
-            f"ImageNet-100 cannot be cut out of these {len(known)} classes: they are not named by "
-            f"WordNet ids (the first is {original.classes[0]!r}). Train on imagenet1k, or use "
-            "ImageNet's own archives."
+            f"ImageNet-100 cannot be cut out of {len(known)} classes that are not named by WordNet "
+            f"ids (the first is {original.classes[0]!r}). Use ImageNet's own archives."
         )
     return original
 
@@ -102,8 +101,7 @@ def _parquet_split(folder: Path, split: str) -> Original:
     wanted = max((int(part[1]) for part in parts if part), default=max(len(paths), 1))
     if len(paths) != wanted:
         raise HJEPAError(
-            f"{folder} has {len(paths)} of {wanted} parquet files {stem}-*. Go on with the "
-            "download, or put the rest there."
+            f"{folder} has {len(paths)} of {wanted} parquet files {stem}-*. Download the others."
         )
     images, classes = 0, class_list("cmc")
     for path in paths:
@@ -146,10 +144,7 @@ def _rows(path: Path, file: Any, classes: int) -> Iterator[Item]:
     for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
         for image, label in zip(batch["image"], batch["label"].to_pylist(), strict=True):
             if label not in range(classes):
-                raise HJEPAError(
-                    f"{path}: an image has the label {label}, for {classes} classes. Only "
-                    "labelled splits can be used."
-                )
+                raise HJEPAError(f"{path}: an image has the label {label}, of {classes} classes.")
             yield Item(partial(_bytes, image), label, f"{path}[{number}]")
             number += 1
 

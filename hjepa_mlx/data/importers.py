@@ -64,16 +64,13 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     head = 4 + 4 * axes
     try:
         with gzip.open(path) as file:
-            header = file.read(head)
-            shape = np.frombuffer(header[4:].ljust(head - 4, b"\0"), ">u4").astype(int)
+            header = file.read(head).ljust(head, b"\0")
+            shape = np.frombuffer(header[4:], ">u4").astype(int)
             size = int(np.prod(shape))
-            sound = len(header) == head and header[:4] == bytes((0, 0, 8, axes))
-            sound &= size <= LARGEST_IDX
+            sound = header[:4] == bytes((0, 0, 8, axes)) and size <= LARGEST_IDX
             body = file.read(size + 1) if sound else b""
     except (OSError, EOFError, zlib.error) as error:
-        raise HJEPAError(
-            f"{path} cannot be read ({error}): delete it and download again."
-        ) from error
+        raise HJEPAError(f"{path} is damaged ({error}): delete it and download again.") from error
     if not sound or len(body) != size:
         raise HJEPAError(f"{path} is not a whole IDX file: delete it and download again.")
     return np.frombuffer(body, np.uint8).reshape(shape)
@@ -102,10 +99,7 @@ def _binary(row: Dataset, kind: Binary, place: Path, split: str) -> Original:
             while len(record := read.read(size)) == size:
                 yield record
         if record:
-            raise StorageError(
-                f"{place / file} is not whole: its last record ends early. Delete it and download "
-                "again."
-            )
+            raise StorageError(f"{place / file} is cut. Delete it and download again.")
 
     def items() -> Iterator[Item]:
         labels = iter(b"".join(records(label_file, 1)) if label_file else b"")

@@ -129,7 +129,7 @@ def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
         if made.get(key) != value:
             other = "other images" if key in ("originals", "classes") else f"{key}={made.get(key)}"
             raise UsageError(
-                f"{folder} was prepared with {other}. Delete it, or give another folder with --out."
+                f"{folder} was prepared with {other}. Delete it, or give another --out."
             )
 
 
