@@ -103,13 +103,6 @@ def redirect(handler, content, start):
     handler.answer(b"", 302, Location="/elsewhere/file.bin")
 
 
-def slow(handler, content, start):
-    handler.answer(b"", length=len(content))
-    for begin in range(0, len(content), 60_000):
-        handler.wfile.write(content[begin : begin + 60_000])
-        time.sleep(0.02)
-
-
 def claims(length):
     """Answers with a length that may be missing, nonsense, or `length(content)`."""
 

@@ -1,7 +1,6 @@
 """`prepare`: the same bytes whatever happens on the way."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -93,23 +92,6 @@ def test_reading_back_gives_the_same_pictures_in_the_published_order(root, tmp_p
     with tarfile.open(folder / "train-00000.tar") as tar:
         assert all(member.isfile() and member.name.endswith(".jpg") for member in tar)
         assert tar.getnames()[0].split("/")[0] in CMC
-
-
-def test_shards_that_the_first_version_made_still_open(root, tmp_path):
-    new = tmp_path / "imagenet100/prepared"
-    made = prepare_hundred(root, new)
-    before = {split: source.fingerprint for split, source in sources(tmp_path).items()}
-    made |= {"format": 1, "sources": made.pop("originals")}
-    for split in made["splits"].values():
-        split["shards"] = split.pop("files")
-    (new / "dataset.json").write_text(json.dumps(made))
-    old = new.rename(tmp_path / "imagenet100/shards")
-    for where, name in ((tmp_path, "imagenet100"), (old, "imagenet100"), (old, "folder")):
-        found = sources(where, name)
-        assert {split: source.fingerprint for split, source in found.items()} == before
-        assert [len(source) for source in found.values()] == [199, 100]
-    with pytest.raises(HJEPAError, match="datasets download stl10"):  # it is not taken for another
-        sources(old, "stl10")
 
 
 class Crash(Exception):
@@ -215,47 +197,6 @@ def test_a_small_disk_is_refused(root, tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"Finder was here")
     prepare_hundred(root, tmp_path / "out")  # of another size than asked
-
-
-def test_splits_of_different_classes_are_refused(tmp_path):
-    made = layouts.photos(CMC[:3], train=10, val=3)
-    layouts.folders(tmp_path / "mine", made)
-    shutil.rmtree(tmp_path / "mine" / "val" / min(CMC[:3]))
-    with pytest.raises(UsageError, match=r"different classes: 3 and 2; only"):
-        prepare("folder", originals_of("folder", tmp_path / "mine"), tmp_path / "small")
-    assert not (tmp_path / "small").exists()
-
-
-@pytest.mark.parametrize("how", ["cut", "gone"])
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        *(("imagenet100", file) for file in ("train-00002.tar", "train-00002.npy", "dataset.json")),
-        *(("cifar10", file) for file in ("train-images.npy", "train-labels.npy", "dataset.json")),
-    ],
-)
-def test_damaged_files_are_named_when_opened(root, tmp_path, name, file, how):
-    out = tmp_path / name / "prepared"
-    if name == "cifar10":
-        layouts.cifar10(tmp_path / "cifar10", per_batch=5)
-    prepare(name, originals_of(name, root if name == "imagenet100" else tmp_path), out, side=32)
-    if how == "gone":
-        (out / file).unlink()
-    else:
-        os.truncate(out / file, (out / file).stat().st_size // 3)
-    gone = "datasets (download|prepare)" if (how, file) == ("gone", "dataset.json") else file
-    with pytest.raises(HJEPAError, match=gone):
-        sources(tmp_path, name)
-
-
-def test_a_prepared_folder_of_ones_own_pictures_trains_as_folder_does(tmp_path):
-    layouts.folders(tmp_path / "mine", layouts.photos(CMC[:3], train=10, val=3))
-    mine = sources(tmp_path / "mine", "folder")
-    prepare("folder", originals_of("folder", tmp_path / "mine"), tmp_path / "small", side=32)
-    small = sources(tmp_path / "small", "folder")
-    assert small["train"].classes == mine["train"].classes
-    assert small["train"].labels.tolist() == mine["train"].labels.tolist()
-    assert len(small["test"]) == 9
 
 
 # So slow after the first two shards that a signal always comes in time

@@ -90,7 +90,7 @@ def _with_classes(original: Original, classes: list[str]) -> Original:
 def _parquet(place: Path) -> Found | None:
     folders = (place / "data", place)
     folder = next((f for f in folders if next(f.glob("train-*.parquet"), None)), None)
-    return folder and Found("parquet files", partial(_parquet_split, folder))
+    return Found("parquet files", partial(_parquet_split, folder)) if folder else None
 
 
 def _parquet_split(folder: Path, split: str) -> Original:
@@ -158,7 +158,7 @@ def _bytes(image: Any) -> bytes:
 
 def _tars(place: Path) -> Found | None:
     train = _first(place, "ILSVRC2012_img_train.tar", "train.tar")
-    return train and Found("tar archives", partial(_tar_split, place, train))
+    return Found("tar archives", partial(_tar_split, place, train)) if train else None
 
 
 def _tar_split(place: Path, train: Path, split: str) -> Original:

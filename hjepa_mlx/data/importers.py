@@ -64,9 +64,9 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     head = 4 + 4 * axes
     try:
         with gzip.open(path) as file:
-            header = file.read(head).ljust(head, b"\0")
-            shape = np.frombuffer(header[4:], ">u4").astype(int)
-            size = int(np.prod(shape))
+            header = file.read(head)
+            shape = np.frombuffer(header[4:].ljust(head - 4, b"\0"), ">u4").astype(int)
+            size = int(np.prod(shape)) if len(header) == head else LARGEST_IDX + 1
             sound = header[:4] == bytes((0, 0, 8, axes)) and size <= LARGEST_IDX
             body = file.read(size + 1) if sound else b""
     except (OSError, EOFError, zlib.error) as error:
