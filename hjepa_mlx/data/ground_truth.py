@@ -7,6 +7,7 @@ import io
 import tarfile
 from pathlib import Path
 
+from hjepa_mlx.data.archives import DAMAGED
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError
 
@@ -51,10 +52,7 @@ def _from_kit(kit: Path) -> dict[str, str]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    damage = (
-        OSError, EOFError, ValueError, LookupError, TypeError, NameError, tarfile.TarError,
-        MatReadError,
-    )  # fmt: skip
+    damage = (*DAMAGED, OSError, LookupError, TypeError, NameError, MatReadError)
     name = META
     try:
         synsets = loadmat(io.BytesIO(_kit_file(kit, META)), squeeze_me=True)["synsets"]

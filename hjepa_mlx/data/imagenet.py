@@ -31,6 +31,7 @@ KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
 KAGGLE_TRAIN = ["train.X1", "train.X2", "train.X3", "train.X4"]
 CMC_FIRST = "bonnet, poke bonnet"  # label 0 of clane9/imagenet-100, in words
 PARQUET_BATCH = 64  # images
+WORDNET_ID = "n" + 8 * "[0-9]"  # the name of a class's folder
 
 
 def find(name: str, root: Path) -> Found | None:
@@ -116,7 +117,10 @@ def _parquet_split(folder: Path, split: str) -> Original:
     def items() -> Iterator[Item]:
         for path in paths:
             with _opened(path) as file:
-                yield from _rows(path, file, len(classes))
+                for row, (image, label) in enumerate(_rows(file)):
+                    if label not in range(len(classes)):
+                        raise HJEPAError(f"{path}: label {label}, for {len(classes)} classes.")
+                    yield Item(partial(_bytes, image), label, f"{path}[{row}]")
 
     return of_files(paths, classes, images, items)
 
@@ -139,14 +143,9 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _rows(path: Path, file: Any, classes: int) -> Iterator[Item]:
-    number = 0
+def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
     for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
-        for image, label in zip(batch["image"], batch["label"].to_pylist(), strict=True):
-            if label not in range(classes):
-                raise HJEPAError(f"{path}: an image has the label {label}, of {classes} classes.")
-            yield Item(partial(_bytes, image), label, f"{path}[{number}]")
-            number += 1
+        yield from zip(batch["image"], batch["label"].to_pylist(), strict=True)
 
 
 def _bytes(image: Any) -> bytes:
@@ -191,19 +190,10 @@ def _folders(place: Path) -> Found | None:
         train, val = [place / name for name in KAGGLE_TRAIN], place / "val.X"
         return Found("Kaggle's folders", partial(_folder_split, place, train, val))
     for root in (place, place / KAGGLE_ROOT):
-        if _has_classes(root / "train"):
+        if next((root / "train").glob(WORDNET_ID), None):
             val = _first(root, "val", "validation") or root / "val"
             return Found("folders", partial(_folder_split, place, [root / "train"], val))
     return None
-
-
-def _has_classes(folder: Path) -> bool:
-    """Whether folders named by WordNet ids lie in it."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(re.fullmatch(r"n\d{8}", entry.name) for entry in entries)
-    except OSError:
-        return False
 
 
 def _folder_split(place: Path, train: list[Path], val: Path, split: str) -> Original:
