@@ -8,7 +8,7 @@ from shlex import quote
 from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import Dataset, look_up
 from hjepa_mlx.data.download import download, md5_of
-from hjepa_mlx.data.prepare import IMAGE_BYTES, originals_of, prepare
+from hjepa_mlx.data.prepare import IMAGE_BYTES, fingerprints, originals_of, prepare
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import check_space, sha256
 from hjepa_mlx.progress import bar
@@ -42,9 +42,7 @@ def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
     originals = originals_of(name, root)
     if not folder:
         prepare(name, originals, root / name / prepared.FOLDER)
-    elif prepared.manifest(folder).get("originals") != {
-        split: original.fingerprint for split, original in originals.items()
-    }:
+    elif prepared.manifest(folder).get("originals") != fingerprints(originals):
         return []  # it was prepared from other files
     files = dict.fromkeys(path for original in originals.values() for path in original.files)
     return [path for path in files if path.is_relative_to(root)]
@@ -75,11 +73,13 @@ def _from_web(row: Dataset, root: Path) -> None:
     if not found:
         _check_disk(row, sum(remote.size for remote in row.files), folder)
     for remote in row.files:
-        here = [path / remote.name for path in (folder, root) if (path / remote.name).is_file()]
-        if here[:1] and (found or here[0].parent == folder):
-            _check_md5(here[0], remote.md5)
+        path = folder / remote.name
+        if found and not path.is_file():
+            path = root / remote.name
+        if path.is_file():
+            _check_md5(path, remote.md5)
         elif not found:
-            download(remote, folder / remote.name)
+            download(remote, path)
 
 
 def _by_hand(row: Dataset, root: Path) -> None:

@@ -61,6 +61,11 @@ def originals_of(name: str, root: Path) -> dict[str, Original]:
     return {split: found.open(split) for split in splits}
 
 
+def fingerprints(originals: dict[str, Original]) -> dict[str, str]:
+    """The fingerprint of each split, as the manifest records it."""
+    return {split: original.fingerprint for split, original in originals.items()}
+
+
 def prepare(
     name: str,
     originals: dict[str, Original],
@@ -82,7 +87,7 @@ def prepare(
         "name": name,
         **({} if shape else options),
         "classes": list(originals["train"].classes),
-        "originals": {split: original.fingerprint for split, original in originals.items()},
+        "originals": fingerprints(originals),
     }
     if prepared.complete(folder):
         _compare(plan, prepared.manifest(folder), folder)
@@ -170,10 +175,10 @@ def _write_shards(
 
     Each shard and its index are written whole before they are recorded.
     """
-    files, items = part["files"], original.items()
-    for _ in islice(items, len(files) * prepared.SHARD):
-        advance(1)
-    with closing(reduced(items)) as images:
+    files = part["files"]
+    done = len(files) * prepared.SHARD
+    advance(min(done, original.images))
+    with closing(reduced(islice(original.items(), done, None))) as images:
         while first := next(images, None):
             tar = path.with_name(f"{path.name}-{len(files):05d}.tar")
             shard = chain([first], islice(images, prepared.SHARD - 1))
