@@ -3,12 +3,8 @@
 import contextlib
 import fcntl
 import resource
-import subprocess
-import sys
 import threading
-import time
 
-import numpy as np
 import pytest
 import servers
 from servers import CONTENT, cut_after, good, remote, serving, status, web_page
@@ -59,13 +55,6 @@ def test_a_download_that_breaks_goes_on_by_itself(server, tmp_path, manners):
     arrives(server, tmp_path)
 
 
-@pytest.mark.parametrize("amount", np.random.default_rng(1).integers(1, 300_000, 2).tolist())
-def test_it_asks_for_no_byte_twice(server, tmp_path, amount):
-    server.manners = [cut_after(amount)]
-    download(remote(server), tmp_path / "file.bin")
-    assert server.asked == [("/file.bin", 0), ("/file.bin", amount)]
-
-
 @pytest.mark.parametrize(
     "manner", [good, servers.range_ignored, servers.other_span, servers.chunked, servers.no_length]
 )
@@ -108,42 +97,6 @@ def test_what_arrived_before_a_stall_is_kept(server, tmp_path, monkeypatch):
     arrives(server, tmp_path)
     enough.set()
     assert server.asked == [("/file.bin", 0), ("/file.bin", 100_000)]
-
-
-DOWNLOAD = """
-import sys
-from pathlib import Path
-from hjepa_mlx.data.catalog import Remote
-from hjepa_mlx.data.download import download
-url, md5, size, path = sys.argv[1:]
-download(Remote(url=url, md5=md5, size=int(size)), Path(path))
-"""
-
-
-def test_a_process_that_was_killed_is_gone_on_from(server, tmp_path):
-    content, path = CONTENT * 10, tmp_path / "file.bin"
-    part, finish = tmp_path / ".file.bin.part", threading.Event()
-
-    def half(handler, content, start):
-        handler.answer(content[:2_200_000], length=len(content))
-        finish.wait(20)
-        handler.close_connection = True
-
-    server.files["file.bin"], server.manners = content, [half]
-    wanted = remote(server, content)
-    arguments = [wanted.url, wanted.md5, str(wanted.size), str(path)]
-    with subprocess.Popen([sys.executable, "-c", DOWNLOAD, *arguments]) as process:
-        until = time.monotonic() + 20
-        while not (part.is_file() and part.stat().st_size >= 1_000_000):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        process.kill()
-    finish.set()
-    have = part.stat().st_size
-    assert not path.exists()
-    download(wanted, path)
-    assert server.asked == [("/file.bin", 0), ("/file.bin", have)]
-    assert path.read_bytes() == content
 
 
 def test_a_full_disk_leaves_no_file_and_the_next_call_goes_on(server, tmp_path):

@@ -64,15 +64,6 @@ def test_evaluation_of_several_is_on_the_first(both):
     assert len(found) == len(photos["val"])
 
 
-def test_each_image_comes_once_a_pass(both):
-    joined = source(both[0], "imagenet100+stl10", "pretrain")
-    first, again, second = (joined.pass_order(0, n) for n in (0, 0, 1))
-    assert sorted(first) == list(range(300))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, joined.pass_order(1, 0))
-
-
 def test_names_that_cannot_be_combined_are_refused(both):
     with pytest.raises(UsageError, match="names a data set twice"):
         source(both[0], "stl10+stl10", "pretrain")
