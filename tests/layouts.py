@@ -41,7 +41,7 @@ def cifar10(root: Path, per_batch: int = 60) -> Made:
     folder = root / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     made: Made = {"train": ([], []), "test": ([], [])}
-    names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     for seed, name in enumerate(names):
         images = pictures(seed, per_batch, 32)
         labels = (np.arange(per_batch) * 7 + seed) % 10
@@ -163,17 +163,8 @@ def development_kit(made: Photos) -> dict[str, bytes]:
     order = list(np.random.default_rng(5).permutation(classes))
     number = {name: i for i, name in enumerate(order, 1)}
     truth = "".join(f"{number[name]}\n" for name, _, _ in made["val"])
-    fields = [
-        ("ILSVRC2012_ID", "O"),
-        ("WNID", "O"),
-        ("words", "O"),
-        ("gloss", "O"),
-        ("num_children", "O"),
-        ("children", "O"),
-        ("wordnet_height", "O"),
-        ("num_train_images", "O"),
-    ]
-    synsets = np.zeros(len(order) + 2, fields)
+    fields = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images"
+    synsets = np.zeros(len(order) + 2, [(field, "O") for field in fields.split()])
     for row, name in enumerate([*order, "n00001740", "n00001930"]):
         inner = row >= len(order)
         children = np.array([1, 2], np.uint16) if inner else np.array([], np.uint16)
@@ -195,17 +186,10 @@ def parquet(
 ) -> None:
     """clane9/imagenet-100: data/train-00000-of-00003-HASH.parquet …, labels in CMC's order."""
     words = words or ["bonnet, poke bonnet"] + [f"words of {name}" for name in CMC[1:]]
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": words, "_type": "ClassLabel"},
-    }
-    schema = pa.schema(
-        [
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("label", pa.int64()),
-        ],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    features = {"image": {"_type": "Image"}, "label": {"names": words, "_type": "ClassLabel"}}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema([("image", image), ("label", pa.int64())], metadata=metadata)
     (root / "data").mkdir(parents=True)
     for stem, items, count in (("train", made["train"], files), ("validation", made["val"], 1)):
         for number in range(count):

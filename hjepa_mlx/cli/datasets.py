@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -17,6 +18,7 @@ datasets = typer.Typer(
     help="List, download, prepare, verify and combine data sets.", no_args_is_help=True
 )
 Name = Annotated[str, typer.Argument(help="Name of a data set: see `hjepa-mlx datasets list`.")]
+NameOrFolder = Annotated[str, typer.Argument(help="Name of a data set, or folder.")]
 
 
 @datasets.command(name="list")
@@ -55,19 +57,18 @@ def download(
     """
     from hjepa_mlx.config import Data
     from hjepa_mlx.data.catalog import look_up
-    from hjepa_mlx.data.fetch import fetch, remove, size_of
+    from hjepa_mlx.data.fetch import fetch, size_of
     from hjepa_mlx.data.source import data_root
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
-    originals = fetch(name, data_root(Data(dir=data_dir)))
+    originals = fetch(name, data_root(Data(dir=data_dir)), remove_originals)
     if originals:
-        paths = ", ".join(map(str, originals))
         size = sum(map(size_of, originals)) / 1e9
         done = "Removed" if remove_originals else "Not needed any more"
-        print(f"{done}: {paths} ({size:.2f} GB)")
+        print(f"{done}: {', '.join(map(str, originals))} ({size:.2f} GB)")
     for path in originals if remove_originals else ():
-        remove(path)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     more = "" if data_dir is None else f" --data-dir {quote(data_dir)}"
     print(f"Ready. Train with: hjepa-mlx train {name.replace('+', '_')}{more}")
 
@@ -76,14 +77,13 @@ def download(
 @readable
 @awake()
 def prepare(
-    name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
+    name: NameOrFolder,
     data_dir: DataDir = None,
     out: Annotated[
         str | None, typer.Option(help="Folder to write to. Default: `prepared` beside the data.")
     ] = None,
     side: Annotated[
-        int,
-        typer.Option(min=16, max=4096, help="Short side of photographs; none is enlarged."),
+        int, typer.Option(min=16, max=4096, help="Short side of photographs; none is enlarged.")
     ] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of their JPEGs.")] = 90,
     workers: Annotated[
@@ -108,14 +108,13 @@ def prepare(
     if "+" in name:
         raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
     root = data_root(Data(dir=data_dir))
-    folder = prepared.find(name, root) if out is None else None
-    if folder:
+    folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
+    if ready := None if out else prepared.find(name, root):
         print("It is prepared already; delete the folder to do it again.")
-        made = prepared.manifest(folder)
+        folder = ready
     else:
-        folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
-        made = run(name, originals_of(name, root), folder, side, quality, workers)
-    for split, part in made["splits"].items():
+        run(name, originals_of(name, root), folder, side, quality, workers)
+    for split, part in prepared.manifest(folder)["splits"].items():
         left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
         print(f"{split}: {part['images']:,} images{left_out}")
     print(f"{size_of(folder) / 1e9:.2f} GB in {folder}")
@@ -124,11 +123,7 @@ def prepare(
 @datasets.command()
 @readable
 @awake()
-def verify(
-    name: Annotated[str, typer.Argument(help="Name of a data set, or folder.")],
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-) -> None:
+def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = None) -> None:
     """Check counts, checksums, classes, that every image can be read, and duplicates.
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
@@ -139,12 +134,10 @@ def verify(
     from hjepa_mlx.data.verify import verify as run
     from hjepa_mlx.progress import say
 
-    console = Console()
     check_writable(json_file)
     checks = run(Data(name=name, dir=data_dir))
-    if json_file != "-":
-        for check in checks:
-            say(console, f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
+    for check in checks if json_file != "-" else ():
+        say(Console(), f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
     output_json([asdict(check) for check in checks], json_file)
     if not all(check.right for check in checks):
         raise typer.Exit(1)

@@ -31,7 +31,7 @@ def opened_member(archive: Path, wanted: str, largest: int) -> Iterator[IO[bytes
     """The member `wanted` of a .tar.gz, to be read from its beginning.
 
     HJEPAError when it is missing, larger than `largest` bytes or no plain file, or when the archive
-    is unsafe or turns out to be damaged.
+    is unsafe or damaged.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -40,20 +40,14 @@ def opened_member(archive: Path, wanted: str, largest: int) -> Iterator[IO[bytes
                     break
             else:
                 raise HJEPAError(f"{archive} is not the published file: it lacks {wanted}.")
-            if not member.isfile() or not 0 <= member.size <= largest:
-                raise HJEPAError(
-                    f"{archive} is not the published file: its {wanted} is no plain file of at "
-                    f"most {largest:,} bytes. Delete it and download again."
-                )
             file = tar.extractfile(member)
-            assert file is not None  # it is a plain file
+            if file is None or not 0 <= member.size <= largest:
+                raise HJEPAError(f"{archive} is not the published file: its {wanted} is another.")
             yield file
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's, not the archive's
-        raise HJEPAError(
-            f"{archive} cannot be read ({error}). Delete it and download again."
-        ) from error
+        raise HJEPAError(f"{archive} is damaged ({error}). Download it again.") from error
 
 
 def _checked(member: tarfile.TarInfo, archive: Path) -> str:

@@ -43,11 +43,25 @@ class Remote(_Row):
         return self.url.rsplit("/", 1)[1]
 
 
+class Binary(_Row):
+    """A binary version, [N] records of three planes: its folder, and how it is laid out.
+
+    images: the files of each split. labels: the files whose bytes are the labels from 1; without
+    any, a label from 0 comes first in each record. axes: of a record's [3, ...] as [H, W, 3].
+    """
+
+    folder: str
+    images: dict[str, list[str]]
+    labels: dict[str, str] = {}
+    axes: tuple[int, int, int]
+
+
 class Dataset(_Row):
     """One data set.
 
     splits: number of images of `pretrain`, `train` (labelled, evaluation learns from it), `test`.
     files: those that `download` fetches from the web. hub: repository on Hugging Face.
+    archives: files to get by hand, and their MD5.
     """
 
     name: str
@@ -61,7 +75,10 @@ class Dataset(_Row):
     promise: Promise | None = None
     files: tuple[Remote, ...] = ()
     hub: str | None = None
+    archives: dict[str, str] = {}
     parts: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    binary: Binary | None = None
 
     @property
     def images(self) -> int:
@@ -79,13 +96,6 @@ _ROWS = yaml.safe_load((HERE / "catalog.yaml").read_text())
 CATALOG = {name: Dataset(name=name, **row) for name, row in _ROWS.items()}
 CMC, KAGGLE, IMAGENET = "CMC's ImageNet-100", "Kaggle's ImageNet-100", "ImageNet-1K"
 KAGGLE_IMAGES = 130_000  # for training; 5,000 for evaluation, as in CMC's
-
-# ImageNet's own archives, by name; MD5 as published on its download page
-IMAGENET_ARCHIVES = {
-    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
-    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
-    "ILSVRC2012_devkit_t12.tar.gz": "fa75699e90414af021442c21a62c3abf",
-}
 
 
 def look_up(name: str) -> Dataset:

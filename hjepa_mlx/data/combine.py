@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import yaml
 
@@ -25,8 +24,8 @@ def combine(names: list[str], path: Path) -> str:
     that cannot be combined.
     """
     names = [part for name in names for part in name.split("+")]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError(f"Two or more different data sets are needed; given: {' '.join(names)}.")
+    if len(names) < 2:
+        raise UsageError(f"Two or more data sets are needed; given: {' '.join(names)}.")
     check_name("+".join(names))
     if path.suffix not in (".yaml", ".yml") or not path.parent.is_dir():
         raise UsageError(f"{path} must be a .yaml file in a folder that exists.")
@@ -36,14 +35,11 @@ def combine(names: list[str], path: Path) -> str:
     total = sum(images.values())
     mix = ", ".join(f"{count / total:.1%} {name}" for name, count in images.items())
     words = f"{total:,} images a pass: {mix}"
-    tree: dict[str, Any] = yaml.safe_load(find_config(BASE).read_text())
+    tree = yaml.safe_load(find_config(BASE).read_text())
     tree["name"] = re.sub(r"[^\w.-]", "-", path.stem)
     tree["data"]["name"] = "+".join(names)
-    head = (
-        f"# hjepa-mlx train {quote(str(path))}\n"
-        f"# {words}; evaluated on {names[0]}. Otherwise the recipe {BASE}.\n"
-    )
+    head = f"# hjepa-mlx train {quote(str(path))}\n# {words}; evaluated on {names[0]}. "
+    body = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
     with atomic_write(path) as file:
-        body = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
-        file.write((head + body).encode())
+        file.write(f"{head}Otherwise the recipe {BASE}.\n{body}".encode())
     return words

@@ -9,7 +9,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,124 +38,89 @@ def download(remote: Remote, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     with locked(part, str(path)) as file:
         with bar(path.name, remote.size) as advance:
-            _fetch_all(remote, file, advance)
-        _check(remote, file, part)
+            _fetch(remote.url, file, advance)
+        file.flush()
+        file.seek(0)
+        md5 = md5_of(file)
+        if md5 != remote.md5:
+            part.unlink()
+            raise HJEPAError(
+                f"{remote.url} gave {file.tell():,} bytes with MD5 {md5}, not {remote.md5}: not "
+                "the right file. It was deleted. Run the command again to start over."
+            )
         publish(file, part, path)
 
 
-def _fetch_all(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
-    """Fetch until complete; HJEPAError after TRIES answers in a row that brought nothing."""
-    advance(file.seek(0, os.SEEK_END))
+def _fetch(url: str, file: BinaryIO, advance: Callable[[int], None]) -> None:
+    """Append the missing bytes; HJEPAError after TRIES answers in a row that brought nothing."""
+    end = file.seek(0, os.SEEK_END)
+    advance(end)
     failures = 0
-    while True:
-        before = file.tell()
+    while failures < TRIES:
+        before = end
         try:
-            return _fetch(remote, file, advance)
+            for begin, chunk in _answer(url, end):
+                if begin < end:
+                    file.truncate(begin)
+                file.write(chunk)
+                advance(begin + len(chunk) - end)
+                end = begin + len(chunk)
+            return
         except _Broken as broken:
-            failures = 0 if file.tell() > before else failures + 1
-            if failures == TRIES:
-                raise HJEPAError(
-                    f"Downloading {remote.url} failed: {broken}. Run the command again to go on."
-                ) from None
+            reason = str(broken)
+        failures = 0 if end > before else failures + 1
+        if failures < TRIES:
             time.sleep(PAUSE * 2**failures)
+    raise HJEPAError(f"Downloading {url} failed: {reason}. Run the command again to go on.")
 
 
-def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
-    """Append the missing bytes to `file`; _Broken when the connection ends before that."""
-    have = file.seek(0, os.SEEK_END)
-    response = _open(remote, have)
-    if response is None:
-        return
-    with response:
-        if have and not _continues(response, have):
-            advance(-have)
-            file.truncate(0)
-        expected, received = _length(response), 0
-        while chunk := _read(response):
-            file.write(chunk)
-            received += len(chunk)
-            advance(len(chunk))
-    if expected is not None and received < expected:
-        raise _Broken(f"the connection ended after {received:,} of {expected:,} bytes")
+def _answer(url: str, have: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes after the first `have` of a file, in chunks, each with its place in the file.
 
-
-def _open(remote: Remote, have: int) -> http.client.HTTPResponse | None:
-    """The server's answer, from byte `have` on; None when it has nothing after that."""
-    headers = {"User-Agent": "hjepa-mlx"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    A server that ignores the range starts at 0 again. _Broken when the connection ends early.
+    """
+    headers = {"User-Agent": "hjepa-mlx"} | ({"Range": f"bytes={have}-"} if have else {})
+    at = have
     try:
-        request = urllib.request.Request(remote.url, headers=headers)
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:
-            return None
-        answer = f"the server answered {error.code} {_words(error)}"
-        if error.code >= 500 or error.code in (408, 429):  # for the moment only
-            raise _Broken(answer) from None
-        raise HJEPAError(
-            f"Downloading {remote.url} failed: {answer}. The file may have moved; a copy from "
-            "elsewhere, put in its place by hand, is checked and used."
-        ) from None
-    except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
-        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise HJEPAError(
-                f"Downloading {remote.url} failed: {_words(error)}. This Python does not know the "
-                "usual certificates (python.org's on a Mac: run Install Certificates.command)."
-            ) from None
-        raise _Broken(_words(error)) from None
-    except ValueError as error:
-        raise HJEPAError(f"Downloading {remote.url} failed: {error}.") from None
-    if response.headers.get_content_type() == "text/html":
-        response.close()
-        raise HJEPAError(
-            f"{remote.url} answered with a web page instead of the file (a log-in page of the "
-            "network?). Open it in a browser to see, then run the command again."
-        )
-    return response
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK)
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if answer.headers.get_content_type() == "text/html":
+                raise HJEPAError(
+                    f"{url} answered with a web page (does the network ask you to log in?). Open "
+                    "it in a browser, then run the command again."
+                )
+            span = answer.headers.get("Content-Range", "")
+            at = start = have if answer.status == 206 and span.startswith(f"bytes {have}-") else 0
+            while chunk := answer.read1(CHUNK):
+                yield at, chunk
+                at += len(chunk)
+            length = answer.headers.get("Content-Length", "")
+            if length.isdigit() and at - start < int(length):
+                raise _Broken(f"the connection ended after {at - start:,} of {int(length):,} bytes")
     except http.client.IncompleteRead as error:
         if error.partial:
-            return error.partial  # the next call raises again
+            yield at, error.partial
         raise _Broken("the connection ended early") from None
-    except (http.client.HTTPException, OSError) as error:
-        raise _Broken(_words(error)) from None
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        if getattr(error, "code", None) != 416:  # the server has nothing after `have` bytes
+            raise _failure(url, error) from None
 
 
-def _words(error: Exception) -> str:
-    return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-
-
-def _continues(response: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the answer starts at byte `have`; a server that ignores Range starts anew."""
-    span = response.headers.get("Content-Range", "")
-    return response.status == 206 and span.startswith(f"bytes {have}-")
-
-
-def _length(response: http.client.HTTPResponse) -> int | None:
-    """Bytes this answer brings, if it says so."""
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdigit() else None
-
-
-def _check(remote: Remote, file: BinaryIO, part: Path) -> None:
-    """Compare the MD5; remove a file that is not the published one."""
-    file.flush()
-    file.seek(0)
-    md5 = md5_of(file)
-    if md5 == remote.md5:
-        return
-    size = file.seek(0, os.SEEK_END)
-    part.unlink()
-    raise HJEPAError(
-        f"{remote.url} gave {size:,} bytes with MD5 {md5}, not the published {remote.md5}: not "
-        "the right file. It was deleted; run the command again to start anew."
-    )
+def _failure(url: str, error: Exception) -> Exception:
+    """_Broken where another try may help, else HJEPAError."""
+    words = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
+    advice = ""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        words = f"the server answered {error.code} {words}"
+        if error.code >= 500 or error.code in (408, 429):  # for the moment only
+            return _Broken(words)
+        advice = " Get the file from elsewhere and put it there by hand."
+    elif isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+        advice = " Python lacks certificates. On a Mac, run Install Certificates.command."
+    elif isinstance(error, (http.client.HTTPException, OSError)):
+        return _Broken(words)
+    return HJEPAError(f"Downloading {url} failed: {words}.{advice}")
 
 
 def md5_of(file: BinaryIO) -> str:

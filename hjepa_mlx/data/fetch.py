@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from shlex import quote
 
 from hjepa_mlx.data import importers, prepared
-from hjepa_mlx.data.catalog import IMAGENET_ARCHIVES, Dataset, look_up
+from hjepa_mlx.data.catalog import Dataset, look_up
 from hjepa_mlx.data.download import download, md5_of
-from hjepa_mlx.data.prepare import IMAGE_BYTES, originals_of, prepare
+from hjepa_mlx.data.prepare import IMAGE_BYTES, fingerprints, originals_of, prepare
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import check_space, sha256
 from hjepa_mlx.progress import bar
@@ -25,28 +24,26 @@ ImageNet-1K cannot be downloaded without an account. Once:
 Kaggle's "ImageNet Object Localization Challenge", unpacked there, serves as well."""
 
 
-def fetch(name: str, root: Path) -> list[Path]:
+def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
     """Download a data set into `root/name` and prepare it there; finished steps are not repeated.
 
-    Returns the originals, which are not needed any more; none when it was prepared already. Raises
-    HJEPAError with the reason in one line; it can be run again.
+    Returns the originals, which are not needed any more; those of a data set that was prepared
+    before only if `earlier` asks for them. Raises HJEPAError with the reason in one line; it can
+    be run again.
     """
     row = look_up(name)
     if row.parts:
-        return [path for part in row.parts for path in fetch(part, root)]
-    if name == "demo" or prepared.find(name, root):
+        return [path for part in row.parts for path in fetch(part, root, earlier)]
+    folder = prepared.find(name, root)
+    if name == "demo" or (folder and not (earlier and importers.find(name, root))):
         return []
-    folder = root / name
-    if name == "imagenet1k":
-        _check_imagenet(name, root)
-    elif row.hub:
-        found = importers.find(name, root)
-        if found is None or found.layout == "parquet files":  # an interrupted download leaves some
-            _from_hub(row, folder)
-    else:
-        _from_web(row, root)
+    if not folder:
+        (_by_hand if row.archives else _from_hub if row.hub else _from_web)(row, root)
     originals = originals_of(name, root)
-    prepare(name, originals, folder / prepared.FOLDER)
+    if not folder:
+        prepare(name, originals, root / name / prepared.FOLDER)
+    elif prepared.manifest(folder).get("originals") != fingerprints(originals):
+        return []  # it was prepared from other files
     files = dict.fromkeys(path for original in originals.values() for path in original.files)
     return [path for path in files if path.is_relative_to(root)]
 
@@ -57,16 +54,9 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a folder or a link to one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def _check_disk(row: Dataset, download: int, folder: Path) -> None:
     """Refuse a disk too small for the download and the prepared form; files there already count."""
+    folder.mkdir(parents=True, exist_ok=True)
     images = sum(row.splits[split] for split in row.stored_splits)
     size = 3 * max(32, row.resolution) ** 2 if row.resolution < 224 else IMAGE_BYTES
     advice = "Free some, or choose another folder with --data-dir."
@@ -81,83 +71,72 @@ def _from_web(row: Dataset, root: Path) -> None:
     folder = root / row.name
     found = importers.find(row.name, root)
     if not found:
-        folder.mkdir(parents=True, exist_ok=True)
         _check_disk(row, sum(remote.size for remote in row.files), folder)
     for remote in row.files:
         path = folder / remote.name
-        if not path.is_file() and found:
+        if found and not path.is_file():
             path = root / remote.name
         if path.is_file():
-            _check_placed(path, remote.md5)
+            _check_md5(path, remote.md5)
         elif not found:
             download(remote, path)
 
 
-def _check_placed(path: Path, published: str) -> None:
+def _by_hand(row: Dataset, root: Path) -> None:
+    """Say which files to get and where to put them, or check those that are there."""
+    folder = root / row.name
+    missing = [file for file in row.archives if not (folder / file).is_file()]
+    found = importers.find(row.name, root)
+    if missing and found and found.layout != "tar archives":
+        return  # another layout, which nobody publishes checksums of
+    if missing:
+        print(IMAGENET_STEPS.format(folder=folder, name=row.name, root=quote(str(root))))
+        raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
+    for file, md5 in row.archives.items():
+        _check_md5(folder / file, md5)
+
+
+def _check_md5(path: Path, published: str) -> None:
     with open(path, "rb") as file:
         md5 = md5_of(file)
     if md5 != published:
-        raise HJEPAError(
-            f"{path} has the MD5 {md5}, not the published {published}. Move it away and run the "
-            "command again."
-        )
+        raise HJEPAError(f"{path} has the MD5 {md5}, not the published {published}. Move it away.")
 
 
-def _from_hub(row: Dataset, folder: Path) -> None:
-    """Parquet files of a repository on Hugging Face, compared with the checksums it publishes."""
-    try:
-        published = _snapshot(row, folder)
-    except HJEPAError:
-        raise
-    except Exception as error:  # the hub's client has errors of its own, others in each version
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise HJEPAError(
-            f"Downloading {row.hub} from Hugging Face failed: {lines[0].rstrip('.')}. Run the "
-            "command again to go on."
-        ) from error
-    with bar("Checking", len(published), "files") as advance:
-        for name, wanted in published.items():
-            if sha256(folder / name) != wanted:
-                (folder / name).unlink()
-                raise HJEPAError(
-                    f"{folder / name} is not the published file (its SHA-256 differs). It was "
-                    "deleted; run the command again."
-                )
-            advance(1)
-
-
-def _snapshot(row: Dataset, folder: Path) -> dict[str, str]:
-    """Download its parquet files; returns the published SHA-256 of each."""
+def _from_hub(row: Dataset, root: Path) -> None:
+    """Parquet files of a repository on Hugging Face, compared with the SHA-256 it publishes."""
+    folder, found = root / row.name, importers.find(row.name, root)
+    if found and found.layout != "parquet files":  # an interrupted download leaves some of those
+        return
     try:
         import huggingface_hub as hub
     except ImportError:
         raise HJEPAError(f"{row.hub} is on Hugging Face: pip install 'hjepa-mlx[hub]'") from None
     assert row.hub is not None
-    info = hub.HfApi().dataset_info(row.hub, files_metadata=True)
-    parquet = [f for f in info.siblings or [] if f.rfilename.endswith(".parquet") and f.lfs]
-    if not parquet:
-        raise HJEPAError(f"The repository {row.hub} has no parquet files any more.")
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_disk(row, sum(file.size or 0 for file in parquet), folder)
-    hub.snapshot_download(
-        row.hub,
-        repo_type="dataset",
-        revision=info.sha,
-        local_dir=folder,
-        allow_patterns=[file.rfilename for file in parquet],
-    )
-    return {file.rfilename: file.lfs.sha256 for file in parquet if file.lfs}
-
-
-def _check_imagenet(name: str, root: Path) -> None:
-    """Say which files to get and where to put them, or check those that are there."""
-    folder = root / name
-    missing = [file for file in IMAGENET_ARCHIVES if not (folder / file).is_file()]
-    found = importers.find(name, root)
-    if missing and found and found.layout != "tar archives":
-        return  # another layout, which nobody publishes checksums of
-    if missing:
-        print(IMAGENET_STEPS.format(folder=folder, name=name, root=quote(str(root))))
-        raise HJEPAError(f"{folder} lacks {', '.join(missing)}.")
-    for file, md5 in IMAGENET_ARCHIVES.items():
-        _check_placed(folder / file, md5)
+    try:
+        info = hub.HfApi().dataset_info(row.hub, files_metadata=True)
+        files = [f for f in info.siblings or [] if f.rfilename.endswith(".parquet") and f.lfs]
+        if not files:
+            raise HJEPAError(f"The repository {row.hub} has no parquet files any more.")
+        _check_disk(row, sum(file.size or 0 for file in files), folder)
+        hub.snapshot_download(
+            row.hub,
+            repo_type="dataset",
+            revision=info.sha,
+            local_dir=folder,
+            allow_patterns=[file.rfilename for file in files],
+        )
+    except HJEPAError:
+        raise
+    except Exception as error:  # the hub's client has errors of its own, others in each version
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise HJEPAError(
+            f"Downloading {row.hub} failed: {lines[0].rstrip('.')}. Run the command again to go on."
+        ) from error
+    with bar("Checking", len(files), "files") as advance:
+        for file in files:
+            path = folder / file.rfilename
+            if file.lfs and sha256(path) != file.lfs.sha256:
+                path.unlink()
+                raise HJEPAError(f"{path} had the wrong SHA-256. Run the command again to get it.")
+            advance(1)

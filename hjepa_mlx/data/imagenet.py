@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,31 +28,24 @@ from hjepa_mlx.data.storage import Files, KnownFile, StorageError, image_paths
 from hjepa_mlx.errors import HJEPAError
 
 KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
-KAGGLE_PARTS = (["train.X1", "train.X2", "train.X3", "train.X4"], ["val.X"])
+KAGGLE_TRAIN = ["train.X1", "train.X2", "train.X3", "train.X4"]
 CMC_FIRST = "bonnet, poke bonnet"  # label 0 of clane9/imagenet-100, in words
 PARQUET_BATCH = 64  # images
+WORDNET_ID = "n" + 8 * "[0-9]"  # the name of a class's folder
 
 
 def find(name: str, root: Path) -> Found | None:
     """The first layout found; a quick look only."""
     for place in (root / name, root):
-        for words, (recognise, opened) in LAYOUTS.items():
-            if recognise(place):
-                return Found(words, partial(_opened, name, partial(opened, place)))
+        for layout in (_parquet, _tars, _folders):
+            if found := layout(place):
+                return Found(found.layout, partial(_in_order, name, found))
     if name != "imagenet100":
         return None
     larger = find("imagenet1k", root)
     if folder := prepared.find("imagenet1k", root):
         larger = Found("prepared", partial(_prepared, folder))
-    return larger and Found(f"imagenet1k: {larger.layout}", partial(_hundred, larger.open))
-
-
-def _opened(name: str, opened: Callable[[str], Original], split: str) -> Original:
-    return _in_order(name, opened(split))
-
-
-def _hundred(opened: Callable[[str], Original], split: str) -> Original:
-    return replace(_opened("imagenet100", opened, split), files=())  # ImageNet-1K's own
+    return larger and Found(f"imagenet1k: {larger.layout}", partial(_cut_out, larger))
 
 
 def _prepared(folder: Path, split: str) -> Original:
@@ -60,22 +54,27 @@ def _prepared(folder: Path, split: str) -> Original:
     return of_images(images, labels, classes)
 
 
-def _in_order(name: str, original: Original) -> Original:
+def _cut_out(found: Found, split: str) -> Original:
+    return replace(_in_order("imagenet100", found, split), files=())  # ImageNet-1K's own
+
+
+def _in_order(name: str, found: Found, split: str) -> Original:
     """Classes in the order of their published list; the hundred of CMC out of more."""
+    original = found.open(split)
     known, hundred = set(original.classes), name == "imagenet100"
     for order in map(class_list, ("cmc", "kaggle")):
         if known <= set(order) or (hundred and set(order) <= known):
-            return _with_classes(original, tuple(name for name in order if name in known))
+            return _with_classes(original, [one for one in order if one in known])
     if hundred and len(known) > 100:
         raise HJEPAError(
-            f"ImageNet-100 cannot be cut out of these {len(known)} classes: they are not named by "
-            f"WordNet ids (the first is {original.classes[0]!r}). Train on imagenet1k, or use "
-            "ImageNet's own archives."
+            f"ImageNet-100 cannot be cut out of {len(known)} classes that are not named by WordNet "
+            f"ids (the first is {original.classes[0]!r}). Use ImageNet's own archives."
         )
     return original
 
 
-def _with_classes(original: Original, classes: tuple[str, ...]) -> Original:
+def _with_classes(original: Original, classes: list[str]) -> Original:
+    """Only the images of `classes`; files that hold others too are needed further on."""
     number = {name: label for label, name in enumerate(classes)}
     renamed = [number.get(name, -1) for name in original.classes]
 
@@ -84,77 +83,69 @@ def _with_classes(original: Original, classes: tuple[str, ...]) -> Original:
             if renamed[item.label] >= 0:
                 yield item._replace(label=renamed[item.label])
 
-    images = original.images * len(classes) // len(original.classes)  # about as many of each
-    return replace(original, classes=classes, images=images, items=items)
+    images = original.images * len(classes) // len(renamed)  # about as many of each
+    files = original.files if len(classes) == len(renamed) else ()
+    return replace(original, classes=tuple(classes), images=images, items=items, files=files)
 
 
-def _parquet_folder(place: Path) -> Path | None:
+def _parquet(place: Path) -> Found | None:
     folders = (place / "data", place)
-    return next((f for f in folders if next(f.glob("train-*.parquet"), None)), None)
+    folder = next((f for f in folders if next(f.glob("train-*.parquet"), None)), None)
+    return Found("parquet files", partial(_parquet_split, folder)) if folder else None
 
 
-def _parquet(place: Path, split: str) -> Original:
+def _parquet_split(folder: Path, split: str) -> Original:
     """Hugging Face's files: columns `label`, and `image` of structs (bytes, path)."""
-    folder = _parquet_folder(place)
-    assert folder is not None
-    stem = "train" if split != "test" else "val*"
+    stem = "val*" if split == "test" else "train"
     paths = sorted(folder.glob(f"{stem}-*.parquet"))
-    _check_parts(folder, stem, paths)
-    images, names = 0, class_list("cmc")
+    parts = [re.search(r"-of-(\d+)", path.name) for path in paths]
+    wanted = max((int(part[1]) for part in parts if part), default=max(len(paths), 1))
+    if len(paths) != wanted:
+        raise HJEPAError(
+            f"{folder} has {len(paths)} of {wanted} parquet files {stem}-*. Download the others."
+        )
+    images, classes = 0, class_list("cmc")
     for path in paths:
-        rows, words = _parquet_head(path)
-        images += rows
-        if words and words[0] != CMC_FIRST:
-            names = words
+        with _opened(path) as file:
+            images += file.metadata.num_rows
+            about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            label = about.get("info", {}).get("features", {}).get("label", {})
+            words = tuple(map(str, label.get("names") or ()))
+            if words and words[0] != CMC_FIRST:
+                classes = words
 
     def items() -> Iterator[Item]:
         for path in paths:
-            for row, (image, label) in enumerate(_parquet_rows(path)):
-                if not 0 <= label < len(names):
-                    raise HJEPAError(
-                        f"{path}: an image has the label {label}, for {len(names)} classes. Only "
-                        "labelled splits can be used."
-                    )
-                yield Item(partial(_bytes, image), label, f"{path}[{row}]")
+            with _opened(path) as file:
+                for row, (image, label) in enumerate(_rows(file)):
+                    if label not in range(len(classes)):
+                        raise HJEPAError(f"{path}: label {label}, for {len(classes)} classes.")
+                    yield Item(partial(_bytes, image), label, f"{path}[{row}]")
 
-    return Original(names, images, of_files(paths), items, tuple(paths))
+    return of_files(paths, classes, images, items)
 
 
-def _check_parts(folder: Path, stem: str, paths: list[Path]) -> None:
-    """Refuse a set of files `train-00003-of-00017…` that is not complete."""
-    numbers = {path.name.split("-of-")[0].rsplit("-", 1)[1] for path in paths}
-    totals = {path.name.split("-of-")[1][:5] for path in paths if "-of-" in path.name}
-    if not paths or (totals and len(numbers) != int(max(totals))):
-        raise HJEPAError(
-            f"{folder} has {len(numbers)} of {max(totals, default='1').lstrip('0')} parquet files "
-            f"{stem}-*. Go on with the download, or put the rest there."
-        )
-
-
-def _parquet_head(path: Path) -> tuple[int, tuple[str, ...]]:
-    """Number of rows, and names of the labels where the file says them as Hugging Face does."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        metadata = _pyarrow().read_metadata(path)
-        schema = metadata.schema.to_arrow_schema()
-        schema.field("image").type.field("bytes")
-        schema.field("label")
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    except (OSError, ValueError, LookupError) as error:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise HJEPAError("Parquet files need pyarrow: pip install 'hjepa-mlx[hub]'") from None
+    try:
+        with ParquetFile(path) as file:
+            file.schema_arrow.field("image").type.field("bytes")
+            file.schema_arrow.field("label")
+            yield file
+    except (OSError, ValueError, LookupError, AttributeError) as error:
         raise StorageError(
             f"{path} is not a whole parquet file with columns image and label "
             f"({str(error).splitlines()[0]}). Delete it and download again."
         ) from error
-    features = about.get("info", {}).get("features", {})
-    return metadata.num_rows, tuple(map(str, features.get("label", {}).get("names") or ()))
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, int]]:
-    try:
-        with _pyarrow().ParquetFile(path) as file:
-            for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
-                yield from zip(batch["image"], batch["label"].to_pylist(), strict=True)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
+    for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
+        yield from zip(batch["image"], batch["label"].to_pylist(), strict=True)
 
 
 def _bytes(image: Any) -> bytes:
@@ -164,20 +155,12 @@ def _bytes(image: Any) -> bytes:
     return data
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise HJEPAError("Parquet files need pyarrow: pip install 'hjepa-mlx[hub]'") from None
-    return pyarrow.parquet
+def _tars(place: Path) -> Found | None:
+    train = _first(place, "ILSVRC2012_img_train.tar", "train.tar")
+    return Found("tar archives", partial(_tar_split, place, train)) if train else None
 
 
-def _train_tar(place: Path) -> Path | None:
-    return _first(place, "ILSVRC2012_img_train.tar", "train.tar")
-
-
-def _tars(place: Path, split: str) -> Original:
-    train = _train_tar(place)
+def _tar_split(place: Path, train: Path, split: str) -> Original:
     path = train if split != "test" else _first(place, "ILSVRC2012_img_val.tar", "val.tar")
     if path is None:
         raise HJEPAError(f"{train} is there, but ILSVRC2012_img_val.tar is not beside it.")
@@ -187,7 +170,7 @@ def _tars(place: Path, split: str) -> Original:
     if len({member.group for member in members}) < 2:  # the validation images
         stems = [member.name for member in members]
         names = dict(zip(stems, classes_of(place, stems), strict=True))
-    classes = tuple(sorted({names.get(member.name, member.group) for member in members}))
+    classes, _ = _labelled([names.get(member.name, member.group) for member in members])
     number = {name: label for label, name in enumerate(classes)}
 
     def items() -> Iterator[Item]:
@@ -198,76 +181,43 @@ def _tars(place: Path, split: str) -> Original:
 
     inner = any(member.name.lower().endswith(".tar") for member in members)
     images = CATALOG["imagenet1k"].splits[split] if inner else len(members)
-    return Original(classes, images, of_files([path]), items, (path,))
+    return of_files([path], classes, images, items)
 
 
-def _kaggle_parts(place: Path) -> list[Path]:
-    return sorted(place.glob("train.X[0-9]"))  # one is enough: the others are then asked for
+def _folders(place: Path) -> Found | None:
+    """A folder a class; in ambityga/imagenet100 they are spread over several."""
+    if next(place.glob("train.X[0-9]"), None):  # one is enough: the others are then asked for
+        train, val = [place / name for name in KAGGLE_TRAIN], place / "val.X"
+        return Found("Kaggle's folders", partial(_folder_split, place, train, val))
+    for root in (place, place / KAGGLE_ROOT):
+        if next((root / "train").glob(WORDNET_ID), None):
+            val = _first(root, "val", "validation") or root / "val"
+            return Found("folders", partial(_folder_split, place, [root / "train"], val))
+    return None
 
 
-def _kaggle_folders(place: Path, split: str) -> Original:
-    """ambityga/imagenet100: train.X1 … train.X4, val.X, Labels.json."""
-    parts = [place / name for name in KAGGLE_PARTS[split == "test"]]
-    order: tuple[str, ...] = ()
-    if (place / "Labels.json").is_file():
-        try:
-            order = tuple(dict(json.loads((place / "Labels.json").read_text())))
-        except (OSError, ValueError, TypeError) as error:
-            raise StorageError(f"{place / 'Labels.json'} cannot be read ({error}).") from error
-    for part in parts:
-        if not part.is_dir():
-            raise HJEPAError(f"{place}: {part.name} is missing.")
-    return _of_folders(place, parts, order)
-
-
-def _folder_root(place: Path) -> Path | None:
-    return next((r for r in (place, place / KAGGLE_ROOT) if _has_classes(r / "train")), None)
-
-
-def _has_classes(folder: Path) -> bool:
-    """Whether folders named by WordNet ids lie in it."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(re.fullmatch(r"n\d{8}", entry.name) for entry in entries)
-    except OSError:
-        return False
-
-
-def _folders(place: Path, split: str) -> Original:
-    root = _folder_root(place)
-    assert root is not None
-    if split != "test":
-        return _of_folders(place, [root / "train"])
-    val = _first(root, "val", "validation")
-    if val is None:
-        raise HJEPAError(f"{root / 'train'} is there, but val/ is not beside it.")
-    return _of_folders(place, [val])
-
-
-def _of_folders(place: Path, folders: list[Path], order: tuple[str, ...] = ()) -> Original:
+def _folder_split(place: Path, train: list[Path], val: Path, split: str) -> Original:
     """Each image's class is the folder it lies in, or the one that the ground truth says."""
+    folders = [val] if split == "test" else train
+    for folder in folders:
+        if not folder.is_dir():
+            raise HJEPAError(f"The folder {folder} is missing. Put it there and run again.")
     paths = [path for folder in folders for path in image_paths(folder)]
     if not paths:
         raise HJEPAError(f"{place}: there are no images in its class folders.")
     names = [os.path.basename(os.path.dirname(path)) for path in paths]
     if {*names} <= {folder.name for folder in folders}:
         names = classes_of(place, [os.path.basename(path) for path in paths])
-    classes = tuple(sorted(set(names)))
-    if set(order) == set(classes):
-        classes = order
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[name] for name in names])
+    classes, labels = _labelled(names, class_list("kaggle"))
     return of_images(Files(place, paths), labels, classes, files=folders)
+
+
+def _labelled(names: list[str], order: tuple[str, ...] = ()) -> tuple[tuple[str, ...], np.ndarray]:
+    """The different names, in this order or sorted, and the number of each name, [N]."""
+    classes = order if set(order) == set(names) else tuple(sorted(set(names)))
+    number = {name: label for label, name in enumerate(classes)}
+    return classes, np.array([number[name] for name in names])
 
 
 def _first(place: Path, *names: str) -> Path | None:
     return next((place / name for name in names if (place / name).exists()), None)
-
-
-# in words: how to recognise it in a folder, how to open a split of it
-LAYOUTS: dict[str, tuple[Callable[[Path], Any], Callable[[Path, str], Original]]] = {
-    "parquet files": (_parquet_folder, _parquet),
-    "tar archives": (_train_tar, _tars),
-    "Kaggle's folders": (_kaggle_parts, _kaggle_folders),
-    "folders": (_folder_root, _folders),
-}

@@ -70,6 +70,14 @@ def of_images(
     return Original(classes, len(rows), digest.hexdigest(), items, tuple(files), shape)
 
 
-def of_files(paths: Sequence[Path]) -> str:
-    """A fingerprint of files by their names and sizes."""
-    return hashlib.sha256(repr([(p.name, p.stat().st_size) for p in paths]).encode()).hexdigest()
+def of_files(
+    files: Sequence[Path],
+    classes: tuple[str, ...],
+    images: int,
+    items: Callable[[], Iterator[Item]],
+    shape: tuple[int, ...] | None = None,
+) -> Original:
+    """About `images` images that `items` reads out of `files`."""
+    sizes = repr([(path.name, path.stat().st_size) for path in files])
+    fingerprint = hashlib.sha256(sizes.encode()).hexdigest()
+    return Original(classes, images, fingerprint, items, tuple(files), shape)

@@ -2,7 +2,7 @@
 
 Photographs become JPEGs with a short side of 256 pixels, in shards; small images stay as they are,
 in one array. The result depends on the originals and the options only, not on the number of workers
-or on interruptions: a shard that is whole is kept.
+or on interruptions: whole shards are recorded in the manifest and kept.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,9 @@ from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_jso
 from hjepa_mlx.progress import bar
 
 LOCK = ".lock"
-RECORDS = "*-[0-9]*.json"  # one a shard, until the manifest is written
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
-GROUP = 32  # images that a worker takes at once
-AHEAD = 16  # groups that wait to be written
+AHEAD = 512  # images that are read and wait to be written
 Advance = Callable[[int], None]
 Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
 
@@ -63,6 +61,11 @@ def originals_of(name: str, root: Path) -> dict[str, Original]:
     return {split: found.open(split) for split in splits}
 
 
+def fingerprints(originals: dict[str, Original]) -> dict[str, str]:
+    """The fingerprint of each split, as the manifest records it."""
+    return {split: original.fingerprint for split, original in originals.items()}
+
+
 def prepare(
     name: str,
     originals: dict[str, Original],
@@ -77,54 +80,53 @@ def prepare(
     to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
     """
     check_classes(name, originals["train"].classes, originals["test"].classes)
-    encoded = originals["train"].shape is None
+    shape = originals["train"].shape
     options = {"short_side": side, "jpeg_quality": quality, "pillow": PIL.__version__}
     plan = {
         "format": prepared.FORMAT,
         "name": name,
-        **(options if encoded else {}),
+        **({} if shape else options),
         "classes": list(originals["train"].classes),
-        "originals": {split: original.fingerprint for split, original in originals.items()},
+        "originals": fingerprints(originals),
     }
     if prepared.complete(folder):
-        made = prepared.manifest(folder)
-        _compare(plan, made, folder)
-        return made
+        _compare(plan, prepared.manifest(folder), folder)
+        return prepared.manifest(folder)
+    total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):
-        _check_space(folder, originals, side)
-        _begin(folder, plan)
-        splits = {}
-        total = sum(original.images for original in originals.values())
+        each = int(np.prod(shape)) if shape else IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
+        there = sum(path.stat().st_size for path in folder.iterdir())
+        needs = f"{total:,} prepared images need about"
+        advice = "Free some, or give another folder with --out."
+        check_space(needs, total * each - there, folder, advice)
+        splits = _begun(folder, plan)
+        record = partial(write_json, folder / prepared.MANIFEST, plan | {"begun": splits})
+        record()
         with bar(f"Preparing {name}", total, "images") as advance:
             for split, original in originals.items():
-                path = folder / split
-                if encoded:
-                    with ThreadPoolExecutor(workers or backend.cpu_count()) as pool:
-                        reduced = partial(_reduced, pool, side, quality)
-                        splits[split] = _write_shards(path, original, reduced, advance)
+                if shape is None:
+                    part = splits.setdefault(split, {"images": 0, "skipped": [], "files": []})
+                    reduced = partial(_reduced, side, quality, workers)
+                    _write_shards(folder / split, original, reduced, part, record, advance)
                 else:
-                    splits[split] = _write_array(path, original, advance)
+                    splits[split] = _write_array(folder / split, original, advance)
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
-        for record in folder.glob(RECORDS):
-            record.unlink()
         (folder / LOCK).unlink()
     return prepared.manifest(folder)
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Go on with an interrupted call of the same plan, or start in an empty folder.
-
-    Until everything is written, the manifest is the plan.
-    """
+def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The shards that an interrupted call of the same plan finished; none in an empty folder."""
     path = folder / prepared.MANIFEST
     if path.is_file():
-        begun = json.loads(path.read_text())
-        if any(folder.glob(RECORDS)) or begun.get("name") != plan["name"]:
-            _compare(plan, begun, folder)
-    elif any(not path.name.startswith(".") for path in folder.iterdir()):
+        made = json.loads(path.read_text())
+        if made.get("begun") or made.get("name") != plan["name"]:
+            _compare(plan, made, folder)
+        return made.get("begun", {})
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
-    write_json(path, plan)
+    return {}
 
 
 def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
@@ -132,17 +134,8 @@ def _compare(plan: dict[str, Any], made: dict[str, Any], folder: Path) -> None:
         if made.get(key) != value:
             other = "other images" if key in ("originals", "classes") else f"{key}={made.get(key)}"
             raise UsageError(
-                f"{folder} was prepared with {other}. Delete it, or give another folder with --out."
+                f"{folder} was prepared with {other}. Delete it, or give another --out."
             )
-
-
-def _check_space(folder: Path, originals: dict[str, Original], side: int) -> None:
-    photo = IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
-    sizes = [o.images * (int(np.prod(o.shape)) if o.shape else photo) for o in originals.values()]
-    there = sum(path.stat().st_size for path in folder.iterdir())
-    needs = f"{sum(o.images for o in originals.values()):,} prepared images need about"
-    advice = "Free some, or give another folder with --out."
-    check_space(needs, sum(sizes) - there, folder, advice)
 
 
 def _write_array(path: Path, original: Original, advance: Advance) -> dict[str, Any]:
@@ -174,63 +167,54 @@ def _write_shards(
     path: Path,
     original: Original,
     reduced: Callable[[Iterator[Item]], Generator[Reduced, None, None]],
+    part: dict[str, Any],
+    record: Callable[[], None],
     advance: Advance,
-) -> dict[str, Any]:
-    """Shards of the split `path` that are not there yet; returns its part of the manifest."""
-    made, items = list(_whole_shards(path)), original.items()
-    for _ in islice(items, len(made) * prepared.SHARD):
-        advance(1)
-    with closing(reduced(items)) as images:
+) -> None:
+    """Shards of the split `path` that are not in `part`, its part of the manifest, and `record`s.
+
+    Each shard and its index are written whole before they are recorded.
+    """
+    files = part["files"]
+    done = len(files) * prepared.SHARD
+    advance(min(done, original.images))
+    with closing(reduced(islice(original.items(), done, None))) as images:
         while first := next(images, None):
-            begin = len(made) * prepared.SHARD
-            shard = enumerate(chain([first], islice(images, prepared.SHARD - 1)), begin)
-            tar = path.with_name(f"{path.name}-{len(made):05d}.tar")
-            made.append(_write_shard(tar, shard, original.classes, advance))
-    skipped = [line for shard in made for line in shard.pop("skipped")]
-    return {"images": sum(shard["images"] for shard in made), "skipped": skipped, "files": made}
-
-
-def _whole_shards(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of the first shards, which an interrupted call finished."""
-    for number in count():
-        record = path.with_name(f"{path.name}-{number:05d}.json")
-        if not all(record.with_suffix(kind).is_file() for kind in (".tar", ".npy", ".json")):
-            return
-        yield json.loads(record.read_text())
+            tar = path.with_name(f"{path.name}-{len(files):05d}.tar")
+            shard = chain([first], islice(images, prepared.SHARD - 1))
+            numbered = enumerate(shard, len(files) * prepared.SHARD)
+            count, skipped = _write_shard(tar, numbered, original.classes, advance)
+            files.append({"file": tar.name, "images": count, "sha256": sha256(tar)})
+            part["images"] += count
+            part["skipped"] += skipped
+            record()
 
 
 def _reduced(
-    pool: ThreadPoolExecutor, side: int, quality: int, items: Iterator[Item]
+    side: int, quality: int, workers: int | None, items: Iterator[Item]
 ) -> Generator[Reduced, None, None]:
-    """The images in order, read and made smaller by the pool (PIL works outside Python's lock)."""
+    """The images in order, read and made smaller by threads (PIL works outside Python's lock)."""
 
-    def reduce(group: list[Item]) -> list[Reduced]:
-        return [_reduce(item, side, quality) for item in group]
+    def reduce(item: Item) -> Reduced:
+        try:
+            return item, shrunk(bytes(item.read()), side, quality), ""
+        except UNREADABLE as error:
+            return item, b"", str(error) or type(error).__name__
 
-    waiting: deque[Future[list[Reduced]]] = deque()
+    pool = ThreadPoolExecutor(workers or backend.cpu_count())
     try:
-        while group := list(islice(items, GROUP)):
-            waiting.append(pool.submit(reduce, group))
-            if len(waiting) > AHEAD:
-                yield from waiting.popleft().result()
+        waiting = deque(pool.submit(reduce, item) for item in islice(items, AHEAD))
         while waiting:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(reduce, item) for item in islice(items, 1))
     finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _reduce(item: Item, side: int, quality: int) -> Reduced:
-    try:
-        return (item, shrunk(bytes(item.read()), side, quality), "")
-    except UNREADABLE as error:
-        return (item, b"", str(error) or type(error).__name__)
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_shard(
     path: Path, images: Iterable[tuple[int, Reduced]], classes: tuple[str, ...], advance: Advance
-) -> dict[str, Any]:
-    """One shard, its index and its record, each written whole; returns the record."""
+) -> tuple[int, list[str]]:
+    """One shard and its index; returns the number of images, and those left out with reasons."""
     rows, skipped = [], []
     with (
         atomic_write(path) as file,
@@ -249,6 +233,4 @@ def _write_shard(
             tar.addfile(info, io.BytesIO(data))
     with atomic_write(path.with_suffix(".npy")) as file:
         np.save(file, np.array(rows, prepared.ROW))
-    made = {"file": path.name, "images": len(rows), "sha256": sha256(path), "skipped": skipped}
-    write_json(path.with_suffix(".json"), made)
-    return made
+    return len(rows), skipped
