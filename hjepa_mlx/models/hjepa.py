@@ -52,7 +52,7 @@ class HJEPA(nn.Module):
         ]
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
-        """Images [B, S, S, 3] uint8 as the encoders take them: patches [B, (S/p)², p·p·3] float32."""
+        """Images [B, S, S, 3] uint8 as the encoders see them: patches [B, (S/p)², p·p·3]."""
         model = self.config.model
         return patchify(mx.array(images), model.patch_size, model.image_mean, model.image_std)
 
