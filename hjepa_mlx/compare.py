@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.console import Group
 
-from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.recipes import dotted_keys
 from hjepa_mlx.runs import Run
-from hjepa_mlx.tables import MEASURES, TRAINING, Shown
+from hjepa_mlx.tables import Shown
+from hjepa_mlx.tables.compare import MEASURES, TRAINING, comparison
 
 MAY_DIFFER = ("skipped_images", "attentive_bank_images", "attentive_query_images")
 
@@ -36,7 +36,7 @@ class Comparison(Shown):
     data: dict[str, Any]
 
     def __rich__(self) -> Group:
-        return tables.comparison(self.data)
+        return comparison(self.data)
 
 
 def compare(runs: Sequence[str | Path | Run]) -> Comparison:

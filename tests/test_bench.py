@@ -19,8 +19,9 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.step import Step
-from hjepa_mlx.tables import bench as bench_tables
-from hjepa_mlx.tables import bench_side_by_side, text
+from hjepa_mlx.tables import text
+from hjepa_mlx.tables.bench import bench as bench_tables
+from hjepa_mlx.tables.bench import side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_bench_says_what_it_found(facts, tmp_path):
     path = keep(facts, tmp_path)
     faster = json.loads(path.read_text())
     faster["step"]["mfu"] *= 2
-    compared = text(bench_side_by_side(read(path), faster))
+    compared = text(side_by_side(read(path), faster))
     assert "2.00" in compared
     assert "demo, hours of 100 epochs" in compared
     (tmp_path / "other.json").write_text('{"images": 3}')

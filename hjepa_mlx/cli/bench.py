@@ -46,16 +46,16 @@ def bench(
 
     from rich.console import Console, Group
 
-    from hjepa_mlx import tables
     from hjepa_mlx.bench.estimates import chip_named
     from hjepa_mlx.bench.result import findings, keep, read
     from hjepa_mlx.bench.run import bench as measure
     from hjepa_mlx.progress import say
     from hjepa_mlx.recipes import load_config
+    from hjepa_mlx.tables import bench as tables
 
     check_writable(json_file)
     if compare is not None:
-        Console().print(tables.bench_side_by_side(*(read(Path(path)) for path in compare)))
+        Console().print(tables.side_by_side(*(read(Path(path)) for path in compare)))
         return
     if sustained < 0:
         raise UsageError(f"--sustained {sustained:g} is negative; give a number of minutes.")

@@ -31,13 +31,14 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
     from rich.console import Console
 
     from hjepa_mlx.config import Data
-    from hjepa_mlx.data.overview import overview, tables
+    from hjepa_mlx.data.overview import overview
+    from hjepa_mlx.tables import datasets as tables
 
     check_writable(json_file)
     facts = overview(Data(dir=data_dir))
     output_json(facts, json_file)
     if json_file != "-":
-        for table in tables(facts):
+        for table in tables.datasets(facts):
             Console().print(table)
 
 

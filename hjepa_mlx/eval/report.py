@@ -12,6 +12,7 @@ from rich.text import Text
 from hjepa_mlx import tables
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.files import write_json
+from hjepa_mlx.tables.evaluation import evaluation
 
 RANK_TOLERANCE = 5.0  # the promise is "about 60 % of the dimension"
 NOTHING = (
@@ -45,7 +46,7 @@ class Report(tables.Shown):
 
     def __rich__(self) -> Group:
         findings = [Text(f"• {line}") for line in self.findings()]
-        return Group(*tables.evaluation(self.scores), *findings)
+        return Group(*evaluation(self.scores), *findings)
 
     def findings(self) -> list[str]:
         """The figures in words."""
