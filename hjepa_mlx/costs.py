@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from mlx.utils import tree_flatten
@@ -58,9 +59,27 @@ class Costs:
         return sum(part.gflop for part in self.parts.values())
 
 
-def block_flop(tokens: float, dim: int) -> float:
-    """FLOP of one transformer block's forward pass: projections, MLP and attention."""
-    return 24 * tokens * dim**2 + 4 * tokens**2 * dim
+class _Stack(NamedTuple):
+    """A stack of transformer blocks."""
+
+    width: int
+    depth: int
+    heads: int
+
+    def flop(self, tokens: float) -> float:
+        """FLOP of a forward pass: projections, MLP and attention."""
+        return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
+
+    def moved(self, tokens: float, passes: float, fused: bool = False) -> float:
+        """Bytes that a forward pass moves; the weights are read once for so many passes."""
+        scores = 0 if fused else 4 * self.heads * tokens
+        weights = 12 * self.width**2 * self.depth / passes
+        return FLOAT * (self.depth * tokens * (MOVED_PER_BLOCK * self.width + scores) + weights)
+
+    def kept(self, tokens: float, most: int) -> float:
+        """Numbers kept for the backward pass, by `most` blocks at once."""
+        per_token = KEPT_PER_BLOCK * self.width + 2 * self.heads * tokens
+        return min(most, self.depth) * tokens * per_token
 
 
 def costs(config: Config, networks: HJEPA) -> Costs:
@@ -71,52 +90,36 @@ def costs(config: Config, networks: HJEPA) -> Costs:
         for name in ("context_encoder", "target_encoder", "predictor")
     }
     trained = weights["context_encoder"] + weights["predictor"]
-    dim, depth, heads = int(model.dim), int(model.depth), int(model.heads)
-    narrow, narrow_heads = model.predictor_dim, model.predictor_heads
+    dim, narrow = int(model.dim), model.predictor_dim
+    encoder = _Stack(dim, int(model.depth), int(model.heads))
+    looked_at = encoder._replace(depth=int(model.level_blocks[config.predicted[-1]]))
+    predictor = _Stack(narrow, model.predictor_depth, model.predictor_heads)
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, levels]
     cells = (sampler.targets * per_block.mean(0)).tolist()
     tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
     told = [1 if kind == "mean" else context for kind in TOLD[model.predictor_context]]
     passes = [n + queries / len(told) for n in told]  # tokens in each of the predictor's
-    pixels, per_image = 3 * model.patch_size**2, config.masks.per_image
-    batch = config.data.batch_size
+    pixels, masks, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
     area = np.mean([shape.area for shape in sampler.shapes])
-    used = int(model.level_blocks[config.predicted[-1]])
 
-    target = 2 * tokens * pixels * dim + used * block_flop(tokens, dim)
-    target += per_image * 2 * queries * area * dim
+    target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
     # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
-    encode = 2 * 2 * context * pixels * dim + BACKWARD * depth * block_flop(context, dim)
+    encode = 2 * 2 * context * pixels * dim + BACKWARD * encoder.flop(context)
     predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim
-    predict += model.predictor_depth * sum(block_flop(n, narrow) for n in passes)
-
-    def moved(n: float, width: int, blocks: int, heads: int, masks: int = 0) -> float:
-        scores = 4 * heads * n if masks else 0  # attention is fused outside gradients
-        read = 12 * width**2 * blocks / (batch * max(1, masks))  # weights
-        return FLOAT * (blocks * n * (MOVED_PER_BLOCK * width + scores) + read)
-
-    def kept(n: float, width: int, blocks: int, heads: int) -> float:
-        return blocks * n * (KEPT_PER_BLOCK * width + 2 * heads * n)
-
-    predictor = (narrow, model.predictor_depth, narrow_heads)
-    most = 2 if model.checkpoint_blocks else max(depth, model.predictor_depth)
-    activations = kept(context, dim, min(most, depth), heads)
-    activations += sum(
-        kept(n, narrow, min(most, model.predictor_depth), narrow_heads) for n in passes
+    predict += sum(map(predictor.flop, passes))
+    most = 2 if model.checkpoint_blocks else max(encoder.depth, predictor.depth)
+    kept = encoder.kept(context, most) + sum(predictor.kept(n, most) for n in passes)
+    kept = masks * kept + encoder.kept(tokens, 1)  # of the target encoder, one block
+    memory = FLOAT * (OVERHEAD * batch * kept + 5 * trained + 2 * weights["target_encoder"])
+    trained_moves = (
+        encoder.moved(context, batch * masks),
+        sum(predictor.moved(n, batch * masks) for n in passes),
     )
-    activations = per_image * activations + kept(tokens, dim, 1, heads)  # one block of the target's
-    memory = FLOAT * (OVERHEAD * batch * activations + 5 * trained + 2 * weights["target_encoder"])
     return Costs(
-        target=Part(target / GIGA, moved(tokens, dim, used, heads) / GIGA),
-        context=Part(
-            per_image * encode / GIGA,
-            per_image * BACKWARD * moved(context, dim, depth, heads, per_image) / GIGA,
-        ),
-        predictor=Part(
-            per_image * BACKWARD * predict / GIGA,
-            per_image * BACKWARD * sum(moved(n, *predictor, per_image) for n in passes) / GIGA,
-        ),
-        update=Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
+        Part(target / GIGA, looked_at.moved(tokens, batch, fused=True) / GIGA),
+        Part(masks * encode / GIGA, masks * BACKWARD * trained_moves[0] / GIGA),
+        Part(masks * BACKWARD * predict / GIGA, masks * BACKWARD * trained_moves[1] / GIGA),
+        Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,
         predicted_cells=cells,
