@@ -15,13 +15,13 @@ from sklearn.preprocessing import StandardScaler
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import interval, validation
+from hjepa_mlx.eval.evaluation import Protocol, few_labels, level_scores, token_scores
 from hjepa_mlx.eval.features import Features
-from hjepa_mlx.eval.protocols import Protocol, few_labels, level_scores, token_scores
 
 
 def accuracies(train: Features, test: Features) -> dict[str, float]:
     """Per cent by protocol."""
-    scores = level_scores(train, test, "level_0", Protocol(draws=3), True)
+    scores = level_scores(train, test, "level_0", Protocol(draws=3))
     return {
         "k-NN": scores["knn"],
         "logistic regression": scores["linear_probe"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ from hjepa_mlx.progress import bar
 
 BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
-IN_MEMORY = 1 << 28  # bytes; a larger array is mapped to a temporary file without a name
+IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
+DISK_FULL = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
 ALL_LEVELS = "all_levels"
 
 
@@ -159,71 +160,62 @@ def extract(
     """
     N = len(source)
     keep_tokens = np.ones(N, bool) if keep_tokens is None else keep_tokens
-    kept: list[tuple[dict[str, _Rows], dict[str, _Rows]]] = []
-    indices: list[int] = []
+    arrays: list[Encoded] = []
+    done, with_tokens = [], 0
     batches = _batches(evaluation_images(source, config, skipped))
     with bar("Encoding", N, "images", not quiet) as advance:
         for numbers, outputs in _computed(make_encoders, batches, quiet):
-            if not kept:
-                _check_space(outputs, N, int(keep_tokens.sum()))
-                kept = [(defaultdict(_Rows), defaultdict(_Rows)) for _ in outputs]
-            count = len(numbers)
-            for (pooled, tokens), found in zip(kept, outputs, strict=True):
+            arrays = arrays or _allocated(outputs, N, int(keep_tokens.sum()))
+            count, kept = len(numbers), keep_tokens[numbers]
+            rows = slice(len(done), len(done) + count)
+            token_rows = slice(with_tokens, with_tokens + int(kept.sum()))
+            for (pooled, tokens), found in zip(arrays, outputs, strict=True):
                 for name, x in found.pooled.items():
-                    pooled[name].add(x[:count])
+                    pooled[name][rows] = x[:count]
                 for name, x in found.tokens.items():
-                    tokens[name].add(x[:count][keep_tokens[numbers]])
-            indices += numbers
+                    tokens[name][token_rows] = x[:count][kept]
+            done += numbers
+            with_tokens = token_rows.stop
             advance(count)
-    if not indices:
+    if not done:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
     mx.clear_cache()
-    of = np.array(indices)
+    of = np.array(done)
     labels = source.labels[of] if source.classes else source.labels
-    rows = labels, of, np.flatnonzero(keep_tokens[of])
-    return [Features(_arrays(pooled), _arrays(tokens), *rows) for pooled, tokens in kept]
-
-
-class _Rows:
-    """An array that grows: in memory, a large one in a file that the system can page out."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
-        self.size = 0  # bytes
-
-    def add(self, x: np.ndarray) -> None:
-        self.shape, self.dtype = x.shape[1:], x.dtype
-        self.size += self.file.write(x.tobytes())
-
-    def array(self) -> np.ndarray:
-        with self.file as file:
-            if self.size <= IN_MEMORY:
-                file.seek(0)
-                found = np.frombuffer(bytearray(file.read()), self.dtype)
-            else:
-                file.flush()
-                found = np.memmap(file, self.dtype, "r+")
-        return found.reshape(-1, *self.shape)
-
-
-def _arrays(named: dict[str, _Rows]) -> dict[str, np.ndarray]:
-    return {name: rows.array() for name, rows in named.items()}
-
-
-def _check_space(outputs: list[Encoded], count: int, with_tokens: int) -> None:
-    """Refuse features of `count` images that the disk for temporary files cannot hold.
-
-    outputs: those of one batch.
-    """
-    sizes = [
-        x.nbytes // len(x) * number
-        for encoded in outputs
-        for part, number in zip(encoded, (count, with_tokens), strict=True)
-        for x in part.values()
+    return [
+        Features(
+            {name: x[: len(of)] for name, x in pooled.items()},
+            {name: x[:with_tokens] for name, x in tokens.items()},
+            *(labels, of, np.flatnonzero(keep_tokens[of])),
+        )
+        for pooled, tokens in arrays
     ]
-    needed = sum(size for size in sizes if size > IN_MEMORY)
-    advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
-    check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
+
+
+def _allocated(outputs: list[Encoded], images: int, with_tokens: int) -> list[Encoded]:
+    """Arrays for the features of all images, shaped like those of one batch.
+
+    Large ones are mapped to files without a name, which the system can page out.
+    """
+    on_disk = 0
+
+    def allocate(like: np.ndarray, count: int) -> np.ndarray:
+        nonlocal on_disk
+        size = count * like[0].nbytes
+        if size <= IN_MEMORY:
+            return np.empty((count, *like.shape[1:]), like.dtype)
+        on_disk += size
+        check_space("Features need at least", on_disk, Path(tempfile.gettempdir()), DISK_FULL)
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, like.dtype, "w+", shape=(count, *like.shape[1:]))
+
+    return [
+        Encoded(
+            {name: allocate(x, images) for name, x in pooled.items()},
+            {name: allocate(x, with_tokens) for name, x in tokens.items()},
+        )
+        for pooled, tokens in outputs
+    ]
 
 
 def _batches(samples: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
