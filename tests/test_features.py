@@ -121,7 +121,7 @@ def test_a_disk_too_full_for_the_features_is_named(
     full = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     made = [lambda images: Encoded({"large": million[: len(images)]}, {})] * 2  # one would fit
-    said = rf"Features need at least 0\.13 GB in {tmp_path}, where 0\.10 GB are free.*--attentive-images\.$"
+    said = rf"Features need at least 0\.13 GB in {tmp_path}, where 0\.10 GB are free.*-images\.$"
     with pytest.raises(HJEPAError, match=said):
         extract(lambda: made, source, model.config, Skipped())
 
