@@ -29,7 +29,6 @@ from hjepa_mlx.progress import bar
 BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
-DISK_FULL = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
 ALL_LEVELS = "all_levels"
 
 
@@ -193,29 +192,28 @@ def extract(
 
 
 def _allocated(outputs: list[Encoded], images: int, with_tokens: int) -> list[Encoded]:
-    """Arrays for the features of all images, shaped like those of one batch.
-
-    Large ones are mapped to files without a name, which the system can page out.
-    """
-    on_disk = 0
-
-    def allocate(like: np.ndarray, count: int) -> np.ndarray:
-        nonlocal on_disk
-        size = count * like[0].nbytes
-        if size <= IN_MEMORY:
-            return np.empty((count, *like.shape[1:]), like.dtype)
-        on_disk += size
-        check_space("Features need at least", on_disk, Path(tempfile.gettempdir()), DISK_FULL)
-        with tempfile.TemporaryFile() as file:
-            return np.memmap(file, like.dtype, "w+", shape=(count, *like.shape[1:]))
-
-    return [
+    """Arrays for the features of all images, shaped like those of one batch."""
+    made = [
         Encoded(
-            {name: allocate(x, images) for name, x in pooled.items()},
-            {name: allocate(x, with_tokens) for name, x in tokens.items()},
+            {name: _empty(images, x) for name, x in pooled.items()},
+            {name: _empty(with_tokens, x) for name, x in tokens.items()},
         )
         for pooled, tokens in outputs
     ]
+    sizes = (x.nbytes for parts in made for part in parts for x in part.values())
+    needed = sum(size for size in sizes if size > IN_MEMORY)
+    advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
+    check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
+    return made
+
+
+def _empty(count: int, like: np.ndarray) -> np.ndarray:
+    """`count` rows; many are mapped to a file without a name, which takes no space until used."""
+    shape = (count, *like.shape[1:])
+    if count * like[0].nbytes <= IN_MEMORY:
+        return np.empty(shape, like.dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, like.dtype, "w+", shape=shape)
 
 
 def _batches(samples: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
