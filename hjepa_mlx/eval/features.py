@@ -160,10 +160,11 @@ def extract(
     N = len(source)
     keep_tokens = np.ones(N, bool) if keep_tokens is None else keep_tokens
     arrays: list[Encoded] = []
-    done, with_tokens = [], 0
-    batches = _batches(evaluation_images(source, config, skipped))
+    done: list[int] = []
+    with_tokens = 0
+    samples = evaluation_images(source, config, skipped)
     with bar("Encoding", N, "images", not quiet) as advance:
-        for numbers, outputs in _computed(make_encoders, batches, quiet):
+        for numbers, outputs in _computed(make_encoders, samples, quiet):
             arrays = arrays or _allocated(outputs, N, int(keep_tokens.sum()))
             count, kept = len(numbers), keep_tokens[numbers]
             rows = slice(len(done), len(done) + count)
@@ -216,30 +217,24 @@ def _empty(count: int, like: np.ndarray) -> np.ndarray:
         return np.memmap(file, like.dtype, "w+", shape=shape)
 
 
-def _batches(samples: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Batches of up to BATCH images: their indices, and the images [B, S, S, 3]."""
-    while batch := list(islice(samples, BATCH)):
-        yield [index for index, _ in batch], np.stack([image for _, image in batch])
-
-
 def _computed(
     make_encoders: Callable[[], Sequence[Encoder]],
-    batches: Iterator[tuple[list[int], np.ndarray]],
+    samples: Iterator[tuple[int, np.ndarray]],
     alone: bool,
 ) -> Iterator[tuple[list[int], list[Encoded]]]:
-    """Indices of each batch in order, and all encoders' outputs of them padded to BATCH images.
+    """Indices of each batch in order, and all encoders' outputs of BATCH images, the last repeated.
 
-    alone: in this thread.
+    All batches have one shape: one compilation. alone: in this thread.
     """
     local = threading.local()
+    batches = iter(lambda: list(islice(samples, BATCH)), [])
 
-    def compute(batch: tuple[list[int], np.ndarray]) -> tuple[list[int], list[Encoded]]:
+    def compute(batch: list[tuple[int, np.ndarray]]) -> tuple[list[int], list[Encoded]]:
         if not hasattr(local, "encoders"):
             local.encoders = make_encoders()
-        indices, images = batch
-        padding = np.repeat(images[-1:], BATCH - len(images), 0)
-        padded = np.concatenate([images, padding])  # one shape: one compilation
-        return indices, [encode(padded) for encode in local.encoders]
+        images = [image for _, image in batch]
+        padded = np.stack(images + images[-1:] * (BATCH - len(images)))
+        return [index for index, _ in batch], [encode(padded) for encode in local.encoders]
 
     if alone or backend.on_metal():
         yield from map(compute, batches)

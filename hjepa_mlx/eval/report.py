@@ -18,7 +18,9 @@ NOTHING = (
     "No better than random initialisation by linear probe or k-NN: the training found nothing that "
     "helps to tell these classes apart. `hjepa-mlx viz` draws the curves."
 )
-BESIDE_RANDOM = {  # linear probe, k-NN: 1 above random initialisation, -1 below, 0 not clear
+BESIDE_RANDOM: dict[
+    tuple[int, ...], str
+] = {  # linear probe, k-NN: 1 above random initialisation, -1 below, 0 not clear
     (0, 1): "Better than random initialisation by k-NN, not clearly so by linear probe: images of "
     "a class lie closer together, but a linear map gains nothing. Train longer.",
     (-1, 1): "Better than random initialisation by k-NN, worse by linear probe: images of a class "
