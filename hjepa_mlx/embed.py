@@ -69,8 +69,8 @@ def embed(
     mx.eval(model.parameters())  # here: the threads that encode could not
     encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
     (found,) = extract(lambda: [encoders()], source, config, skipped)
-    origin, about = model.origin, {"encoder": encoder, "image_size": str(config.data.image_size)}
-    about |= {"run": origin.run, "step": str(origin.step)} if origin else {}
+    about = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
+    about |= {"encoder": encoder, "image_size": str(config.data.image_size)}
     return Embeddings(
         found.pooled,
         [paths[row] for row in found.indices],
