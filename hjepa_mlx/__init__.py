@@ -16,8 +16,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.eval.evaluation import evaluate
-from hjepa_mlx.eval.protocols import Protocol
+from hjepa_mlx.eval.evaluation import Protocol, evaluate
 from hjepa_mlx.eval.report import Report
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA

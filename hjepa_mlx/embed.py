@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,22 +53,19 @@ def embed(
 ) -> Embeddings:
     """Embed all images under `folder`: the central square of each, at the model's image size.
 
-    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell,
-    in raster order. out: the file for `save`, refused now if saving would fail in the end.
-    Images that cannot be read are left out. An image's embedding depends on its place in a batch by
-    rounding (of some BLAS), and on the other images not at all.
+    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell, in
+    raster order. out: the file for `save`, refused now if saving would fail in the end. Images that
+    cannot be read are left out. Other images change an embedding by rounding at most.
     """
     if encoder not in ("target", "context"):
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
-    if out is not None:
-        _check_out(Path(out), pooled)
     if not Path(folder).is_dir():
         raise UsageError(f"The image folder {folder} does not exist.")
     source, config, skipped = tree(Path(folder)), model.config, Skipped()
     paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
     if out is not None:
         cells = sum(1 if pooled else side**2 for side in config.level_sides)
-        _check_room(Path(out), 4 * cells * int(config.model.dim) * len(source), paths)
+        _check_out(Path(out), pooled, 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
     encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
     (found,) = extract(lambda: [encoders()], source, config, skipped)
@@ -88,47 +86,48 @@ def save(embeddings: Embeddings, path: str | Path) -> None:
     arrays level_0 …; metadata with `paths`, a JSON list. .parquet: columns `path`, and level_0 … as
     fixed-size lists; the rest in the schema's metadata.
     """
-    path, levels = Path(path), embeddings.levels
-    _check_out(path, next(iter(levels.values())).ndim == 2)
+    path = Path(path)
+    _check_out(path, next(iter(embeddings.levels.values())).ndim == 2)
     about = {**embeddings.about, "skipped": json.dumps(embeddings.skipped)}
     with atomic_write(path) as file:
-        if path.suffix == ".npz":
-            arrays: dict[str, Any] = {**levels, "paths": embeddings.paths}
-            np.savez(file, about=json.dumps(about), **arrays)
-        elif path.suffix == ".safetensors":
-            _safetensors(file, levels, {**about, "paths": json.dumps(embeddings.paths)})
-        else:
-            _parquet(file, embeddings, about)
+        WRITERS[path.suffix](file, embeddings, about)
 
 
-def _safetensors(file: BinaryIO, levels: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+def _npz(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> None:
+    arrays: dict[str, Any] = {**embeddings.levels, "paths": embeddings.paths}
+    np.savez(file, about=json.dumps(about), **arrays)
+
+
+def _safetensors(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> None:
     """Array by array: MLX's writer would hold a copy of them all."""
-    header: dict[str, dict] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": {**about, "paths": json.dumps(embeddings.paths)}}
     end = 0
-    for name, array in levels.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
+    for name, x in embeddings.levels.items():
+        begin, end = end, end + x.nbytes
+        header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for array in levels.values():
-        file.write(array.data)
+    for x in embeddings.levels.values():
+        file.write(x.data)
 
 
-def _parquet(file: BinaryIO, embeddings: Embeddings, metadata: dict[str, str]) -> None:
+def _parquet(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {"path": pa.array(embeddings.paths, pa.string())}
-    for name, array in embeddings.levels.items():
-        flat = pa.array(array.reshape(-1))  # not copied
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    table = pa.table(columns, metadata=metadata)
+    for name, x in embeddings.levels.items():
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    table = pa.table(columns, metadata=about)
     pq.write_table(table, file, row_group_size=ROW_GROUP, use_dictionary=False)
 
 
+WRITERS = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet}
+
+
 def _relative(path: str, folder: str | Path) -> str:
-    return _text(path[len(os.path.join(Path(folder), "")) :])
+    return _text(os.path.relpath(path, folder))
 
 
 def _text(path: str) -> str:
@@ -136,27 +135,20 @@ def _text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _check_out(path: Path, pooled: bool) -> None:
-    """Refuse a file that could not be written in the end."""
-    if path.suffix not in (".npz", ".safetensors", ".parquet"):
+def _check_out(path: Path, pooled: bool, size: int = 0, names: Sequence[str] = ()) -> None:
+    """Refuse a file that could not be written in the end, with `size` bytes of arrays."""
+    if path.suffix not in WRITERS:
         raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
     if path.suffix == ".parquet" and not pooled:
-        raise UsageError("Parquet holds one vector per image; for every cell take .npz.")
+        raise UsageError("A .parquet file holds one vector per image; for every cell, use .npz.")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a file.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{path}: the folder {path.parent} does not exist or is not yours to write."
-        )
-
-
-def _check_room(path: Path, size: int, paths: list[str]) -> None:
-    """Refuse `size` bytes of embeddings that the file's disk or its format cannot hold."""
-    names = len(json.dumps(json.dumps(paths)))
-    size += 4 * len(paths) * max(map(len, paths)) if path.suffix == ".npz" else names
-    needs = f"The embeddings of {len(paths):,} images take"
+        raise UsageError(f"{path}: the folder {path.parent} does not exist or is not writable.")
+    size += 4 * len(names) * max(map(len, names), default=0)
+    needs = f"The embeddings of {len(names):,} images take"
     check_space(needs, size, path.parent, "Free some, or choose another --out.")
-    if path.suffix == ".safetensors" and names > LONGEST_HEADER:
-        raise UsageError(f"{len(paths):,} names are too many for .safetensors; take .npz.")
+    if path.suffix == ".safetensors" and len(json.dumps(json.dumps(names))) > LONGEST_HEADER:
+        raise UsageError(f"A .safetensors file cannot hold {len(names):,} names; use .npz.")

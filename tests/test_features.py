@@ -95,7 +95,7 @@ def test_several_threads_make_the_same_features_as_one(
             assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_features_too_large_for_memory_are_the_same_features(
+def test_features_too_large_for_memory_are_the_same_features_and_need_the_disk(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = network(tiny_config, name="demo", limit=150)
@@ -109,19 +109,11 @@ def test_features_too_large_for_memory_are_the_same_features(
         for name in first:
             assert isinstance(second[name], np.memmap)
             assert_array_equal(first[name], second[name])
-
-
-def test_a_disk_too_full_for_the_features_is_named(
-    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("hjepa_mlx.eval.features.IN_MEMORY", 400)
-    model, million = network(tiny_config, name="demo", limit=64), np.ones((64, 250_000), np.float32)
-    source = hj.open_source(model.config.data, "train")
     full = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    made = [lambda images: Encoded({"large": million[: len(images)]}, {})] * 2  # one would fit
-    said = rf"Features need 0\.13 GB in {tmp_path}, where 0\.10 GB are free.*--attentive-images\.$"
+    large = np.ones((64, 100_000), np.float32)
+    made = [lambda images: Encoded({"large": large[: len(images)]}, {})] * 2  # one would fit
+    said = rf"Features need 0\.12 GB in {tmp_path}, where 0\.10 GB are free.*--attentive-images\.$"
     with pytest.raises(HJEPAError, match=said):
         extract(lambda: made, source, model.config, Skipped())
 

@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import knn
+from hjepa_mlx.eval.evaluation import Protocol, level_scores
 from hjepa_mlx.eval.knn import knn_accuracy, knn_predict, nearest
-from hjepa_mlx.eval.protocols import Protocol, level_scores
 
 
 def plain_knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int) -> Arrays:
@@ -99,6 +99,6 @@ def test_as_many_neighbours_vote_as_the_protocol_says_at_its_temperature() -> No
         )
         reached.append(100 * weighted.fit(x, labels).score(queries, truth))
         protocol = Protocol(k, temperature)
-        found = level_scores(made(x, labels), made(queries, truth), "level_0", protocol, False)
+        found = level_scores(made(x, labels), made(queries, truth), "level_0", protocol)
         assert found["knn"] == pytest.approx(reached[-1], abs=0.2)
     assert min(np.abs(np.diff(sorted(reached)))) > 0.4  # none could be taken for another

@@ -99,16 +99,13 @@ def test_the_search_ends_after_three_weaker_penalties_that_choose_no_better(
     assert tried == [*linear_probe.L2[:4], linear_probe.L2[0]]
 
 
-def test_a_probe_fitted_on_a_gpu_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    (x, labels), (queries, _) = clusters(1, 1000, 1.2), clusters(2, 1000, 1.2)
-    on_cpu = linear_probe.fit(x, labels)
-    monkeypatch.setattr(backend, "on_metal", lambda: True)
-    monkeypatch.setattr(linear_probe, "WORTH_A_GPU", 0)
+def test_a_probe_of_many_images_is_fitted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clusters(1, 1000, 1.2)
+    at_once = linear_probe.fit(x, labels)
     monkeypatch.setattr(linear_probe, "LOGITS", 5 * 300)
-    on_gpu = linear_probe.fit(x, labels)
-    assert on_gpu.l2 == on_cpu.l2
-    assert_allclose(on_gpu.weights[:-1], on_cpu.weights[:-1], atol=0.02)
-    assert (on_gpu.predict(queries) == on_cpu.predict(queries)).mean() > 0.99
+    in_chunks = linear_probe.fit(x, labels)
+    assert in_chunks.l2 == at_once.l2
+    assert_allclose(in_chunks.weights[:-1], at_once.weights[:-1], atol=0.02)
 
 
 def test_moments_are_numpys_and_rounding_is_no_spread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Every protocol: controls that must fail, few labels, intervals, settings that mean nothing."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -15,13 +16,13 @@ from sklearn.preprocessing import StandardScaler
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import interval, validation
+from hjepa_mlx.eval.evaluation import Protocol, few_labels, level_scores, token_scores
 from hjepa_mlx.eval.features import Features
-from hjepa_mlx.eval.protocols import Protocol, few_labels, level_scores, token_scores
 
 
 def accuracies(train: Features, test: Features) -> dict[str, float]:
     """Per cent by protocol."""
-    scores = level_scores(train, test, "level_0", Protocol(draws=3), True)
+    scores = level_scores(train, test, "level_0", Protocol(draws=3))
     return {
         "k-NN": scores["knn"],
         "logistic regression": scores["linear_probe"],
@@ -82,32 +83,26 @@ class Watched:
         return self.array[rows]
 
 
-def test_few_labels_are_the_same_share_of_every_class_and_at_least_one() -> None:
+def test_few_labels_are_the_same_share_of_every_class_summed_up_over_draws() -> None:
     sizes = {0: 600, 1: 240, 2: 30, 4: 3}  # no image of class 3
     labels = np.random.default_rng(0).permutation(np.repeat(list(sizes), list(sizes.values())))
-    queries, truth = clusters(2, 100, 1.0)
+    queries, truth = clusters(2, 500, 1.0)
     drawn = []
     for seed in (1, 5):  # whatever the features
-        x = Watched(np.random.default_rng(seed).normal(size=(len(labels), 16)).astype(np.float32))
-        few_labels(made(x, labels), made(queries, truth), "level_0", 0.1, 3)  # type: ignore[arg-type]
-        drawn.append(x.asked)
+        x = np.random.default_rng(seed).normal(size=(len(labels), 16)).astype(np.float32)
+        watched: Any = Watched(x)
+        found = few_labels(made(watched, labels), made(queries, truth), "level_0", 0.1, 3)
+        drawn.append(watched.asked)
     for first, second in zip(*drawn, strict=True):
         assert Counter(labels[first].tolist()) == {0: 60, 1: 24, 2: 3, 4: 1}
         assert len(set(first.tolist())) == len(first)
         assert_array_equal(first, second)
     assert len({tuple(sorted(rows)) for rows in drawn[0]}) == 3
-
-
-def test_few_labels_are_summed_up_by_mean_and_deviation_over_draws() -> None:
-    (x, labels), (queries, truth) = clusters(1, 200, 1.5), clusters(2, 500, 1.5)
-    watched = Watched(x)
-    found = few_labels(made(watched, labels), made(queries, truth), "level_0", 0.05, 4)  # type: ignore[arg-type]
     reached = []
-    for rows in watched.asked:
+    for rows in drawn[1]:
         standard = StandardScaler().fit(x[rows])
         reference = LogisticRegression(C=1.0).fit(standard.transform(x[rows]), labels[rows])
         reached.append(100 * reference.score(standard.transform(queries), truth))
-    assert len(reached) == 4
     assert found["mean"] == pytest.approx(np.mean(reached), abs=0.5)
     assert found["std"] == pytest.approx(np.std(reached, ddof=1), abs=0.5)
 
@@ -125,13 +120,9 @@ def test_the_interval_is_wilsons(count: int, share: float) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"draws": -1},
-        {"k": 0},
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"attentive_images": -1},
-        {"attentive_images": 9},
+        *({"temperature": value} for value in (0.0, math.nan, math.inf)),
+        *({"attentive_images": value} for value in (-1, 9)),
+        *({"draws": -1}, {"k": 0}),
     ],
 )
 def test_a_protocol_that_means_nothing_cannot_be_made(wrong: dict[str, Any]) -> None:

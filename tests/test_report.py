@@ -15,17 +15,18 @@ from hjepa_mlx.eval.report import promises
 
 def made_up(best: float = 60.0, knn: float = 50.0, rank: float = 40.0, random: float = 30.0) -> Any:
     """Scores as `evaluate` gives them, with the best of all in level 1."""
-
     behind = dict(zip([*LEVELS, "all_levels"], (3.0, 0.0, 2.0, 1.0), strict=True))
 
     def below(top: float) -> dict[str, float]:
         return {level: top - less for level, less in behind.items()}
 
+    def few(top: float, std: float) -> dict[str, Any]:
+        return {level: {"mean": value, "std": std} for level, value in below(top).items()}
+
     def network(probe: float, neighbours: float) -> dict[str, Any]:
-        columns = {
-            "effective_rank": below(rank * 7.68), "effective_rank_percent": below(rank),
-            "rankme": below(768.0), "rankme_percent": below(100.0),
-            "feature_std": below(4.0), "dimension": dict.fromkeys(behind, 768),
+        best = {
+            "effective_rank": rank * 7.68, "effective_rank_percent": rank, "rankme": 768.0,
+            "rankme_percent": 100.0, "feature_std": 4.0,
         }  # fmt: skip
         return {
             "linear_probe": below(probe),
@@ -36,14 +37,11 @@ def made_up(best: float = 60.0, knn: float = 50.0, rank: float = 40.0, random: f
                 for kind, top in (("linear_probe", probe), ("knn", neighbours))
             },
             "features": {
-                level: {key: column[level] for key, column in columns.items()} for level in behind
+                level: {key: top - less for key, top in best.items()} | {"dimension": 768}
+                for level, less in behind.items()
             },
-            "few_labels_1_percent": {
-                level: {"mean": value, "std": 12.3} for level, value in below(probe - 20).items()
-            },
-            "few_labels_10_percent": {
-                level: {"mean": value, "std": 10.4} for level, value in below(probe - 10).items()
-            },
+            "few_labels_1_percent": few(probe - 20, 12.3),
+            "few_labels_10_percent": few(probe - 10, 10.4),
         }
 
     scores = network(best, knn)

@@ -29,9 +29,9 @@ from variants import DATA_SETS, FOLDERS, VARIANTS
 import hjepa_mlx as hj
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
+from hjepa_mlx.eval.evaluation import Protocol, level_scores
 from hjepa_mlx.eval.features import Features, extract, model_features
 from hjepa_mlx.eval.linear_probe import moments, standardised
-from hjepa_mlx.eval.protocols import Protocol, level_scores
 from hjepa_mlx.eval.rank import rankme
 from hjepa_mlx.files import write_json
 from hjepa_mlx.signals import warnings
@@ -131,7 +131,7 @@ def scores(model: hj.HJEPA) -> Result:
     found: Result = {}
     for encoder, (train, test) in encoded(model).items():
         for name in train.pooled:
-            every = level_scores(train, test, name, Protocol(), few=False)
+            every = level_scores(train, test, name, Protocol(draws=0))
             found.setdefault(encoder, {})[name] = {
                 **{kind: every[kind] for kind in CLASS_SCORES},
                 "standardised_rank": standardised_rank(test.pooled[name]),

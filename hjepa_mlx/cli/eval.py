@@ -52,8 +52,7 @@ def report(
     """Evaluate a run, print the tables and keep the scores in its eval.json."""
     from rich.console import Console
 
-    from hjepa_mlx.eval.evaluation import evaluate
-    from hjepa_mlx.eval.protocols import Protocol
+    from hjepa_mlx.eval.evaluation import Protocol, evaluate
     from hjepa_mlx.runs import load
 
     found = evaluate(load(path), data, data_dir, Protocol(**protocol))

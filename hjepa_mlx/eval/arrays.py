@@ -51,7 +51,7 @@ def check(features: np.ndarray, labels: np.ndarray, who: str) -> None:
         raise UsageError(
             f"{who} needs at least {HELD_OUT} training images; there are {len(labels)}."
         )
-    if len(np.unique(labels)) < 2:
+    if (labels == labels[0]).all():
         raise UsageError(f"{who} needs images of at least two classes; these all have one label.")
     check_finite(features)
 

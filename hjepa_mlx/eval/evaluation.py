@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -17,17 +19,10 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import SOURCES, Source, check_same_classes, open_source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.arrays import HELD_OUT, check_finite, interval
-from hjepa_mlx.eval.features import (
-    Encoder,
-    Features,
-    drop_equal_channels,
-    extract,
-    model_features,
-    pixels,
-)
-from hjepa_mlx.eval.knn import K
-from hjepa_mlx.eval.protocols import Protocol, Scores, class_scores, level_scores, token_scores
+from hjepa_mlx.eval import attentive_probe, features, linear_probe, rank
+from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
+from hjepa_mlx.eval.features import Encoder, Features
+from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
 from hjepa_mlx.eval.report import Report, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -35,8 +30,35 @@ from hjepa_mlx.recipes import config_names, load_config
 from hjepa_mlx.rng import generator
 
 TOKEN_BYTES = 4e9  # of the tokens of a network and a split that the attentive probe may look at
+FEW_LABELS = (0.01, 0.1)  # shares of the training labels
 NETWORKS = ("target_encoder", "context_encoder", "random_init")
-ACCURACIES = ("knn", "linear_probe", "attentive_probe")
+
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of an evaluation; the defaults are the field's.
+
+    draws: of few labels; 0 leaves them out. attentive_images: training images for the attentive
+    probe, at most; 0 leaves it out. Raises UsageError for settings that mean nothing.
+    """
+
+    k: int = K
+    temperature: float = TEMPERATURE
+    draws: int = 5
+    attentive_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not 0 < self.temperature < math.inf or self.draws < 0:
+            raise UsageError("k and temperature must be positive and finite, draws at least 0.")
+        if self.attentive_images is not None and not (
+            self.attentive_images == 0 or self.attentive_images >= HELD_OUT
+        ):
+            raise UsageError(
+                f"attentive_images={self.attentive_images}: the attentive probe needs at least "
+                f"{HELD_OUT} training images; 0 leaves it out."
+            )
 
 
 def evaluate(
@@ -59,14 +81,14 @@ def evaluate(
     backend.set_memory_limits()
     skipped, make = Skipped(), _encoders(model, tokens)
     train, test = (
-        extract(make, source, config, skipped, _token_images(source, config, cap))
+        features.extract(make, source, config, skipped, _token_images(source, config, cap))
         for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
     )
-    drop_equal_channels(train[-1], test[-1])
+    features.drop_equal_channels(train[-1], test[-1])
     scores = _scores(train, test, protocol)
     own = scores.pop("target_encoder")
     described = {
-        **protocol.described(),
+        **_described(protocol),
         "data": config.data.name,
         "bank_images": len(train[0]),
         "query_images": len(test[0]),
@@ -97,26 +119,26 @@ def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
     # Threads cannot evaluate each other's arrays; those of a model just built are not yet.
     mx.eval(model.parameters(), random.parameters())
     return lambda: [
-        model_features(model, "target", tokens),
-        model_features(model, "context"),
-        model_features(random, "target", tokens),
-        pixels,
+        features.model_features(model, "target", tokens),
+        features.model_features(model, "context"),
+        features.model_features(random, "target", tokens),
+        features.pixels,
     ]
 
 
 def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> dict[str, Scores]:
     """Scores by network, kind and level; every level of every network is a job of its own."""
-    for features in test[:-1]:
-        for x in features.pooled.values():
+    for own in test[:-1]:
+        for x in own.pooled.values():
             check_finite(x)
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
     if len(train[0].labels):  # pixels first: their probe takes longest
         job = partial(class_scores, train[-1], test[-1], "pixels", protocol)
         jobs.append(("pixels", "pixels", job))
     for network, own, asked in zip(NETWORKS, train, test, strict=False):
-        few = network != "context_encoder"
+        settings = replace(protocol, draws=0) if network == "context_encoder" else protocol
         for level in own.pooled:
-            jobs.append((network, level, partial(level_scores, own, asked, level, protocol, few)))
+            jobs.append((network, level, partial(level_scores, own, asked, level, settings)))
         for level in own.tokens:
             jobs.append((network, level, partial(token_scores, own, asked, level)))
     scores: dict[str, Scores] = {network: {} for network in (*NETWORKS, "pixels")}
@@ -128,23 +150,98 @@ def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> 
         run = pool.map if threads > 1 else map  # a GPU's work stays in this thread
         results = run(lambda job: job[2](), jobs)
         for (network, level, _), found in zip(jobs, results, strict=True):
-            if network == "pixels":
-                scores[network] = {kind: found[kind] for kind in ("knn", "linear_probe")}
-            else:
-                _add(scores[network], level, found, test[0])
+            for kind, value in found.items():
+                scores[network].setdefault(kind, {})[level] = value
             mx.clear_cache()
             advance(1)
+    if baseline := scores["pixels"]:
+        scores["pixels"] = {kind: baseline[kind]["pixels"] for kind in ("knn", "linear_probe")}
+        for network in NETWORKS:
+            scores[network]["confidence_95"] = _intervals(scores[network], test[0])
     return scores
 
 
-def _add(scores: Scores, level: str, found: Scores, test: Features) -> None:
-    """Enter the scores of a level, and the intervals of its accuracies, in those of a network."""
-    for kind, value in found.items():
-        scores.setdefault(kind, {})[level] = value
-        if kind in ACCURACIES:
-            count = len(test.token_rows) if kind == "attentive_probe" else len(test)
-            intervals = scores.setdefault("confidence_95", {}).setdefault(kind, {})
-            intervals[level] = interval(value, count)
+def _intervals(scores: Scores, test: Features) -> Scores:
+    """The 95 % interval of every accuracy, by kind and level."""
+    images = {"attentive_probe": len(test.token_rows), "knn": len(test), "linear_probe": len(test)}
+    return {
+        kind: {level: interval(value, count) for level, value in scores[kind].items()}
+        for kind, count in images.items()
+        if kind in scores
+    }
+
+
+def class_scores(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
+    """k-NN and linear probe of a level's pooled features, in per cent."""
+    x, queries = train.pooled[level], test.pooled[level]
+    k, temperature = protocol.k, protocol.temperature
+    probe = linear_probe.fit(x, train.labels)
+    return {
+        "knn": knn_accuracy(x, train.labels, queries, test.labels, k, temperature),
+        "linear_probe": accuracy(probe.predict(queries), test.labels),
+        "probe_setting": {"l2": probe.l2},
+        "probe_converged": probe.converged,
+    }
+
+
+def level_scores(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
+    """Every score of a level's pooled features, by kind; without labels only the ranks.
+
+    Whatever is fitted or chosen sees `train` only.
+    """
+    described = rank.describe(test.pooled[level])
+    scores: Scores = {"features": described, "feature_rank": described["effective_rank"]}
+    if len(train.labels):
+        scores |= class_scores(train, test, level, protocol)
+        for share in FEW_LABELS if protocol.draws else ():
+            key = f"few_labels_{100 * share:.0f}_percent"
+            scores[key] = few_labels(train, test, level, share, protocol.draws)
+    return scores
+
+
+def token_scores(train: Features, test: Features, level: str) -> Scores:
+    """The attentive probe of a level's tokens, in per cent."""
+    probe = attentive_probe.fit(train.tokens[level], train.token_labels)
+    return {"attentive_probe": accuracy(probe.predict(test.tokens[level]), test.token_labels)}
+
+
+def few_labels(
+    train: Features, test: Features, level: str, share: float, draws: int
+) -> dict[str, float | None]:
+    """Linear-probe accuracy with a share of the labels, the same share of every class (at least 1).
+
+    Mean and standard deviation over draws of the labelled images. Too few to choose a penalty on:
+    l2 = 1/N, scikit-learn's C = 1.
+    """
+    classes = int(train.labels.max()) + 1
+    by_class = [np.flatnonzero(train.labels == number) for number in np.unique(train.labels)]
+    reached = []
+    for draw in range(draws):
+        order = generator(0, "few labels", draw)
+        rows = np.concatenate(
+            [order.permutation(of)[: max(1, round(share * len(of)))] for of in by_class]
+        )
+        x, labels = train.pooled[level][rows], train.labels[rows]
+        probe = next(linear_probe.solutions(x, labels, classes, [1 / len(rows)]))
+        reached.append(accuracy(probe.predict(test.pooled[level]), test.labels))
+    spread = float(np.std(reached, ddof=1)) if draws > 1 else None
+    return {"mean": float(np.mean(reached)), "std": spread}
+
+
+def _described(protocol: Protocol) -> dict[str, Any]:
+    """The settings, and the meaning of each figure, for the JSON."""
+    return {
+        "k": protocol.k,
+        "temperature": protocol.temperature,
+        "linear_probe": "logistic_regression on standardised features, settings chosen on "
+        f"every {HELD_OUT}th training image",
+        "attentive_probe": "one cross-attention query (AIM) on normalised tokens",
+        "few_labels": f"mean and deviation of {protocol.draws} draws, C = 1",
+        "features": "mean over the grid of each level; all_levels: each scaled to unit length, "
+        "side by side",
+        "feature_rank": "exp(entropy) of the centred covariance's eigenvalues, test images",
+        "rankme": "exp(entropy) of the singular values, not centred, test images",
+    }
 
 
 def _trained(model: HJEPA) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from hjepa_mlx.progress import bar
 
 BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
-IN_MEMORY = 1 << 28  # bytes; a larger array is mapped to a temporary file without a name
+IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
 ALL_LEVELS = "all_levels"
 
 
@@ -159,97 +159,82 @@ def extract(
     """
     N = len(source)
     keep_tokens = np.ones(N, bool) if keep_tokens is None else keep_tokens
-    kept: list[tuple[dict[str, _Rows], dict[str, _Rows]]] = []
-    indices: list[int] = []
-    batches = _batches(evaluation_images(source, config, skipped))
+    arrays: list[Encoded] = []
+    done: list[int] = []
+    with_tokens = 0
+    samples = evaluation_images(source, config, skipped)
     with bar("Encoding", N, "images", not quiet) as advance:
-        for numbers, outputs in _computed(make_encoders, batches, quiet):
-            if not kept:
-                _check_space(outputs, N, int(keep_tokens.sum()))
-                kept = [(defaultdict(_Rows), defaultdict(_Rows)) for _ in outputs]
-            count = len(numbers)
-            for (pooled, tokens), found in zip(kept, outputs, strict=True):
+        for numbers, outputs in _computed(make_encoders, samples, quiet):
+            arrays = arrays or _allocated(outputs, N, int(keep_tokens.sum()))
+            count, kept = len(numbers), keep_tokens[numbers]
+            rows = slice(len(done), len(done) + count)
+            token_rows = slice(with_tokens, with_tokens + int(kept.sum()))
+            for (pooled, tokens), found in zip(arrays, outputs, strict=True):
                 for name, x in found.pooled.items():
-                    pooled[name].add(x[:count])
+                    pooled[name][rows] = x[:count]
                 for name, x in found.tokens.items():
-                    tokens[name].add(x[:count][keep_tokens[numbers]])
-            indices += numbers
+                    tokens[name][token_rows] = x[:count][kept]
+            done += numbers
+            with_tokens = token_rows.stop
             advance(count)
-    if not indices:
+    if not done:
         raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
     mx.clear_cache()
-    of = np.array(indices)
+    of = np.array(done)
     labels = source.labels[of] if source.classes else source.labels
-    rows = labels, of, np.flatnonzero(keep_tokens[of])
-    return [Features(_arrays(pooled), _arrays(tokens), *rows) for pooled, tokens in kept]
-
-
-class _Rows:
-    """An array that grows: in memory, a large one in a file that the system can page out."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
-        self.size = 0  # bytes
-
-    def add(self, x: np.ndarray) -> None:
-        self.shape, self.dtype = x.shape[1:], x.dtype
-        self.size += self.file.write(x.tobytes())
-
-    def array(self) -> np.ndarray:
-        with self.file as file:
-            if self.size <= IN_MEMORY:
-                file.seek(0)
-                found = np.frombuffer(bytearray(file.read()), self.dtype)
-            else:
-                file.flush()
-                found = np.memmap(file, self.dtype, "r+")
-        return found.reshape(-1, *self.shape)
-
-
-def _arrays(named: dict[str, _Rows]) -> dict[str, np.ndarray]:
-    return {name: rows.array() for name, rows in named.items()}
-
-
-def _check_space(outputs: list[Encoded], count: int, with_tokens: int) -> None:
-    """Refuse features of `count` images that the disk for temporary files cannot hold.
-
-    outputs: those of one batch.
-    """
-    sizes = [
-        x.nbytes // len(x) * number
-        for encoded in outputs
-        for part, number in zip(encoded, (count, with_tokens), strict=True)
-        for x in part.values()
+    return [
+        Features(
+            {name: x[: len(of)] for name, x in pooled.items()},
+            {name: x[:with_tokens] for name, x in tokens.items()},
+            *(labels, of, np.flatnonzero(keep_tokens[of])),
+        )
+        for pooled, tokens in arrays
     ]
+
+
+def _allocated(outputs: list[Encoded], images: int, with_tokens: int) -> list[Encoded]:
+    """Arrays for the features of all images, shaped like those of one batch."""
+    made = [
+        Encoded(
+            {name: _empty(images, x) for name, x in pooled.items()},
+            {name: _empty(with_tokens, x) for name, x in tokens.items()},
+        )
+        for pooled, tokens in outputs
+    ]
+    sizes = (x.nbytes for parts in made for part in parts for x in part.values())
     needed = sum(size for size in sizes if size > IN_MEMORY)
     advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
     check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
+    return made
 
 
-def _batches(samples: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Batches of up to BATCH images: their indices, and the images [B, S, S, 3]."""
-    while batch := list(islice(samples, BATCH)):
-        yield [index for index, _ in batch], np.stack([image for _, image in batch])
+def _empty(count: int, like: np.ndarray) -> np.ndarray:
+    """`count` rows; many are mapped to a file without a name, which takes no space until used."""
+    shape = (count, *like.shape[1:])
+    if count * like[0].nbytes <= IN_MEMORY:
+        return np.empty(shape, like.dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, like.dtype, "w+", shape=shape)
 
 
 def _computed(
     make_encoders: Callable[[], Sequence[Encoder]],
-    batches: Iterator[tuple[list[int], np.ndarray]],
+    samples: Iterator[tuple[int, np.ndarray]],
     alone: bool,
 ) -> Iterator[tuple[list[int], list[Encoded]]]:
-    """Indices of each batch in order, and all encoders' outputs of them padded to BATCH images.
+    """Indices of each batch in order, and all encoders' outputs of BATCH images, the last repeated.
 
-    alone: in this thread.
+    All batches have one shape: one compilation. alone: in this thread.
     """
     local = threading.local()
+    batches = iter(lambda: list(islice(samples, BATCH)), [])
 
-    def compute(batch: tuple[list[int], np.ndarray]) -> tuple[list[int], list[Encoded]]:
+    def compute(batch: list[tuple[int, np.ndarray]]) -> tuple[list[int], list[Encoded]]:
         if not hasattr(local, "encoders"):
             local.encoders = make_encoders()
-        indices, images = batch
-        padding = np.repeat(images[-1:], BATCH - len(images), 0)
-        padded = np.concatenate([images, padding])  # one shape: one compilation
-        return indices, [encode(padded) for encode in local.encoders]
+        images = [image for _, image in batch]
+        padded = np.stack(images + images[-1:] * (BATCH - len(images)))
+        return [index for index, _ in batch], [encode(padded) for encode in local.encoders]
 
     if alone or backend.on_metal():
         yield from map(compute, batches)

@@ -10,7 +10,7 @@ from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import accuracy, check_finite, check_labels, chunks
-from hjepa_mlx.eval.features import Encoder, extract, model_features
+from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.models.hjepa import HJEPA
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
@@ -122,13 +122,12 @@ class QuickKNN:
     def __call__(self) -> dict[str, float]:
         """Accuracy in per cent with the weights of now: knn_level_0, knn_level_1, …"""
         bank, queries = (
-            extract(self._encoders, source, self.config, Skipped(), quiet=True)[0]
+            extract(
+                lambda: [model_features(self.model)], source, self.config, Skipped(), quiet=True
+            )[0]
             for source in self.sources
         )
         return {
             f"knn_{level}": knn_accuracy(x, bank.labels, queries.pooled[level], queries.labels)
             for level, x in bank.pooled.items()
         }
-
-    def _encoders(self) -> list[Encoder]:
-        return [model_features(self.model)]

@@ -1,18 +1,15 @@
 """The linear probe: logistic regression on frozen, standardised features, converged.
 
-Its result does not depend on an optimiser's settings. The strength of the L2 penalty is chosen on
-held-out training images, the chosen probe is fitted again to all of them, and only that finished
-probe sees the test images.
+Its result does not depend on an optimiser's settings, nor on the device: numpy computes it. The L2
+penalty is chosen on held-out training images, the chosen probe is fitted again to all training
+images, and only that one sees the test images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx import backend
@@ -23,11 +20,8 @@ CHOOSING, FINAL = 3e-3, 3e-4  # largest preconditioned gradient at which L-BFGS 
 MOST_STEPS = 500  # of L-BFGS
 PATIENCE = 3  # weaker penalties in a row that do no better end the search: they take longest
 ROUNDING = 1e-5  # of the Hessian, computed in float32
-WORTH_A_GPU = 1e8  # images × dimensions × classes
 LOGITS = 1 << 25  # held at once by L-BFGS (128 MB)
 CHUNK = 1 << 16  # images standardised or classified at once
-
-Slopes = Callable[[np.ndarray], tuple[Any, Any]]  # weights [D + 1, C] → loss, its gradient
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class LinearProbe:
         """Classes [N] of features [N, D]."""
         winners = np.empty(len(features), np.int64)
         for rows in chunks(len(features), CHUNK):
-            x = (features[rows] - self.mean) / self.scale
+            x = standardised(features[rows], self.mean, self.scale)
             winners[rows] = (x @ self.weights[:-1] + self.weights[-1]).argmax(1)
         return winners
 
@@ -68,11 +62,6 @@ def fit(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
             if worse == PATIENCE:
                 break
         return next(solutions(features, labels, classes, [best.l2], best.weights))
-
-
-def fit_few(features: np.ndarray, labels: np.ndarray, classes: int) -> LinearProbe:
-    """The linear probe for too few images to choose on: l2 = 1/N, scikit-learn's C = 1."""
-    return next(solutions(features, labels, classes, [1 / len(labels)]))
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,25 +95,17 @@ def solutions(
 
     features: [N, D]; start: weights [D + 1, C]. scikit-learn's C is 1 / (N·l2).
     """
-    N, D = features.shape
     mean, scale = moments(features)
     x = standardised(features, mean, scale)
     del features  # of ImageNet's pixels, 14 GB
-    on_gpu = backend.on_metal() and N * D * classes > WORTH_A_GPU
-    slopes: Slopes = _on_gpu(x, labels) if on_gpu else partial(_cross_entropy, np, x, labels)
-    weights = np.zeros((D + 1, classes), np.float32) if start is None else start
+    weights = np.zeros((x.shape[1] + 1, classes), np.float32) if start is None else start
     for l2 in penalties:
-        weights, converged = _minimise(slopes, _hessian(x, weights), weights, N, l2, tolerance)
+        weights, converged = _minimise(x, labels, weights, l2, tolerance)
         yield LinearProbe(mean, scale, weights, l2, converged)
 
 
 def _minimise(
-    slopes: Slopes,
-    hessian: np.ndarray,
-    weights: np.ndarray,
-    images: int,
-    l2: float,
-    tolerance: float,
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, l2: float, tolerance: float
 ) -> tuple[np.ndarray, bool]:
     """Weights [D + 1, C] after L-BFGS, and whether it converged.
 
@@ -134,9 +115,10 @@ def _minimise(
     from scipy.linalg import solve_triangular  # imported late: it takes a third of a second
     from scipy.optimize import minimize
 
-    size = len(hessian)
+    N, size = len(x), len(weights)
     decayed = np.ones((size, 1), np.float32)
     decayed[-1] = 0  # the bias
+    hessian = _hessian(x, weights)
     floor = max(l2, ROUNDING * float(np.trace(hessian)) / (size - 1))
     factor = np.linalg.cholesky(hessian + floor * np.eye(size))
     inverse = solve_triangular(factor, np.eye(size), lower=True).astype(np.float32)
@@ -146,10 +128,10 @@ def _minimise(
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         at = weights_at(flat)
-        loss, slope = slopes(at)
+        loss, slope = _cross_entropy(x, labels, at)
         penalised = l2 * decayed * at
-        gradient = inverse @ (slope / images + penalised)
-        return loss / images + float((penalised * at).sum()) / 2, gradient.ravel()
+        gradient = inverse @ (slope / N + penalised)
+        return loss / N + float((penalised * at).sum()) / 2, gradient.ravel()
 
     options = {"maxiter": MOST_STEPS, "gtol": tolerance, "ftol": 0}
     begin = (factor.T @ weights).ravel()
@@ -161,8 +143,8 @@ def _hessian(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Hessian [D + 1, D + 1] of the cross-entropy at weights [D + 1, C], averaged over classes."""
     from scipy.special import softmax
 
-    D, classes = x.shape[1], weights.shape[1]
-    total = np.zeros((D + 1, D + 1))
+    size, classes = weights.shape
+    total = np.zeros((size, size))
     for rows in chunks(len(x), max(1, min(CHUNK, LOGITS // classes))):
         with_one = np.pad(x[rows], ((0, 0), (0, 1)), constant_values=1)
         p = softmax(with_one @ weights, axis=1)
@@ -170,36 +152,21 @@ def _hessian(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return total / len(x)
 
 
-def _cross_entropy(xp: Any, x: Any, y: Any, weights: Any) -> tuple[Any, Any]:
-    """Summed cross-entropy of x [N, D] with classes y [N], and its gradient [D + 1, C].
-
-    xp: numpy or mlx.core, whose arrays these are.
-    """
-    logits = x @ weights[:-1] + weights[-1]  # [N, C]
-    logits = logits - logits.max(1, keepdims=True)
-    e = xp.exp(logits)
-    total = e.sum(1, keepdims=True)
-    chosen = xp.take_along_axis(logits, y[:, None], 1)
-    excess = e / total - (y[:, None] == xp.arange(logits.shape[1]))
-    gradient = xp.concatenate([x.T @ excess, excess.sum(0, keepdims=True)])
-    return (xp.log(total) - chosen).sum(), gradient
-
-
-def _on_gpu(x: np.ndarray, labels: np.ndarray) -> Slopes:
-    """`_cross_entropy` by MLX, in chunks whose logits fit in memory.
-
-    One buffer may be smaller than all features of a large data set, so those come in chunks too.
-    """
-    compiled = mx.compile(partial(_cross_entropy, mx))
-    rows = chunks(len(x), max(1, LOGITS // (int(labels.max()) + 1)))
-    parts = [(mx.array(x[part]), mx.array(labels[part])) for part in rows]
-
-    def summed(weights: np.ndarray) -> tuple[Any, Any]:
-        found = []
-        for part in parts:
-            found.append(compiled(*part, mx.array(weights)))
-            mx.eval(found[-1])
-        loss, gradient = (sum(map(np.array, each)) for each in zip(*found, strict=True))
-        return loss, gradient
-
-    return summed
+def _cross_entropy(
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Summed cross-entropy of x [N, D], and its gradient [D + 1, C]."""
+    loss, gradient = 0.0, np.zeros_like(weights)
+    for rows in chunks(len(x), max(1, LOGITS // weights.shape[1])):
+        part = x[rows]
+        logits = part @ weights[:-1] + weights[-1]  # [n, C]
+        logits -= logits.max(1, keepdims=True)
+        p = np.exp(logits)
+        total = p.sum(1)
+        true = np.arange(len(part)), labels[rows]
+        loss += (np.log(total) - logits[true]).sum()
+        p /= total[:, None]
+        p[true] -= 1
+        gradient[:-1] += part.T @ p
+        gradient[-1] += p.sum(0)
+    return loss, gradient

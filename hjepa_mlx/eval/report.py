@@ -19,7 +19,9 @@ NOTHING = (
     "No better than random initialisation by linear probe or k-NN: the training found nothing that "
     "helps to tell these classes apart. `hjepa-mlx viz` draws the curves."
 )
-BESIDE_RANDOM = {  # linear probe, k-NN: 1 above random initialisation, -1 below, 0 not clear
+BESIDE_RANDOM: dict[
+    tuple[int, ...], str
+] = {  # linear probe, k-NN: 1 above random initialisation, -1 below, 0 not clear
     (0, 1): "Better than random initialisation by k-NN, not clearly so by linear probe: images of "
     "a class lie closer together, but a linear map gains nothing. Train longer.",
     (-1, 1): "Better than random initialisation by k-NN, worse by linear probe: images of a class "
@@ -55,29 +57,25 @@ class Report(tables.Shown):
         if not self.scores.get("linear_probe"):
             return ["This data set has no labels, so there are no k-NN and no probes.", *unread]
         level, best = _best(self.scores["linear_probe"])
-        random = _best(self.scores["baselines"]["random_init"]["linear_probe"])[1]
-        pixels = self.scores["baselines"]["pixels"]["linear_probe"]
+        random, pixels = (self.scores["baselines"][name] for name in ("random_init", "pixels"))
         low, high = self.scores["confidence_95"]["linear_probe"][level]
         found = [
             f"Best by linear probe: {tables.level_name(level)}, {best:.1f} % (95 % interval "
-            f"{low:.1f}–{high:.1f}); {best - random:+.1f} points against random initialisation, "
-            f"{best - pixels:+.1f} against raw pixels."
+            f"{low:.1f}–{high:.1f}); {best - _best(random['linear_probe'])[1]:+.1f} points against "
+            f"random initialisation, {best - pixels['linear_probe']:+.1f} against raw pixels."
         ]
-        beside = self._beside_random("linear_probe"), self._beside_random("knn")
-        if min(beside) < 1:
-            found.append(BESIDE_RANDOM.get(beside, NOTHING))
+        signs = []  # 1 when the best level is above random initialisation, -1 below, 0 not clear
+        for kind in ("linear_probe", "knn"):
+            low, high = self.scores["confidence_95"][kind][_best(self.scores[kind])[0]]
+            untrained = _best(random[kind])[1]
+            signs.append(int(low > untrained) - int(high < untrained))
+        if min(signs) < 1:
+            found.append(BESIDE_RANDOM.get(tuple(signs), NOTHING))
         converged = self.scores.get("probe_converged", {})
         stopped = [tables.level_name(level) for level, ended in converged.items() if not ended]
         if stopped:
             found.append(f"The linear probe of {', '.join(stopped)} stopped before it converged.")
         return found + unread
-
-    def _beside_random(self, kind: str) -> int:
-        """1 when the best level is above random initialisation, −1 below, 0 not told apart."""
-        level, _ = _best(self.scores[kind])
-        random = _best(self.scores["baselines"]["random_init"][kind])[1]
-        low, high = self.scores["confidence_95"][kind][level]
-        return int(low > random) - int(high < random)
 
 
 def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]:
@@ -88,10 +86,15 @@ def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]
     row = CATALOG.get(pretrained_on)
     if row is None or row.promise is None or not scores.get("linear_probe"):
         return []
-    promise, percent = row.promise, "effective_rank_percent"
     level, probe = _best(scores["linear_probe"], "level_")
     nearest, knn = _best(scores["knn"], "level_")
-    about = promise.rank - RANK_TOLERANCE, promise.rank + RANK_TOLERANCE
+    rank = scores["features"][level]["effective_rank_percent"]
+    about = row.promise.rank - RANK_TOLERANCE, row.promise.rank + RANK_TOLERANCE
+    measures = (
+        ("linear_probe", row.promise.linear_probe, probe, level),
+        ("knn", row.promise.knn, knn, nearest),
+        ("effective_rank_percent", about, rank, level),
+    )
     return [
         {
             "measure": measure,
@@ -100,15 +103,11 @@ def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]
             "level": at,
             "verdict": "below" if measured < low else "above" if measured > high else "met",
         }
-        for measure, (low, high), measured, at in (
-            ("linear_probe", promise.linear_probe, probe, level),
-            ("knn", promise.knn, knn, nearest),
-            (percent, about, scores["features"][level][percent], level),
-        )
+        for measure, (low, high), measured, at in measures
     ]
 
 
 def _best(by_level: dict[str, float], prefix: str = "") -> tuple[str, float]:
     """The best level, or the best of those whose names begin with `prefix`; and its score."""
-    named = [item for item in by_level.items() if item[0].startswith(prefix)]
+    named = (item for item in by_level.items() if item[0].startswith(prefix))
     return max(named, key=lambda item: item[1])
