@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import threading
 from collections import deque
@@ -194,26 +195,24 @@ def extract(
 
 def _allocated(outputs: list[Encoded], images: int, with_tokens: int) -> list[Encoded]:
     """Arrays for the features of all images, shaped like those of one batch."""
-    made = [
-        Encoded(
-            {name: _empty(images, x) for name, x in pooled.items()},
-            {name: _empty(with_tokens, x) for name, x in tokens.items()},
-        )
-        for pooled, tokens in outputs
-    ]
-    sizes = (x.nbytes for parts in made for part in parts for x in part.values())
+    counts = (images, with_tokens)
+    parts = [pair for made in outputs for pair in zip(counts, made, strict=True)]
+    sizes = [n * x[0].nbytes for n, part in parts for x in part.values()]
     needed = sum(size for size in sizes if size > IN_MEMORY)
     advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
     check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
-    return made
+    empty = iter([{name: _empty(n, x) for name, x in part.items()} for n, part in parts])
+    return [Encoded(next(empty), next(empty)) for _ in outputs]
 
 
 def _empty(count: int, like: np.ndarray) -> np.ndarray:
-    """`count` rows; many are mapped to a file without a name, which takes no space until used."""
-    shape = (count, *like.shape[1:])
-    if count * like[0].nbytes <= IN_MEMORY:
+    """`count` rows; many are mapped to a file without a name."""
+    shape, size = (count, *like.shape[1:]), count * like[0].nbytes
+    if size <= IN_MEMORY:
         return np.empty(shape, like.dtype)
     with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when mapped
+            os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, like.dtype, "w+", shape=shape)
 
 
