@@ -62,8 +62,7 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
     for file_name, arrays in weights.items():
         with atomic_write(part / file_name) as file:
             mx.save_safetensors(file, arrays)
-    state = {
-        **state,
+    state |= {
         "random_state": mx.random.state[0].tolist(),  # type: ignore[index]
         "loss_scale": {key: value.item() for key, value in step.scaler.items()},
         "sha256": {file_name: sha256(part / file_name) for file_name in weights},
@@ -111,8 +110,8 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
     expected = {name: w.shape for name, w in dict(tree_flatten(model.parameters())).items()}
     found = {name: w.shape for name, w in arrays.items()}
     if expected != found:
-        differing = sorted({n for n, _ in set(expected.items()) ^ set(found.items())})
-        name = differing[0]
+        differing = {n for n, _ in expected.items() ^ found.items()}
+        name = min(differing)
         raise HJEPAError(
             f"Checkpoint {checkpoint} belongs to another config: {len(differing)} weights differ, "
             f"e.g. {name} is {found.get(name, 'missing')} there and "
@@ -126,9 +125,8 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
 def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     """Put a checkpoint back into model, optimizer, random numbers and loss scale; its state."""
     state = load_model(checkpoint, step.model)
-    optimizer = _load(checkpoint, "optimizer.safetensors", state)
-    optimizer = tree_unflatten(list(optimizer.items()))
-    step.optimizer.state.update(optimizer)
+    arrays = _load(checkpoint, "optimizer.safetensors", state)
+    step.optimizer.state.update(tree_unflatten(list(arrays.items())))
     mx.eval(step.optimizer.state)
     high, low = state["random_state"]
     mx.random.seed((high << 32) | low)

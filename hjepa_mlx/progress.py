@@ -52,10 +52,9 @@ def bar(
     """A progress bar with time left, in a terminal only; call the result with the new amount."""
     console = Console(stderr=True)
     amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed:,.0f} " + unit)
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TextColumn("· left"))
+    label_column, left = TextColumn("{task.description}"), TextColumn("· left")
     with Progress(
-        *columns,
-        TimeRemainingColumn(),
+        *(label_column, BarColumn(), amount, left, TimeRemainingColumn()),
         console=console,
         transient=True,
         disable=not (shown and console.is_terminal),

@@ -230,12 +230,9 @@ def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
     damaged.
     """
     path = Path(path)
-    folder: Path | None = path
-    if not (path / "state.json").is_file():
-        folder = Run(path).latest
-        config = Run(path).config
-    else:
-        config = Run(path.parent.parent).config
+    one = (path / "state.json").is_file()
+    run = Run(path.parent.parent if one else path)
+    folder, config = path if one else run.latest, run.config
     if folder is None:
         raise UsageError(f"The run {path} has no checkpoint yet.")
     own = checkpoint.read_state(folder)["own_parts"]["model"]
@@ -246,5 +243,5 @@ def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
         )
     model = HJEPA(config) if model is None else model
     state = checkpoint.load_model(folder, model)
-    model.origin = Origin(str(folder.parent.parent), state["step"], state["epoch"])
+    model.origin = Origin(str(run.path), state["step"], state["epoch"])
     return model

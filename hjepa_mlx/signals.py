@@ -20,11 +20,10 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (-1, 1): "The loss falls while the rank rises: richer features, better predicted.",
     (1, 1): "Loss and rank rise together: healthy in a JEPA, whose targets get richer.",
     (0, 1): "The rank rises at a steady loss: features get richer.",
-    (
-        -1,
-        -1,
-    ): "Loss and rank fall together, as in a collapse. Lower optim.lr, or set loss.vicreg or "
-    "loss.sigreg.",
+    (-1, -1): (
+        "Loss and rank fall together, as in a collapse. Lower optim.lr, or set loss.vicreg or "
+        "loss.sigreg."
+    ),
     (0, -1): "The rank falls at a steady loss. A lower optim.lr or loss.vicreg keeps it up.",
     (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
     (-1, 0): "The loss falls at a steady rank.",
