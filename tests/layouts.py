@@ -199,3 +199,15 @@ def parquet(
             ]
             path = root / f"data/{stem}-{number:05d}-of-{count:05d}-0123456789abcdef.parquet"
             pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=group)
+
+
+def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A picture without symmetry and without noise, which lossy formats would change."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [np.sin(3 * x + (c + 1) * y) * np.cos((c + 2) * x * y) for c in range(channels)]
+    return (127.5 + 127 * np.stack(waves, 2)).astype(np.uint8)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    assert one.shape == other.shape
+    return np.abs(one.astype(float) - other.astype(float))

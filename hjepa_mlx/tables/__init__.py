@@ -60,7 +60,7 @@ def hour_span(pair: Sequence[float] | None) -> str:
     if not pair:
         return "–"
     days = pair[0] >= 72
-    return f"{span([value / 24 for value in pair])} d" if days else f"{span(pair)} h"
+    return f"{span([value / 24 for value in pair])} days" if days else f"{span(pair)} h"
 
 
 def level_name(level: str) -> str:
