@@ -28,6 +28,7 @@ def table(
         caption=caption and Text(caption),
         caption_justify="left",
         box=SIMPLE_HEAD,
+        show_header=any(columns),
         pad_edge=False,
         collapse_padding=True,
     )
