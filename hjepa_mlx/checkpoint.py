@@ -94,7 +94,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if missing := KEYS - state.keys():
             raise _damaged(checkpoint, f"state.json lacks {', '.join(sorted(missing))}")
         parts = state["own_parts"]
-        parts.setdefault("loss_fn", parts.pop("error", None))  # its name until version 0.1
+        parts.setdefault("loss_fn", parts.pop("error", None))  # its earlier name
     except (OSError, ValueError, AttributeError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     return state

@@ -127,7 +127,7 @@ def settle(config: Config) -> list[str]:
 
 def _precision(config: Config) -> tuple[Any, str]:
     if not backend.on_metal():
-        return "float32", "a CPU has no arithmetic for less"
+        return "float32", "on a CPU, lower precision is slower"
     rates = {dtype: _rate(config, precision=dtype) for dtype in DTYPES}
     fastest = max(rates, key=rates.__getitem__)
     words = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items()) + " images/s"
@@ -136,7 +136,7 @@ def _precision(config: Config) -> tuple[Any, str]:
 
 def _compile(config: Config) -> tuple[bool, str]:
     if not backend.on_metal():
-        return backend.can_compile(), "on a CPU it pays wherever there is g++"
+        return backend.can_compile(), "on a CPU, compiling pays wherever there is g++"
     compiled, eager = _rate(config, compile=True), _rate(config, compile=False)
     words = f"{compiled:.0f} images/s compiled, {eager:.0f} not"
     return eager <= CLEARLY * compiled, words

@@ -42,7 +42,7 @@ def test_list_shows_the_promises_and_what_is_here(tmp_path, monkeypatch):
     assert rows["imagenet100"]["promised"]["hours"] == [10, 15]
     text = hjepa("list", "--data-dir", tmp_path).output
     assert "quick experimentation" in text
-    assert "7–10 days" in text
+    assert "7–10 d" in text
 
 
 def test_the_promises_are_those_of_the_founding_comparison():

@@ -101,8 +101,8 @@ def test_nothing_is_judged_where_nothing_was_promised(name: str) -> None:
 def test_the_findings_compare_with_random_initialisation_and_pixels() -> None:
     (said,) = hj.Report(made_up(60, random=30)).findings()
     assert said == (
-        "Best by linear probe: level 1, 60.0 % (95 % interval 58.0–62.0); +30.0 points against "
-        "random initialisation, +34.5 against raw pixels."
+        "Target encoder, best by linear probe: level 1, 60.0 % (95 % interval 58.0–62.0); "
+        "+30.0 points against random initialisation, +34.5 against raw pixels."
     )
 
 
@@ -113,8 +113,8 @@ def test_the_findings_compare_with_random_initialisation_and_pixels() -> None:
         (made_up(50, knn=70, random=58), "by k-NN, worse by linear probe"),
         (made_up(60, knn=26, random=30), "by linear probe, not clearly so by k-NN"),
         (made_up(60, knn=20, random=30), "by linear probe, worse by k-NN"),
-        (made_up(60, knn=51, random=58), "No better than random initialisation by linear probe or"),
-        (made_up(50, knn=40, random=58), "No better than random initialisation by linear probe or"),
+        (made_up(60, knn=51, random=58), "Not clearly better than random initialisation by linear"),
+        (made_up(50, knn=40, random=58), "Not clearly better than random initialisation by linear"),
     ],
 )
 def test_what_is_not_clearly_better_than_random_is_said_so(scores: Any, words: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from hjepa_mlx.data.storage import Array, Images, Members, StorageError
 
 FOLDER = "prepared"
-FOLDERS = (FOLDER, "shards", "")  # below a data set's folder; version 0.1 wrote to `shards`
+FOLDERS = (FOLDER, "shards", "")  # below a data set's folder; earlier versions wrote to `shards`
 MANIFEST = "dataset.json"
 FORMAT = 2  # 1 had shards only
 SHARD = 2048  # images: 50–100 MB

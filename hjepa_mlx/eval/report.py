@@ -16,8 +16,8 @@ from hjepa_mlx.tables.evaluation import evaluation
 
 RANK_TOLERANCE = 5.0  # the promise is "about 60 % of the dimension"
 NOTHING = (
-    "No better than random initialisation by linear probe or k-NN: the training found nothing that "
-    "helps to tell these classes apart. `hjepa-mlx viz` draws the curves."
+    "Not clearly better than random initialisation by linear probe or k-NN: the differences are "
+    "within the 95 % intervals. `hjepa-mlx viz RUN` draws the curves."
 )
 BESIDE_RANDOM: dict[
     tuple[int, ...], str
@@ -60,9 +60,10 @@ class Report(tables.Shown):
         random, pixels = (self.scores["baselines"][name] for name in ("random_init", "pixels"))
         low, high = self.scores["confidence_95"]["linear_probe"][level]
         found = [
-            f"Best by linear probe: {tables.level_name(level)}, {best:.1f} % (95 % interval "
-            f"{low:.1f}–{high:.1f}); {best - _best(random['linear_probe'])[1]:+.1f} points against "
-            f"random initialisation, {best - pixels['linear_probe']:+.1f} against raw pixels."
+            f"Target encoder, best by linear probe: {tables.level_name(level)}, {best:.1f} % "
+            f"(95 % interval {low:.1f}–{high:.1f}); "
+            f"{best - _best(random['linear_probe'])[1]:+.1f} points against random initialisation, "
+            f"{best - pixels['linear_probe']:+.1f} against raw pixels."
         ]
         signs = []  # 1 when the best level is above random initialisation, -1 below, 0 not clear
         for kind in ("linear_probe", "knn"):

@@ -33,7 +33,8 @@ def table(
         collapse_padding=True,
     )
     for number, column in enumerate(columns):
-        found.add_column(Text(column), justify="right" if number else "left", no_wrap=not number)
+        side: Any = "right" if number else "left"
+        found.add_column(Text(column), justify=side, no_wrap=not number, overflow="fold")
     for row in rows:
         found.add_row(*(Text(str(cell)) for cell in row), style="bold" if len(row) == 1 else None)
     return found
@@ -61,7 +62,7 @@ def hour_span(pair: Sequence[float] | None) -> str:
     if not pair:
         return "–"
     days = pair[0] >= 72
-    return f"{span([value / 24 for value in pair])} days" if days else f"{span(pair)} h"
+    return f"{span([value / 24 for value in pair])} d" if days else f"{span(pair)} h"
 
 
 def level_name(level: str) -> str:

@@ -54,7 +54,9 @@ def _accuracies(scores: dict[str, Any]) -> Table:
     pixels = scores["baselines"]["pixels"]
     rows.append(["raw pixels", number(pixels["linear_probe"]), number(pixels["knn"])])
     images = protocol["bank_images"], protocol["query_images"]
-    caption = "±: half a 95 % interval" + ("; of few labels, deviation of the draws" if few else "")
+    caption = "±: half of the 95 % interval" + (
+        "; with few labels, deviation over draws" if few else ""
+    )
     if 0 < protocol.get("attentive_bank_images", 0) < images[0]:
         seen = protocol["attentive_bank_images"], protocol["attentive_query_images"]
         caption += ". Attentive: {:,} training and {:,} test images".format(*seen)
