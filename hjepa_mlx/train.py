@@ -198,6 +198,13 @@ def restore(state: TrainState) -> None:
                 f"{run.path} was trained on other images than {source.name} holds now. Give the "
                 "same --data-dir, or start a new run."
             )
+        if "fingerprint" not in kept and source.encoded and state.config.data.name != "folder":
+            say(
+                state.console,
+                "This run began before data sets had to be prepared. If it read the original "
+                "files, it goes on with images that differ slightly: they were made smaller.",
+                style="yellow",
+            )
         state.done, state.position = kept["step"], Position(*kept["position"])
         state.meter.metrics = kept["window"]
         say(state.console, f"Resuming {run.path} at step {state.done} of {state.total}.")

@@ -99,6 +99,28 @@ def test_originals_are_kept_and_named_or_removed_if_wished_then_or_later(cifar10
     assert archive.is_file()  # it was prepared from another file
 
 
+@pytest.mark.parametrize(
+    ("lost", "words", "status"),
+    [
+        ("train/n01558993/*", "left out: unreadable, named in", 0),
+        ("val/*/*", "no test image can be read. First: ", 1),
+    ],
+)
+def test_originals_stay_while_an_image_of_theirs_cannot_be_read(tmp_path, lost, words, status):
+    folder = tmp_path / "imagenet100"
+    layouts.folders(folder, layouts.photos(CMC))
+    cut = sorted(folder.glob(lost))
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:50])
+    command = ["datasets", "download", "imagenet100", "--data-dir", str(tmp_path)]
+    for _ in range(2):
+        ended = CliRunner().invoke(app, [*command, "--remove-originals"])
+        assert (words in ended.output, ended.exit_code) == (True, status)
+        assert "Removed" not in ended.output
+        assert cut
+        assert all(path.is_file() for path in cut)
+
+
 def test_debians_files_are_used_and_never_removed(server, published, tmp_path, monkeypatch):
     files = fashion_files()
     published("fashion-mnist", {name: content + b"?" for name, content in files.items()})

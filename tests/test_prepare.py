@@ -169,7 +169,7 @@ def test_the_command_can_be_run_again_and_knows_its_own_output(tmp_path):
     shutil.rmtree(tmp_path / "imagenet100/train")  # the originals may go
     again = CliRunner().invoke(app, prepare_it)
     assert (first.exit_code, again.exit_code) == (0, 0)
-    assert "It is prepared already" in again.output
+    assert "It is prepared already, with --side 256 --quality 90. Delete" in again.output
     for name in ("imagenet100+stl10", "demo", "folder", "stl1"):
         assert CliRunner().invoke(app, ["datasets", "prepare", name]).exit_code == 2
 
@@ -181,6 +181,13 @@ def test_a_folder_with_other_files_is_left_alone(root, tmp_path):
         prepare_hundred(root, tmp_path)
     assert (tmp_path / "train-00000.tar").read_text() == "mine"
     assert (tmp_path / "notes-12345.json").exists()
+
+
+def test_a_manifest_of_another_tool_is_left_alone(root, tmp_path):
+    (tmp_path / "dataset.json").write_text("[1, 2]")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare_hundred(root, tmp_path)
+    assert (tmp_path / "dataset.json").read_text() == "[1, 2]"
 
 
 def test_a_second_call_at_the_same_time_is_refused(root, tmp_path):

@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed is the run that was not."""
 
+import io
 import json
 import os
 import random
@@ -9,13 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 from commands import TINY, picture, pictures
+from layouts import CMC
 from mlx.core import load
+from rich.console import Console
+from typer.testing import CliRunner
 
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint
+from hjepa_mlx.cli import app
 from hjepa_mlx.masks import Masks
 
 RECIPE = """
@@ -155,3 +161,27 @@ def test_a_run_whose_data_went_away_is_saved_and_goes_on_bit_identically(tmp_pat
     assert broken.config.data.dir == str(tmp_path / "moved")
     mine, theirs = (load(str(run.latest / "model.safetensors")) for run in (broken, whole))
     assert all(np.array_equal(mine[name], weight) for name, weight in theirs.items())
+
+
+def test_a_run_given_by_its_folder_is_resumed_though_it_never_logged(tmp_path: Path) -> None:
+    path = hj.train(of_pictures(tmp_path)).path
+    for name in ("metrics.jsonl", "checkpoints"):
+        (path / name).rename(tmp_path / name)
+    copy = path.rename(tmp_path / "copy")
+    text = (copy / "config.yaml").read_text().replace(f"dir: {path}", "dir: null")
+    (copy / "config.yaml").write_text(text)
+    ended = CliRunner().invoke(app, ["train", str(copy), "--resume", "--dry-run"])
+    assert f"dir: {copy}" in ended.output.replace("\n", " ").replace("  ", " ")
+
+
+def test_a_run_that_began_on_original_files_says_that_its_images_differ_now(tmp_path: Path) -> None:
+    layouts.folders(tmp_path / "imagenet100", layouts.photos(CMC))
+    layouts.prepared(tmp_path, "imagenet100")
+    config = of_pictures(tmp_path, "data.name=imagenet100", f"data.dir={tmp_path}")
+    saved = hj.train(config).latest
+    state = json.loads((saved / "state.json").read_text())
+    del state["fingerprint"]
+    (saved / "state.json").write_text(json.dumps(state))
+    said = io.StringIO()
+    hj.train(config, resume=True, console=Console(file=said, width=200))
+    assert "images that differ slightly" in said.getvalue()

@@ -57,13 +57,18 @@ def download(
     Example: `hjepa-mlx datasets download stl10`
     """
     from hjepa_mlx.config import Data
+    from hjepa_mlx.data import prepared
     from hjepa_mlx.data.catalog import look_up
     from hjepa_mlx.data.fetch import fetch, size_of
     from hjepa_mlx.data.source import data_root
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
-    originals = fetch(name, data_root(Data(dir=data_dir)), remove_originals)
+    root = data_root(Data(dir=data_dir))
+    originals = fetch(name, root, remove_originals)
+    for part in row.parts or (name,):
+        if folder := prepared.find(part, root):
+            _print_contents(part, folder)
     if originals:
         size = sum(map(size_of, originals)) / 1e9
         done = "Removed" if remove_originals else "Not needed any more"
@@ -99,7 +104,6 @@ def prepare(
     """
     from hjepa_mlx.config import Data
     from hjepa_mlx.data import prepared
-    from hjepa_mlx.data.fetch import size_of
     from hjepa_mlx.data.prepare import originals_of
     from hjepa_mlx.data.prepare import prepare as run
     from hjepa_mlx.data.source import data_root
@@ -111,13 +115,32 @@ def prepare(
     root = data_root(Data(dir=data_dir))
     folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
     if ready := None if out else prepared.find(name, root):
-        print("It is prepared already; delete the folder to do it again.")
-        folder = ready
+        folder, made = ready, prepared.manifest(ready)
+        options = ", with --side {short_side} --quality {jpeg_quality}"
+        how = options.format(**made) if "short_side" in made else ""
+        print(f"It is prepared already{how}. Delete {folder} to do it again.")
     else:
         run(name, originals_of(name, root), folder, side, quality, workers)
+    _print_contents(name, folder)
+
+
+def _print_contents(name: str, folder: Path) -> None:
+    """Images and size of a prepared data set; how many were left out, or are too few."""
+    from hjepa_mlx.data import prepared
+    from hjepa_mlx.data.catalog import CATALOG
+    from hjepa_mlx.data.fetch import size_of
+
     for split, part in prepared.manifest(folder)["splits"].items():
-        left_out = f", {len(part['skipped'])} left out: unreadable" if part["skipped"] else ""
-        print(f"{split}: {part['images']:,} images{left_out}")
+        published = CATALOG[name].splits[split] if name in CATALOG else part["images"]
+        words = f"{split}: {part['images']:,} images"
+        if part["skipped"]:
+            words += (
+                f", {len(part['skipped'])} left out: unreadable, named in "
+                f"{folder / prepared.MANIFEST}. The originals are kept"
+            )
+        if part["images"] < published:
+            words += f" (published: {published:,})"
+        print(words)
     print(f"{size_of(folder) / 1e9:.2f} GB in {folder}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ def train(
     own = find_config(config)
     if run_dir is not None:
         loaded.run.dir = run_dir
-    elif resume and own.name == "config.yaml" and (own.parent / "metrics.jsonl").is_file():
+    elif resume and own.name == "config.yaml" and _is_run(Path(config), own.parent):
         loaded.run.dir = str(own.parent)
     if dry_run:
         return _print_plan(loaded)
@@ -69,6 +70,11 @@ def train(
             command = f"hjepa-mlx eval {quote(str(run.path))}"
             print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
             raise typer.Exit(130) from None
+
+
+def _is_run(given: Path, folder: Path) -> bool:
+    """Whether `folder` is a run: it was given itself, or has been logged to."""
+    return given.is_dir() or (folder / "metrics.jsonl").is_file()
 
 
 def _print_plan(config: Config) -> None:

@@ -27,9 +27,9 @@ Kaggle's "ImageNet Object Localization Challenge", unpacked there, serves as wel
 def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
     """Download a data set into `root/name` and prepare it there; finished steps are not repeated.
 
-    Returns the originals, which are not needed any more; those of a data set that was prepared
-    before only if `earlier` asks for them. Raises HJEPAError with the reason in one line; it can
-    be run again.
+    Returns the originals that are not needed any more: none while an image of theirs could not be
+    read, and those of a data set that was prepared before only if `earlier` asks for them. Raises
+    HJEPAError with the reason in one line; it can be run again.
     """
     row = look_up(name)
     if row.parts:
@@ -40,10 +40,14 @@ def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
     if not folder:
         (_by_hand if row.archives else _from_hub if row.hub else _from_web)(row, root)
     originals = originals_of(name, root)
-    if not folder:
-        prepare(name, originals, root / name / prepared.FOLDER)
-    elif prepared.manifest(folder).get("originals") != fingerprints(originals):
+    if folder:
+        made = prepared.manifest(folder)
+    else:
+        made = prepare(name, originals, root / name / prepared.FOLDER)
+    if made.get("originals") != fingerprints(originals):
         return []  # it was prepared from other files
+    if any(part["skipped"] for part in made["splits"].values()):
+        return []
     files = dict.fromkeys(path for original in originals.values() for path in original.files)
     return [path for path in files if path.is_relative_to(root)]
 

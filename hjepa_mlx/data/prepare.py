@@ -111,9 +111,19 @@ def prepare(
                     _write_shards(folder / split, original, reduced, part, record, advance)
                 else:
                     splits[split] = _write_array(folder / split, original, advance)
+                _check_readable(f"{name}: no {split} image", splits[split], folder)
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
         (folder / LOCK).unlink()
     return prepared.manifest(folder)
+
+
+def _check_readable(none: str, part: dict[str, Any], folder: Path) -> None:
+    """Refuse a split without images: "`none` can be read"."""
+    if not part["images"]:
+        first = "".join(f" First: {line}." for line in part["skipped"][:1])
+        raise HJEPAError(
+            f"{none} can be read.{first} Put whole files there, delete {folder} and run again."
+        )
 
 
 def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -121,9 +131,10 @@ def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     path = folder / prepared.MANIFEST
     if path.is_file():
         made = json.loads(path.read_text())
-        if made.get("begun") or made.get("name") != plan["name"]:
-            _compare(plan, made, folder)
-        return made.get("begun", {})
+        if isinstance(made, dict):
+            if made.get("begun") or made.get("name") != plan["name"]:
+                _compare(plan, made, folder)
+            return made.get("begun", {})
     if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out.")
     return {}

@@ -37,8 +37,9 @@ def complete(folder: Path, name: str | None = None) -> bool:
         if not path.is_file():
             return False
         made = json.loads(path.read_bytes())
-        return "splits" in made and name in (None, made.get("name"))
-    except (OSError, ValueError, TypeError, AttributeError):
+        ours = isinstance(made, dict) and "splits" in made
+        return ours and name in (None, made.get("name"))
+    except (OSError, ValueError):
         return True
 
 
