@@ -18,13 +18,9 @@ from hjepa_mlx.errors import HJEPAError
 
 
 @contextmanager
-def atomic_write(path: Path, unique: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its name once it is safely on disk.
-
-    unique: several processes may do this at once; the last one's file stays.
-    """
-    own = f".{os.urandom(4).hex()}" if unique else ""
-    part = path.with_name(f".{path.name}{own}.part")
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its name once it is safely on disk."""
+    part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
             yield file

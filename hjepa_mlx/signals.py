@@ -15,6 +15,7 @@ from hjepa_mlx.losses import LossFn, smooth_l1
 from hjepa_mlx.models.hjepa import HJEPA
 
 IMAGES = 256
+EVERY = 10  # logged rows
 SAME = 0.02  # a relative change that counts as none
 IN_WORDS = {  # by the directions of loss and effective rank
     (-1, 1): "The loss falls while the rank rises: richer features, better predicted.",

@@ -24,11 +24,9 @@ from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
 from hjepa_mlx.session import awake, interruptible
-from hjepa_mlx.signals import reading, warnings
+from hjepa_mlx.signals import EVERY, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup
 from hjepa_mlx.step import Metrics, Schedule, schedule
-
-SIGNALS_EVERY = 10  # logged rows
 
 Inputs = list[tuple[mx.array, Masks]]  # of one step: images and masks of each accumulated batch
 
@@ -142,9 +140,10 @@ def report(state: TrainState, values: Schedule) -> dict[str, Any]:
 
 def evaluate(state: TrainState) -> dict[str, float]:
     """Collapse signals and k-NN, when they are due; a warning when the features collapse."""
-    c, row = state.config.run, {}  # type: Any, dict[str, float]
+    c = state.config.run
+    row: dict[str, float] = {}
     with state.meter.paused():
-        if state.due(SIGNALS_EVERY * c.log_every):
+        if state.due(EVERY * c.log_every):
             row = state.signals()
             for warning in warnings(state.run.metrics[0], row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_mlx import backend
+from hjepa_mlx import backend, signals
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.estimates import RECIPES, changes, estimate, projections
 from hjepa_mlx.bench.synthetic import synthetic
@@ -20,14 +20,12 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.knn import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.recipes import load_config
-from hjepa_mlx.signals import IMAGES as SIGNAL_IMAGES
 from hjepa_mlx.timing import settle, time_steps
 
 LONGEST_STEP = 5.0  # seconds; a batch that would take longer is measured by a smaller one
 USUAL_MFU = 0.4  # to guess that
 SECONDS = 5.0  # of the main measurements; SHORT of the others
 SHORT = 1.5
-SIGNALS_EVERY = 10  # logged rows
 PLACES: Any = {"data": {"dir"}, "run": {"dir"}}  # keys that change no figure
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -173,7 +171,7 @@ def overhead(config: Config) -> float:
     networks = HJEPA(config)
     relative = costs(config, networks).target.gflop / average_gflop(config, networks)
     step_images = config.data.batch_size * config.optim.accumulate
-    share = SIGNAL_IMAGES / (SIGNALS_EVERY * config.run.log_every * step_images)
+    share = signals.IMAGES / (signals.EVERY * config.run.log_every * step_images)
     if config.run.eval_every_epochs:
         images = CATALOG[config.data.name].images
         images = min(images, config.data.limit or images)

@@ -44,9 +44,8 @@ def fetch(name: str, root: Path, earlier: bool = False) -> list[Path]:
         made = prepared.manifest(folder)
     else:
         made = prepare(name, originals, root / name / prepared.FOLDER)
-    if made.get("originals") != fingerprints(originals):
-        return []  # it was prepared from other files
-    if any(part["skipped"] for part in made["splits"].values()):
+    from_others = made.get("originals") != fingerprints(originals)
+    if from_others or any(part["skipped"] for part in made["splits"].values()):
         return []
     files = dict.fromkeys(path for original in originals.values() for path in original.files)
     return [path for path in files if path.is_relative_to(root)]

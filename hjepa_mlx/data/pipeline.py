@@ -101,7 +101,8 @@ def training_batches(
     for number in itertools.count(start.number):
         order = source.pass_order(config.seed, number)
         offset = start.offset if number == start.number else 0
-        crops = _crop_numbers(config, number, len(order))[order[offset:]]
+        draws = generator(config.seed, "crop", number)
+        crops = draws.random((len(order), CROP_NUMBERS), dtype=np.float32)[order[offset:]]
         images = np.empty((B, S, S, 3), np.uint8)
         filled, batches, readable = 0, 0, 0
         for place, image in _samples(source, order[offset:], config, crops, skipped):
@@ -126,21 +127,10 @@ def training_batches(
 
 
 def evaluation_images(
-    source: Source, config: Config, skipped: Skipped, cropped: bool = False
+    source: Source, config: Config, skipped: Skipped
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, image [S, S, 3] uint8) of every readable image in order: its central square.
-
-    cropped: a random crop instead, as in training's first pass, not mirrored.
-    """
-    order = np.arange(len(source))
-    crops = _crop_numbers(config, 0, len(source)) if cropped else None
-    return _samples(source, order, config, crops, skipped)
-
-
-def _crop_numbers(config: Config, number: int, count: int) -> np.ndarray:
-    """Random numbers [count, CROP_NUMBERS] for the crops of pass `number`."""
-    draws = generator(config.seed, "crop", number)
-    return draws.random((count, CROP_NUMBERS), dtype=np.float32)
+    """(index, image [S, S, 3] uint8) of every readable image in order: its central square."""
+    return _samples(source, np.arange(len(source)), config, None, skipped)
 
 
 def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:

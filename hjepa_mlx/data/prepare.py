@@ -90,8 +90,9 @@ def prepare(
         "originals": fingerprints(originals),
     }
     if prepared.complete(folder):
-        _compare(plan, prepared.manifest(folder), folder)
-        return prepared.manifest(folder)
+        made = prepared.manifest(folder)
+        _compare(plan, made, folder)
+        return made
     total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, str(folder)):

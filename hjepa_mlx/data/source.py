@@ -98,11 +98,6 @@ def make_source(
     return Source(name, images, np.arange(len(images)), labels, classes)
 
 
-def check_same_classes(train: Source, test: Source) -> None:
-    """Refuse splits whose labels do not mean the same."""
-    check_classes(train.name, train.classes, test.classes)
-
-
 def check_classes(name: str, train: tuple[str, ...], test: tuple[str, ...]) -> None:
     """Refuse the classes of two splits of data set `name` that differ."""
     if train != test:

@@ -17,7 +17,7 @@ import numpy as np
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import SOURCES, Source, check_same_classes, open_source
+from hjepa_mlx.data.source import SOURCES, Source, check_classes, open_source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import attentive_probe, features, linear_probe, rank
 from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
@@ -292,4 +292,4 @@ def check_evaluable(train: Source, test: Source, k: int = K) -> None:
     if train.classes and len(train) < least:
         who = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
         raise UsageError(f"{who} needs at least {least} training images; there are {len(train)}.")
-    check_same_classes(train, test)
+    check_classes(train.name, train.classes, test.classes)

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hjepa_mlx.tables import number
+from hjepa_mlx.tables import level_name, number
 
 MEASURES = {
     "linear_probe": "linear probe %",
@@ -78,5 +78,5 @@ def _scores(scores: dict[str, Any], best: dict[str, Any]) -> list[list[str]]:
             top = best.get(measure, {}).get(level, [])
             mark = " ~" if len(top) > 1 else " *"
             cells = [number(value) + mark * (run in top) for run, value in enumerate(values)]
-            rows.append([f"{MEASURES[measure]} {level.replace('_', ' ')}", *cells])
+            rows.append([f"{MEASURES[measure]} {level_name(level)}", *cells])
     return rows
