@@ -23,6 +23,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step
 
 FORMAT = 1
+MOMENTS = ("m", "v")  # that Adam keeps of each weight
 KEYS = {  # of state.json, in every version
     "format", "step", "epoch", "images", "position", "own_parts", "window", "random_state",
     "loss_scale", "sha256",
@@ -57,7 +58,7 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
     part.mkdir(parents=True)
     weights = {
         "model.safetensors": dict(tree_flatten(step.model.parameters())),
-        "optimizer.safetensors": dict(tree_flatten(step.optimizer.state)),
+        "optimizer.safetensors": _optimizer_arrays(step),
     }
     for file_name, arrays in weights.items():
         with atomic_write(part / file_name) as file:
@@ -69,6 +70,33 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
     }
     with atomic_write(part / "state.json") as file:
         file.write(json.dumps(state, indent=1).encode())
+
+
+def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
+    """The optimizer's numbers, and its two moments of each weight as "NAME.m" and "NAME.v"."""
+    state = step.optimizer.state
+    arrays = {name: value for name, value in state.items() if isinstance(value, mx.array)}
+    for moment in MOMENTS:
+        joined = {
+            part: {kind: of[moment] for kind, of in kinds.items()}
+            for part, kinds in state.items()
+            if part not in arrays
+        }
+        weights = dict(tree_flatten(step.layout.split(joined)))
+        arrays |= {f"{name}.{moment}": array for name, array in weights.items()}
+    return arrays
+
+
+def _put_back(arrays: dict[str, mx.array], step: Step) -> None:
+    """Restore the optimizer from the arrays of `_optimizer_arrays`."""
+    state = step.optimizer.state
+    for moment in MOMENTS:
+        named = [(name[:-2], a) for name, a in arrays.items() if name.endswith(f".{moment}")]
+        for part, kinds in step.layout.join(tree_unflatten(named)).items():
+            for kind, joined in kinds.items():
+                state[part][kind][moment] = joined
+    state.update({name: value for name, value in arrays.items() if "." not in name})
+    mx.eval(state)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -125,9 +153,8 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
 def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     """Put a checkpoint back into model, optimizer, random numbers and loss scale; its state."""
     state = load_model(checkpoint, step.model)
-    arrays = _load(checkpoint, "optimizer.safetensors", state)
-    step.optimizer.state.update(tree_unflatten(list(arrays.items())))
-    mx.eval(step.optimizer.state)
+    step.adopt()
+    _put_back(_load(checkpoint, "optimizer.safetensors", state), step)
     high, low = state["random_state"]
     mx.random.seed((high << 32) | low)
     step.scaler.update({key: mx.array(value) for key, value in state["loss_scale"].items()})

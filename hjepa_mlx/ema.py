@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_map
 
 
-def update(target: nn.Module, context: nn.Module, momentum: mx.array) -> None:
-    """target ← momentum·target + (1 − momentum)·context, for every weight, in place."""
-    target.update(
-        tree_map(
-            lambda old, new: momentum * old + (1 - momentum) * new,
-            target.parameters(),
-            context.parameters(),
-        )
-    )
+def update(target: Any, context: Any, momentum: mx.array) -> Any:
+    """momentum·target + (1 − momentum)·context, for every weight of two equal trees."""
+    return tree_map(lambda old, new: momentum * old + (1 - momentum) * new, target, context)

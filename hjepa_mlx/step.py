@@ -11,18 +11,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map, tree_reduce
 
 from hjepa_mlx import backend, ema, losses, schedules
 from hjepa_mlx.config import Config
+from hjepa_mlx.flat import Flat, Layout
 from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks
-from hjepa_mlx.models.hjepa import HJEPA, computing_in
+from hjepa_mlx.models.hjepa import HJEPA
 
 Metrics = dict[str, mx.array]
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
+CONTEXT, TARGET = "context_encoder", "target_encoder"  # parts of the model
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
 
@@ -63,8 +64,9 @@ class AdamW(optim.AdamW):
 
 
 class Step:
-    """One training step over explicit state: model, optimizer, random numbers, loss scale.
+    """One training step over explicit state: weights, optimizer, random numbers, loss scale.
 
+    `weights` holds what changes in long arrays (flat.py), of which the model's weights are views.
     loss_fn: the prediction loss of a level, instead of the one that `loss.kind` names.
     """
 
@@ -73,11 +75,15 @@ class Step:
         self.config = config
         self.loss_fn = loss_fn or losses.prediction_loss(config.loss.kind)
         self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
+        trained = model.trainable_parameters()
+        self.layout = Layout({**trained, TARGET: trained[CONTEXT]})
+        self.weights: Flat = {}
+        self.adopt()
         self.optimizer = AdamW(config.optim.betas)
-        self.optimizer.init(model.trainable_parameters())
+        self.optimizer.init(self._trained)
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
-        self._value_and_grad = nn.value_and_grad(model, self._loss)
+        self._value_and_grad = mx.value_and_grad(self._loss)
         self._whole = self.compile(self._whole_step)
         self._gradients = self.compile(self.compute_gradients)
         self._update = self.compile(self.apply_gradients)
@@ -85,7 +91,21 @@ class Step:
     @property
     def state(self) -> list[Any]:
         """All that a step reads and writes."""
-        return [self.model.state, self.optimizer.state, mx.random.state, self.scaler]
+        return [self.weights, self.optimizer.state, mx.random.state, self.scaler]
+
+    @property
+    def _trained(self) -> Flat:
+        return {part: arrays for part, arrays in self.weights.items() if part != TARGET}
+
+    def adopt(self) -> None:
+        """Take the weights that the model has now."""
+        self.weights.update(self.layout.join(self.model.parameters()))
+        mx.eval(self.weights)
+        self.place()
+
+    def place(self, dtype: mx.Dtype = mx.float32) -> None:
+        """Let the model compute with the weights in `dtype`."""
+        self.model.update(self._as_tree(self.weights, dtype))
 
     def __call__(self, batches: list[tuple[mx.array, Masks]], values: Schedule) -> Metrics:
         """Update once from one or more (images [B, S, S, 3] uint8, masks); mean metrics.
@@ -103,7 +123,8 @@ class Step:
                 metrics, gradients = tree_map(mx.add, (metrics, gradients), self._gradients(*more))
             mean = tree_map(lambda total: total / len(inputs), (metrics, gradients))
             metrics = {**mean[0], **self._update(mean[1], *arrays)}
-        mx.async_eval(metrics, self.state)
+        self.place()  # before the evaluation, which then reuses the old weights' memory
+        mx.async_eval(metrics, self.state, self.model.parameters())
         return metrics
 
     def compile(self, function: Callable) -> Callable:
@@ -117,25 +138,34 @@ class Step:
         metrics, gradients = self.compute_gradients(*batch)
         return {**metrics, **self.apply_gradients(gradients, lr, weight_decay, momentum)}
 
-    def compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, dict]:
+    def compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, Flat]:
         """Metrics and gradients of images [B, S, S, 3] and B·V masks (as arrays)."""
         self.traces += 1
         context, targets, centres, pool = masks
         patches = self.model.patches(images).astype(self.dtype)
-        with computing_in(self.model.target_encoder, self.dtype):
-            truth = self.model.targets(patches, targets, pool)
-        trained = self.model.trainable_parameters()
-        (_, metrics), gradients = self._value_and_grad(patches, context, centres, truth)
-        self.model.update(trained)  # the second pass of checkpointed blocks leaves their casts
-        return metrics, gradients
+        self.model.update(self._as_tree({TARGET: self.weights[TARGET]}, self.dtype))
+        truth = self.model.targets(patches, targets, pool)
+        trained = self._as_tree(self._trained, self.dtype)
+        (_, metrics), gradients = self._value_and_grad(trained, patches, context, centres, truth)
+        self.place()
+        joined = self.layout.join(gradients)
+        return metrics, tree_map(lambda g: g.astype(mx.float32), joined)
+
+    def _as_tree(self, weights: Flat, dtype: mx.Dtype) -> dict[str, Any]:
+        return self.layout.split(tree_map(lambda w: w.astype(dtype), weights))
 
     def _loss(
-        self, patches: mx.array, context: mx.array, centres: mx.array, truth: list[mx.array]
+        self,
+        trained: dict[str, Any],
+        patches: mx.array,
+        context: mx.array,
+        centres: mx.array,
+        truth: list[mx.array],
     ) -> tuple[mx.array, Metrics]:
         c = self.config.loss
         cells = [target.shape[1] for target in truth]
-        with computing_in(self.model, self.dtype):
-            predictions, features = self.model.predict(patches, context, centres, cells)
+        self.model.update(trained)
+        predictions, features = self.model.predict(patches, context, centres, cells)
         loss, metrics = mx.array(0.0), {}
         levels = self.config.predicted
         for level, prediction, target in zip(levels, predictions, truth, strict=True):
@@ -155,31 +185,31 @@ class Step:
         return loss, metrics
 
     def apply_gradients(
-        self, gradients: dict, lr: mx.array, weight_decay: mx.array, momentum: mx.array
+        self, gradients: Flat, lr: mx.array, weight_decay: mx.array, momentum: mx.array
     ) -> Metrics:
         """AdamW, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
         half = self.dtype == mx.float16
         if half:
             scale = self.scaler["scale"]
             gradients = tree_map(lambda g: g / scale, gradients)
-        norm = mx.sqrt(tree_reduce(lambda total, g: total + g.square().sum(), gradients, 0.0))
+        norm = mx.sqrt(tree_reduce(lambda n, g: n + g.square().sum(-1).sum(), gradients, 0.0))
         if self.config.optim.grad_clip:
             factor = mx.minimum(self.config.optim.grad_clip / (norm + 1e-6), 1.0)
             gradients = tree_map(lambda g: g * factor, gradients)
-        before = tree_map(lambda x: x, (self.model.parameters(), self.optimizer.state))
+        before = tree_map(lambda x: x, (self.weights, self.optimizer.state))
         self.optimizer.learning_rate = lr
         self.optimizer.state["weight_decay"] = weight_decay
-        self.optimizer.update(self.model, gradients)
-        ema.update(self.model.target_encoder, self.model.context_encoder, momentum)
+        self.weights.update(self.optimizer.apply_gradients(gradients, self.weights))
+        self.weights[TARGET] = ema.update(self.weights[TARGET], self.weights[CONTEXT], momentum)
         if not half:
             return {"grad_norm": norm}
         finite = mx.isfinite(norm)
-        parameters, state = tree_map(
+        weights, state = tree_map(
             lambda new, old: mx.where(finite, new, old),
-            (self.model.parameters(), self.optimizer.state),
+            (self.weights, self.optimizer.state),
             before,
         )
-        self.model.update(parameters)
+        self.weights.update(weights)
         self.optimizer.state.update(state)
         self._adapt_scale(finite)
         return {"grad_norm": norm, "loss_scale": self.scaler["scale"], "overflow": ~finite}

@@ -11,6 +11,7 @@ import hjepa_mlx as hj
 from hjepa_mlx import runs
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.files import locked
+from hjepa_mlx.losses import smooth_l1
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.recipes import parse, resolve
 from hjepa_mlx.runs import Run
@@ -91,15 +92,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 ) -> None:
     config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run"), "log_every": 1000}}))
     config.run.checkpoint_minutes = 1e-6
-    draw, model = MaskSampler(config), hj.HJEPA(config)
+    draw, steps = MaskSampler(config), [0]
 
-    def poisoned(step: int, n: int) -> Masks:
-        if step == 3:
-            model.predictor.mask_token = mx.full((64,), float("nan"))
+    def masks(step: int, n: int) -> Masks:
+        steps.append(step)
         return draw(step, n)
 
+    def poisoned(prediction: mx.array, target: mx.array) -> mx.array:
+        return smooth_l1(prediction, target) * (float("nan") if steps[-1] == 3 else 1)
+
     with pytest.raises(hj.HJEPAError, match=r"step 4: the loss is nan.*step-00000003"):
-        hj.train(config, sampler=poisoned, model=model)
+        hj.train(config, loss_fn=poisoned, sampler=masks)
     assert Run(tmp_path / "run").latest.name == "step-00000003"
 
 

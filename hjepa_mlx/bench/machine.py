@@ -23,7 +23,6 @@ from hjepa_mlx import backend
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.models.hjepa import computing_in
 from hjepa_mlx.step import as_arrays
 from hjepa_mlx.timing import DTYPES, VALUES, Rig
 
@@ -134,14 +133,13 @@ def time_parts(config: Config) -> dict[str, float]:
         taken = times(lambda: (compiled(), step.state), 1 + REPEATS)
         return float(np.median(taken[1:]))
 
-    with computing_in(model, step.dtype):
-        parts = {
-            "target": seconds(lambda: model.targets(patches, targets, pool)),
-            "context": seconds(lambda: model.context_encoder(patches, context)),
-            "predictor": seconds(
-                lambda: model.predictor(seen, context, centres, cells, config.grid)
-            ),
-        }
+    step.place(step.dtype)
+    mx.eval(model.parameters())
+    parts = {
+        "target": seconds(lambda: model.targets(patches, targets, pool)),
+        "context": seconds(lambda: model.context_encoder(patches, context)),
+        "predictor": seconds(lambda: model.predictor(seen, context, centres, cells, config.grid)),
+    }
     whole = seconds(lambda: step.compute_gradients(rig.images, *masks))
     parts["backward"] = max(0.0, whole - sum(parts.values()))
     parts["update"] = seconds(lambda: step.apply_gradients(gradients, *values))

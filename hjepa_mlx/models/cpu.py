@@ -58,6 +58,7 @@ def fused_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """Attention by two matmuls and the softmax below."""
+    q, k, v = map(mx.contiguous, (q, k, v))  # once: a matmul copies what is not, each time
     weights: mx.array = softmax((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2))  # type: ignore[assignment]
     return weights @ v
 

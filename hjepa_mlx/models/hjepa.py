@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError
@@ -103,18 +100,3 @@ class HJEPA(nn.Module):
         vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
         features = vit(self.patches(images), after=self.level_blocks)
         return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
-
-
-@contextmanager
-def computing_in(module: nn.Module, dtype: mx.Dtype) -> Iterator[None]:
-    """Let `module` compute in `dtype`: its weights are cast inside and float32 again after.
-
-    Inside a gradient the cast is part of the graph, so gradients arrive in float32.
-    """
-    full = module.parameters()
-    if dtype != mx.float32:
-        module.update(tree_map(lambda weight: weight.astype(dtype), full))
-    try:
-        yield
-    finally:
-        module.update(full)

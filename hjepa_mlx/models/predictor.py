@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.models.vit import blocks, grid_positions, trunc_normal
+from hjepa_mlx.models.vit import blocks, checkpointed, grid_positions, trunc_normal
 
 TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
 
@@ -27,7 +27,7 @@ class Predictor(nn.Module):
         model, levels = config.model, len(config.predicted)
         self.grid, self.dim = config.grid, model.predictor_dim
         self._told = TOLD[model.predictor_context]
-        self._run = nn.utils.checkpoint if model.checkpoint_blocks else lambda block: block
+        self._run = checkpointed if model.checkpoint_blocks else lambda block: block
         self.embed = nn.Linear(int(model.dim), self.dim)
         self.mask_token = trunc_normal((self.dim,))
         self.level_embed = trunc_normal((levels, self.dim))

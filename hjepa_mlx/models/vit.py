@@ -7,13 +7,15 @@ patch's pixels in (row, column, channel) order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isqrt
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.models.cpu import kernels
@@ -71,6 +73,36 @@ def trunc_normal(shape: Sequence[int]) -> mx.array:
     return 0.02 * mx.random.truncated_normal(-2.0, 2.0, tuple(shape))
 
 
+def checkpointed(block: nn.Module) -> Callable[[mx.array], mx.array]:
+    """`block`, without keeping its activations: they are computed again for the gradient.
+
+    MLX evaluates in any order; here the gradients of the weights come before the block below.
+    """
+
+    def run(x: mx.array) -> mx.array:
+        own = block.trainable_parameters()
+        weights: dict
+        weights, x = _together(own, x)  # type: ignore[misc]
+        block.update(weights)
+        y: mx.array = nn.utils.checkpoint(block)(x)
+        block.update(own)
+        return y
+
+    return run
+
+
+@mx.custom_function
+def _together(weights: dict, x: mx.array) -> tuple[dict, mx.array]:
+    return weights, x
+
+
+@_together.vjp
+def _together_vjp(_inputs: Any, gradients: tuple[dict, mx.array], _outputs: Any) -> Any:
+    of_weights, of_x = gradients
+    (of_x,) = mx.depends([of_x], [*dict(tree_flatten(of_weights)).values()])
+    return of_weights, of_x
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -84,8 +116,8 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """[B, N, D] to [B, N, D]."""
         B, N, D = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, N, D/H]
+        qkv = self.qkv(x).reshape(B, N, 3 * self.heads, D // self.heads)
+        q, k, v = (part.swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))  # [B, H, N, D/H]
         return self.proj(self._attention(q, k, v).swapaxes(1, 2).reshape(B, N, D))
 
 
@@ -154,7 +186,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         model = config.model
         self.grid, self.dim = config.grid, int(model.dim)
-        self._run = nn.utils.checkpoint if model.checkpoint_blocks else lambda block: block
+        self._run = checkpointed if model.checkpoint_blocks else lambda block: block
         self.patch_embed = PatchEmbed(model.patch_size, self.dim)
         self.blocks = blocks(self.dim, int(model.depth), int(model.heads))
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
