@@ -89,6 +89,7 @@ class Bench:
         return {
             "batch": speed.batch,
             "precision": config.precision,
+            "compiled": config.compile,
             "images_per_second": rate,
             "p95_over_p50": speed.spread,
             "mfu": 100 * rate * gflop / self.speeds[config.precision]["matmul_gflops"],

@@ -88,7 +88,7 @@ def _projected(facts: dict[str, Any], device: str) -> Table:
         "of the matmul's speed"
     )
     shares = {row["share"]: f"{100 * row['share']:.0f} %" for row in facts["rows"]}
-    shares[facts["measured_share_here"]] += f" (by the {device} here)"
+    shares[facts["measured_share_here"]] += f", reached by this {device}"
     cells: dict[str, list[str]] = {}
     for row in facts["rows"]:
         start = [row["recipe"], number(row["gflop_per_image"]), hour_span(row["promised_hours"])]
