@@ -22,6 +22,10 @@ from threadpoolctl import threadpool_limits
 from hjepa_mlx.config import Config
 
 GB = 1e9
+# The oldest NVIDIA driver for mlx[cuda13]: ml-explore.github.io/mlx/build/html/install.html
+DRIVER = 580
+# Each backend's wheel brings its own libmlx.so, so only one of them may be installed.
+INSTALL = "pip uninstall -y mlx-cpu mlx-cuda-13; pip install 'mlx[{}]'"
 
 
 def _put_openblas_first() -> ctypes.CDLL | None:
@@ -69,9 +73,40 @@ def _openblas_kernels() -> Iterator[None]:
         del os.environ[name]
 
 
+def nvidia_gpu() -> str:
+    """Name, driver and memory of the first NVIDIA GPU, as nvidia-smi tells; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+    command.append("--format=csv,noheader")
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    cards = [line.split(", ") for line in found.stdout.splitlines() if not found.returncode]
+    return "{}, driver {}, {}".format(*cards[0]) if cards and len(cards[0]) == 3 else ""
+
+
+def _no_backend(error: ImportError) -> str:
+    if "libmlx.so" in str(error):
+        return (
+            "MLX has no backend here. Install one: pip install 'hjepa-mlx[cpu]', or for an NVIDIA "
+            f"GPU 'hjepa-mlx[cuda]' (driver {DRIVER} or newer)."
+        )
+    return (
+        f"MLX does not start ({error}). Its CUDA backend needs an NVIDIA GPU and driver {DRIVER} "
+        f"or newer; nvidia-smi finds {nvidia_gpu() or 'none'}. To use the CPU: "
+        f"{INSTALL.format('cpu')}"
+    )
+
+
 _openblas = _put_openblas_first()
 
-import mlx.core as mx  # noqa: E402  (after OpenBLAS)
+try:
+    import mlx.core as mx
+except ImportError as error:
+    if sys.platform != "linux":
+        raise
+    # no exception that a command could catch: the package itself is being imported
+    sys.exit(f"hjepa-mlx: {_no_backend(error)}")
 
 
 def blas_name() -> str:
@@ -91,25 +126,50 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def device() -> str:
+    """What MLX computes on: metal (an Apple GPU), cuda (an NVIDIA GPU) or cpu."""
+    if mx.default_device() != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU."""
+    return device() != "cpu"
+
+
+def unused_gpu() -> str:
+    """What to do about an NVIDIA GPU that MLX does not use; empty if there is none."""
+    gpu = "" if on_gpu() else nvidia_gpu()
+    return gpu and (
+        f"MLX has only its CPU backend, so this NVIDIA GPU is not used: {gpu}. With driver "
+        f"{DRIVER} or newer: {INSTALL.format('cuda13')}"
+    )
+
+
 def memory_gb() -> float:
-    """Physical memory, GB (10^9 bytes)."""
+    """Memory of the machine, or of the NVIDIA GPU that computes, GB (10^9 bytes)."""
+    if device() == "cuda":
+        return int(mx.device_info()["total_memory"]) / GB
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
 
 
 def step_memory_gb() -> float:
-    """Memory that a training step may take, GB: macOS's limit for the GPU, else 70 % of it all."""
-    if on_metal():
+    """Memory that a training step may take, GB.
+
+    On a Mac, macOS's limit for the GPU; on an NVIDIA GPU 90 % of what no other process holds; on a
+    CPU 70 % of it all.
+    """
+    if device() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"]) / GB
+    if device() == "cuda":
+        free = int(mx.device_info()["free_memory"])
+        return 0.9 * (free + mx.get_active_memory() + mx.get_cache_memory()) / GB
     return 0.7 * memory_gb()
 
 
-def on_metal() -> bool:
-    """Whether MLX computes on an Apple GPU."""
-    return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
-
-
 def chip() -> str:
-    """The processor's name, e.g. 'Apple M1 Max'."""
+    """The name of what computes, e.g. 'Apple M1 Max'; with CUDA, the GPU's."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -123,7 +183,7 @@ def computing_threads() -> Iterator[int]:
     One keeps a GPU busy. On a CPU MLX does most things on one core, so several threads, each with
     a BLAS of one core, are faster than one thread whose matmuls use all cores.
     """
-    if on_metal():
+    if on_gpu():
         yield 1
         return
     import scipy.linalg  # noqa: F401  (only a BLAS that is loaded can be limited; this is scipy's)
@@ -133,11 +193,11 @@ def computing_threads() -> Iterator[int]:
 
 
 def set_memory_limits() -> None:
-    """Keep freed buffers for the next step, and on a Mac stay inside what the GPU may use.
+    """Keep freed buffers for the next step, and on a GPU stay inside what a step may take.
 
     The CPU allocator keeps only 32 MiB by default, which costs a page fault per page and step.
     """
-    if on_metal():
+    if on_gpu():
         allowed = int(step_memory_gb() * GB)
         mx.set_memory_limit(allowed)
         mx.set_cache_limit(allowed // 4)
@@ -146,8 +206,8 @@ def set_memory_limits() -> None:
 
 
 def can_compile() -> bool:
-    """Whether `mx.compile` fuses kernels here: always on a Mac, on Linux only with g++."""
-    return sys.platform == "darwin" or shutil.which("g++") is not None
+    """Whether `mx.compile` fuses kernels here: on a Linux CPU only with g++."""
+    return on_gpu() or sys.platform == "darwin" or shutil.which("g++") is not None
 
 
 def precision(config: Config) -> str:
@@ -156,5 +216,5 @@ def precision(config: Config) -> str:
 
 
 def compiles(config: Config) -> bool:
-    """Whether `config.compile` asks for compiled functions on this machine."""
-    return can_compile() if config.compile == "auto" else config.compile
+    """Whether `config.compile` asks for compiled functions; `auto` on a GPU is not yet settled."""
+    return can_compile() and not on_gpu() if config.compile == "auto" else config.compile

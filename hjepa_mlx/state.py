@@ -101,9 +101,9 @@ def setup(
     run = runs.reopen(config) if resume else None
     if not resume:
         runs.check_new(config)
-    if backend.on_metal() and "auto" in (config.precision, config.compile):
-        say(console, "Trying precisions and compilation for a few seconds …")
-    notes = settle(config)
+    if backend.on_gpu() and "auto" in (config.precision, config.compile):
+        say(console, "Trying precisions and compilation …")
+    notes = settle(config, per_epoch * config.optim.epochs)
     backend.set_memory_limits()
     own_class = None if model is None or type(model) is HJEPA else type(model)
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": own_class}

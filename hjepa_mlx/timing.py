@@ -24,6 +24,8 @@ FEWEST = 3  # steps, however long they take
 CLEARLY = 1.1  # times as fast: a smaller difference is noise, and a run should not depend on it
 TRIAL_SECONDS = 0.5  # of steps for each choice, after those that compile
 TRIAL_BATCH = 32  # at most: a trial takes seconds, and no memory that training would not
+# A shorter run is not worth a trial of compiling: CUDA's first one took 100 s on an H100
+LONG_RUN = 600  # seconds
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Speed:
 
     batch: int
     seconds: tuple[float, ...]
-    first_seconds: float  # of the first step: tracing, compiling, and the step itself
+    warm_up: tuple[float, ...]  # of a step with each block shape: tracing, compiling, the step
     traces_after_warmup: int
     peak_memory_gb: float
 
@@ -73,10 +75,9 @@ class Rig:
         mx.eval(self.step([(self.images, masks)], VALUES), self.step.state)
         return time.perf_counter() - start
 
-    def warm_up(self) -> float:
-        """A step with each block shape; the first one's seconds."""
-        first, *_ = [self.run(number) for number in range(len(self.sampler.shapes))]
-        return first
+    def warm_up(self) -> tuple[float, ...]:
+        """A step with each block shape; their seconds."""
+        return tuple(self.run(number) for number in range(len(self.sampler.shapes)))
 
 
 def time_steps(config: Config, seconds: float, most: int = sys.maxsize) -> Speed:
@@ -96,7 +97,7 @@ def _forget() -> None:
 
 
 def _timed(rig: Rig, seconds: float, most: int) -> Speed:
-    first = rig.warm_up()
+    warm_up = rig.warm_up()
     traces = rig.step.traces
     times: list[float] = []
     while len(times) < most and (len(times) < FEWEST or sum(times) < seconds):
@@ -104,45 +105,57 @@ def _timed(rig: Rig, seconds: float, most: int) -> Speed:
     return Speed(
         batch=rig.config.data.batch_size,
         seconds=tuple(times),
-        first_seconds=first,
+        warm_up=warm_up,
         traces_after_warmup=rig.step.traces - traces,
         peak_memory_gb=mx.get_peak_memory() / backend.GB,
     )
 
 
-def settle(config: Config) -> list[str]:
+def settle(config: Config, steps: int) -> list[str]:
     """Replace `auto` in `precision` and `compile`; returns each choice and its reason, in words.
 
-    On a GPU trial steps decide. Anything but float32 and compiled steps has to be clearly faster.
+    steps: of the whole run. On a GPU trial steps decide: anything but float32 has to be clearly
+    faster, and compiling has to save more of the run than it took in the trial.
     """
     found = []
     if config.precision == "auto":
         config.precision, why = _precision(config)
         found.append(f"precision: {config.precision} ({why}).")
     if config.compile == "auto":
-        config.compile, why = _compile(config)
+        config.compile, why = _compile(config, steps)
         found.append(f"compile: {str(config.compile).lower()} ({why}).")
     return found
 
 
 def _precision(config: Config) -> tuple[Any, str]:
-    if not backend.on_metal():
+    if not backend.on_gpu():
         return "float32", "on a CPU, lower precision is slower"
-    rates = {dtype: _rate(config, precision=dtype) for dtype in DTYPES}
+    trials = {dtype: _trial(config, precision=dtype, compile=False) for dtype in DTYPES}
+    rates = {dtype: trial.images_per_second for dtype, trial in trials.items()}
     fastest = max(rates, key=rates.__getitem__)
     words = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items()) + " images/s"
     return (fastest if rates[fastest] > CLEARLY * rates["float32"] else "float32"), words
 
 
-def _compile(config: Config) -> tuple[bool, str]:
-    if not backend.on_metal():
+def _compile(config: Config, steps: int) -> tuple[bool, str]:
+    if not backend.on_gpu():
         return backend.can_compile(), "on a CPU, compiling pays wherever there is g++"
-    compiled, eager = _rate(config, compile=True), _rate(config, compile=False)
-    words = f"{compiled:.0f} images/s compiled, {eager:.0f} not"
-    return eager <= CLEARLY * compiled, words
+    eager = _trial(config, compile=False)
+    images = steps * config.optim.accumulate * eager.batch  # those of larger batches take longer
+    rate, whole = eager.images_per_second, images / eager.images_per_second
+    if whole < LONG_RUN:
+        return False, f"{rate:.0f} images/s; not tried, as the run takes only {whole / 60:.1f} min"
+    compiled = _trial(config, compile=True)
+    cost = sum(compiled.warm_up) - sum(eager.warm_up)
+    saved = whole - images / compiled.images_per_second
+    words = (
+        f"{compiled.images_per_second:.0f} images/s compiled, {rate:.0f} not: it took "
+        f"{cost / 60:.1f} min and saves {saved / 60:.1f} of {whole / 60:.1f} min"
+    )
+    return saved > cost, words
 
 
-def _rate(config: Config, **choice: str | bool) -> float:
+def _trial(config: Config, **choice: str | bool) -> Speed:
     small = config.model_copy(update=choice, deep=True)
     small.data.batch_size = min(TRIAL_BATCH, config.data.batch_size)
-    return time_steps(small, TRIAL_SECONDS).images_per_second
+    return time_steps(small, TRIAL_SECONDS)

@@ -107,8 +107,8 @@ def test_half_precision_is_measured_by_large_matmuls_on_a_gpu(monkeypatch):
     monkeypatch.setattr(machine, "MATMUL_SIDE", 64)
     monkeypatch.setattr(machine, "SMALL_SIDE", 32)
     monkeypatch.setattr(machine, "_best", lambda compute, seconds: seen.append(compute()) or 1.0)
-    for on_metal in (True, False):
-        monkeypatch.setattr(machine.backend, "on_metal", lambda on_metal=on_metal: on_metal)
+    for on_gpu in (True, False):
+        monkeypatch.setattr(machine.backend, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
         assert machine.matmul_gflops("float16") > 0
     assert [product.shape for product in seen] == [(64, 64), (32, 32)]
 

@@ -17,6 +17,7 @@ from commands import TINY, picture, pictures
 from layouts import CMC
 from mlx.core import load
 from rich.console import Console
+from rounding import assert_same, nearly
 from typer.testing import CliRunner
 
 import hjepa_mlx as hj
@@ -69,11 +70,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    assert metrics(one) == metrics(other)
-    mine, theirs = last_weights(one), last_weights(other)
-    assert mine.keys() == theirs.keys()
-    for name, weight in mine.items():
-        assert np.array_equal(weight, theirs[name]), name
+    for mine, theirs in zip(metrics(one), metrics(other), strict=True):
+        assert mine == nearly(theirs)
+    assert_same(last_weights(one), last_weights(other))
 
 
 @pytest.mark.parametrize("kill_after", [random.Random(0).randrange(1, 9), 10, 13])
@@ -159,8 +158,7 @@ def test_a_run_whose_data_went_away_is_saved_and_goes_on_bit_identically(tmp_pat
     config.data.dir = str(tmp_path / "moved")
     broken = hj.train(config, resume=True, sampler=lose_the_data)
     assert broken.config.data.dir == str(tmp_path / "moved")
-    mine, theirs = (load(str(run.latest / "model.safetensors")) for run in (broken, whole))
-    assert all(np.array_equal(mine[name], weight) for name, weight in theirs.items())
+    assert_same(*(load(str(run.latest / "model.safetensors")) for run in (broken, whole)))
 
 
 def test_a_run_given_by_its_folder_is_resumed_though_it_never_logged(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from rounding import assert_same
 
 from hjepa_mlx import timing
 from hjepa_mlx.costs import average_gflop, costs
@@ -49,7 +50,7 @@ def matmul_flop(function, *inputs):
     ids=["one mask", "two masks", "from the mean", "from both"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
-    monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_metal", lambda: False)  # fused there
+    monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_gpu", lambda: False)  # fused there
     # these cannot be exported, and have no matmul inside
     monkeypatch.setattr("hjepa_mlx.models.cpu.softmax", partial(mx.softmax, axis=-1))
     monkeypatch.setattr("hjepa_mlx.models.cpu.rational_gelu", nn.gelu)
@@ -136,8 +137,7 @@ def test_a_resolution_schedule_is_followed_and_resumed_bit_for_bit(tmp_path):
         shutil.rmtree(checkpoints / f"step-{number:08d}")
     (checkpoints / "latest").write_text("step-00000008")
     assert "Up to step 10: images of 24×24" in train(tmp_path, "--resume")
-    for name, array in mx.load(str(checkpoints / "step-00000020/model.safetensors")).items():
-        assert np.array_equal(np.array(array), before[name]), name
+    assert_same(mx.load(str(checkpoints / "step-00000020/model.safetensors")), before)
 
 
 @pytest.mark.parametrize(
@@ -155,37 +155,68 @@ def test_what_cannot_be_trained_is_refused(settings, says):
         load_config("demo", settings)
 
 
+def on_a_gpu(monkeypatch, rates, compiling=0.0):
+    """Trials on a GPU at these images/s, by dtype or "compiled"; the seconds that compiling takes.
+
+    Returns the list of trials, filled as they are made.
+    """
+    trials = []
+
+    def time_steps(config, seconds):
+        trials.append("compiled" if config.compile else config.precision)
+        warm_up = (1.0, 1.0 + compiling) if config.compile else (1.0, 1.0)
+        batch = config.data.batch_size
+        return Speed(batch, (batch / rates[trials[-1]],), warm_up, 0, 0.0)
+
+    monkeypatch.setattr(timing.backend, "device", lambda: "cuda")
+    monkeypatch.setattr(timing, "time_steps", time_steps)
+    return trials
+
+
 @pytest.mark.parametrize(
     ("rates", "chosen"),
+    [((100, 130, 80), "float16"), ((100, 105, 80), "float32"), ((100, 90, 140), "bfloat16")],
+)
+def test_auto_takes_the_precision_that_is_clearly_faster_on_a_gpu(
+    monkeypatch, tiny_config, rates, chosen
+):
+    trials = on_a_gpu(monkeypatch, dict(zip(timing.DTYPES, rates, strict=True)))
+    config = tiny_config(precision="auto")
+    (said,) = timing.settle(config, steps=10)
+    assert config.precision == chosen
+    assert f"precision: {chosen} (float32 100" in said
+    assert trials == list(timing.DTYPES)
+    assert not timing.settle(config, steps=10)  # nothing is auto any more
+
+
+@pytest.mark.parametrize(
+    ("steps", "compiled", "compiling", "chosen", "says"),
     [
-        ((100, 130, 80, 90), ("float16", True)),
-        ((100, 105, 80, 90), ("float32", True)),
-        ((100, 90, 140, 150), ("bfloat16", True)),
-        ((100, 90, 80, 150), ("float32", False)),
+        (100_000, 125, 120, True, "125 images/s compiled, 100 not: it took 2.0 min and saves 13.3"),
+        (100_000, 102, 120, False, "saves 1.3 of 66.7 min"),
+        (100_000, 80, 0, False, "saves -16.7 of 66.7 min"),
+        (20_000, 125, 180, False, "it took 3.0 min and saves 2.7 of 13.3 min"),
+        (10_000, None, 0, False, "100 images/s; not tried, as the run takes only 6.7 min"),
     ],
 )
-def test_auto_takes_what_is_clearly_faster_on_a_gpu(monkeypatch, tiny_config, rates, chosen):
-    def time_steps(config, seconds, most=0):
-        kind = "eager" if config.compile is False else timing.backend.precision(config)
-        rate = dict(zip((*timing.DTYPES, "eager"), rates, strict=True))[kind]
-        return Speed(2, (2 / rate,), 0.0, 0, 0.0)
-
-    monkeypatch.setattr(timing.backend, "on_metal", lambda: True)
-    monkeypatch.setattr(timing, "time_steps", time_steps)
-    config = tiny_config(precision="auto", compile="auto")
-    said = timing.settle(config)
-    assert (config.precision, config.compile) == chosen
-    assert len(said) == 2
-    assert f"precision: {chosen[0]}" in said[0]
-    assert not timing.settle(config)  # nothing is auto any more
+def test_auto_compiles_on_a_gpu_where_the_run_gains_more_than_it_costs(
+    monkeypatch, tiny_config, steps, compiled, compiling, chosen, says
+):
+    on_a_gpu(monkeypatch, {"float32": 100, "compiled": compiled}, compiling)
+    config = tiny_config(compile="auto")  # batches of 4
+    assert not timing.backend.compiles(config)  # not before it is measured
+    (said,) = timing.settle(config, steps)
+    assert config.compile is chosen
+    assert says in said
 
 
-def test_on_a_cpu_half_precision_is_not_even_tried(monkeypatch, tiny_config):
-    monkeypatch.setattr(timing.backend, "on_metal", lambda: False)
+def test_on_a_cpu_nothing_is_tried(monkeypatch, tiny_config):
+    monkeypatch.setattr(timing.backend, "device", lambda: "cpu")
     monkeypatch.setattr(timing, "time_steps", lambda *_: pytest.fail("steps were timed"))
     config = tiny_config(precision="auto", compile="auto")
-    said = timing.settle(config)
+    said = timing.settle(config, steps=10**9)
     assert config.precision == "float32"
+    assert config.compile is timing.backend.can_compile()
     assert "on a CPU, lower precision is slower" in said[0]
 
 

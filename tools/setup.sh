@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes the virtual environment $1 with hjepa-mlx in it, editable, and the extra $2 (may be empty).
+# On Linux MLX computes on an NVIDIA GPU where nvidia-smi finds one with driver 580 or newer.
 # On Debian and Ubuntu also installs OpenBLAS and g++ when it may; without them MLX runs, slowly.
 set -eu
 venv=$1
@@ -59,10 +60,15 @@ sys.exit(not version or platform.system() == "Darwin" and platform.machine() != 
     fi
 fi
 
+if [ "$(uname)" = Linux ]; then
+    driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
+    if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then backend=cuda; else backend=cpu; fi
+    extra="${extra:+$extra,}$backend"
+fi
 wish=".${extra:+[$extra]}"
 stamp="$venv/.hjepa-$extra"
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-    echo "Installing hjepa-mlx${extra:+ with its $extra tools} into $venv"
+    echo "Installing hjepa-mlx${extra:+ with $extra} into $venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$wish"
     touch "$stamp"
 fi

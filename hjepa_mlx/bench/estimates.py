@@ -48,10 +48,15 @@ def chip_named(name: str) -> dict[str, Any]:
     }
 
 
+def images_per_epoch(config: Config) -> int:
+    """Training images of the config's data set, which need not be here."""
+    images = CATALOG[config.data.name].images
+    return min(images, config.data.limit or images)
+
+
 def estimate(name: str, config: Config, rate: float) -> dict[str, Any]:
     """A row of the estimates: what EPOCHS of a recipe take at `rate` images per second."""
-    row = CATALOG[config.data.name]
-    images = min(row.images, config.data.limit or row.images)
+    row, images = CATALOG[config.data.name], images_per_epoch(config)
     hours = EPOCHS * images / rate / 3600
     promised = row.promise.hours if row.promise else None
     return {

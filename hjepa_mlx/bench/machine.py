@@ -32,6 +32,7 @@ AT_ONCE = 4  # computations in one evaluation, so that starting it does not coun
 STREAM = 1 << 24  # elements in each of the two arrays that a bandwidth measurement adds
 AHEAD = 3  # batches: more than the pipeline reads ahead
 REPEATS = 3  # of a step's part
+DEVICES = {"metal": "Apple GPU (Metal)", "cuda": "NVIDIA GPU (CUDA)", "cpu": "CPU"}
 
 
 def describe() -> dict[str, Any]:
@@ -44,7 +45,8 @@ def describe() -> dict[str, Any]:
         "chip": backend.chip(),
         "cores": backend.cpu_count(),
         "memory_gb": round(backend.memory_gb(), 1),
-        "device": "Apple GPU (Metal)" if backend.on_metal() else "CPU",
+        "device": DEVICES[backend.device()],
+        "nvidia_gpu": backend.nvidia_gpu(),
         "blas": backend.blas_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -77,7 +79,7 @@ def speeds() -> dict[str, dict[str, float]]:
 def matmul_gflops(dtype: str = "float32") -> float:
     """GFLOP/s of square matmuls."""
     # a CPU emulates half precision: only a small matmul is quick there
-    side = MATMUL_SIDE if dtype == "float32" or backend.on_metal() else SMALL_SIDE
+    side = MATMUL_SIDE if dtype == "float32" or backend.on_gpu() else SMALL_SIDE
     a = mx.random.normal((side, side)).astype(getattr(mx, dtype))
     mx.eval(a)
     return 2 * side**3 / _best(lambda: a @ a, 3.0) / 1e9

@@ -26,7 +26,9 @@ def findings(facts: dict[str, Any]) -> list[str]:
         f"{both['images_per_second']:,.1f} together ({100 * both['share_of_step']:.0f} % of the "
         f"step's speed, measured in turn). The {limit} is the limit.",
         f"The first step took {step['first_step_seconds']:.1f} s to trace, compile and run. Traces "
-        f"after warm-up: {step['traces_after_warmup']}.",
+        f"after warm-up: {step['traces_after_warmup']}."
+        if step["compiled"]
+        else "Steps are not compiled.",
         f"Batch {best['batch']} is the fastest of those measured. The largest that should fit the "
         f"memory is {facts['largest_batch']} (projected); the recipe uses {batch}.",
         *facts["chosen"],

@@ -10,7 +10,13 @@ import numpy as np
 
 from hjepa_mlx import backend, signals
 from hjepa_mlx.bench import machine
-from hjepa_mlx.bench.estimates import RECIPES, changes, estimate, projections
+from hjepa_mlx.bench.estimates import (
+    RECIPES,
+    changes,
+    estimate,
+    images_per_epoch,
+    projections,
+)
 from hjepa_mlx.bench.synthetic import synthetic
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
@@ -45,8 +51,10 @@ class Bench:
             )
         backend.set_memory_limits()
         self.config = config.model_copy(deep=True)
+        batch = config.data.batch_size * config.optim.accumulate
+        chosen = settle(self.config, config.optim.epochs * images_per_epoch(config) // batch)
         self.rates: dict[str, float] = {}  # images per second: recipes share steps and pipelines
-        self.facts: Row = {"chosen": settle(self.config), "machine": machine.describe()}
+        self.facts: Row = {"chosen": chosen, "machine": machine.describe()}
         say("Matmul and memory …")
         self.speeds = self.facts["speeds"] = machine.speeds()
         self.main = self.measurable(self.config.at_size(self.config.data.image_size))
@@ -81,10 +89,11 @@ class Bench:
         return {
             "batch": speed.batch,
             "precision": config.precision,
+            "compiled": config.compile,
             "images_per_second": rate,
             "p95_over_p50": speed.spread,
             "mfu": 100 * rate * gflop / self.speeds[config.precision]["matmul_gflops"],
-            "first_step_seconds": speed.first_seconds,
+            "first_step_seconds": speed.warm_up[0],
             "traces_after_warmup": speed.traces_after_warmup,
             "peak_memory_gb": speed.peak_memory_gb,
         }
@@ -173,9 +182,7 @@ def overhead(config: Config) -> float:
     step_images = config.data.batch_size * config.optim.accumulate
     share = signals.IMAGES / (signals.EVERY * config.run.log_every * step_images)
     if config.run.eval_every_epochs:
-        images = CATALOG[config.data.name].images
-        images = min(images, config.data.limit or images)
-        share += (BANK + QUERIES) / (config.run.eval_every_epochs * images)
+        share += (BANK + QUERIES) / (config.run.eval_every_epochs * images_per_epoch(config))
     return share * relative
 
 

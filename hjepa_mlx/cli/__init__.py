@@ -48,6 +48,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -57,3 +58,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Pretrain and study a hierarchical JEPA on your own machine."""
+    from hjepa_mlx.backend import unused_gpu
+
+    if context.invoked_subcommand != "doctor" and (line := unused_gpu()):
+        print(line, file=sys.stderr)

@@ -42,6 +42,7 @@ def examine() -> dict[str, Any]:
     from hjepa_mlx.bench import machine
     from hjepa_mlx.files import free_space
 
+    unused = backend.unused_gpu()
     facts: dict[str, Any] = {
         **machine.describe(),
         "matmul_gflops": round(machine.matmul_gflops()),
@@ -50,8 +51,9 @@ def examine() -> dict[str, Any]:
         "data_folder": os.environ.get("HJEPA_DATA", "./data"),
     }
     advice = {
+        unused: unused != "",
         "MLX uses its reference BLAS, about 30 times slower than OpenBLAS. Install OpenBLAS "
-        "(Debian, Ubuntu: sudo apt install libopenblas0-pthread).": sys.platform == "linux"
+        "(Debian, Ubuntu: sudo apt install libopenblas0-pthread).": facts["device"] == "CPU"
         and "Netlib" in facts["blas"],
         "Steps are not compiled without g++. Install it (Debian, Ubuntu: sudo apt install g++).": (
             not facts["compile"]

@@ -27,7 +27,7 @@ from hjepa_mlx.files import check_space
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 
-BATCH = 64 if backend.on_metal() else 16  # larger arrays page-fault on a CPU
+BATCH = 64 if backend.on_gpu() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
 ALL_LEVELS = "all_levels"
@@ -235,7 +235,7 @@ def _computed(
         padded = np.stack(images + images[-1:] * (BATCH - len(images)))
         return [index for index, _ in batch], [encode(padded) for encode in local.encoders]
 
-    if alone or backend.on_metal():
+    if alone or backend.on_gpu():
         yield from map(compute, batches)
         return
     with backend.computing_threads() as threads, ThreadPoolExecutor(threads) as pool:

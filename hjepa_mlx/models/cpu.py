@@ -46,7 +46,7 @@ class Kernels(NamedTuple):
 
 def kernels() -> Kernels:
     """MLX's own kernels on a GPU, the ones below on a CPU."""
-    if backend.on_metal():
+    if backend.on_gpu():
         return Kernels(fused_attention, nn.gelu)
     return Kernels(attention, rational_gelu)  # type: ignore[arg-type]
 

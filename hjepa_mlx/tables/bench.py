@@ -30,12 +30,12 @@ def bench(facts: dict[str, Any], findings: list[str]) -> list[RenderableType]:
     return [
         table(machine, ["", "matmul GFLOP/s", "memory GB/s"], speeds),
         table(f"{name}: one step, part by part", parts, _parts(facts), backward),
-        table(f"{name}: the compiled step on random images", shown, steps),
+        table(f"{name}: the whole step on random images", shown, steps),
         *(Text(f"• {line}") for line in findings),
         "",
         _estimates(facts),
         *_changes(facts["estimates"]),
-        _projected(facts["projected"]),
+        _projected(facts["projected"], facts["machine"]["device"]),
     ]
 
 
@@ -81,14 +81,14 @@ def _changes(estimates: list[dict[str, Any]]) -> Iterator[Text]:
             yield Text(f"  {row['recipe']} {settings}: {taken}")
 
 
-def _projected(facts: dict[str, Any]) -> Table:
+def _projected(facts: dict[str, Any], device: str) -> Table:
     title = (
         "Projected, not measured: 100 epochs on an Apple {chip} ({matmul_tflops:.1f} of its stated "
         "{stated_tflops:g} TFLOP/s by matmul, {bandwidth_gbs:g} GB/s), if steps reach this share "
         "of the matmul's speed"
     )
     shares = {row["share"]: f"{100 * row['share']:.0f} %" for row in facts["rows"]}
-    shares[facts["measured_share_here"]] += " (here)"
+    shares[facts["measured_share_here"]] += f", reached by this {device}"
     cells: dict[str, list[str]] = {}
     for row in facts["rows"]:
         start = [row["recipe"], number(row["gflop_per_image"]), hour_span(row["promised_hours"])]
