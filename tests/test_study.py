@@ -228,5 +228,6 @@ def test_a_run_that_would_not_fit_is_not_begun_but_a_smaller_one_is(study, tmp_p
     monkeypatch.setattr(study, "left_of", lambda variant, config: (0.0, work[variant]))
     said = list(study.in_time([(name, 0) for name in work], "tiny", "test", tmp_path, 1))
     assert len(said) == 1
-    assert said[0].startswith("ijepa, seed 0: not begun. It needs about 100 s")
+    assert said[0].startswith("ijepa, seed 0: not begun")
+    assert said[0].endswith("s are left. It needs about 100 s.")
     assert study.result_file("nano", "tiny", 0, "test").exists()

@@ -172,10 +172,8 @@ def in_time(
         now = time.monotonic()
         needed = work * pace + other
         if now >= end or (not begun and now + needed > end):
-            yield (
-                f"{variant}, seed {seed}: not begun. It needs about {needed:.0f} s; "
-                f"{max(0, end - now):.0f} s are left."
-            )
+            needs = f" It needs about {needed:.0f} s." if needed else ""
+            yield f"{variant}, seed {seed}: not begun, {max(0, end - now):.0f} s are left.{needs}"
             continue
         try:
             run(variant, data, seed, split, root, end)
