@@ -1,12 +1,12 @@
-"""The research harness in benchmarks/recipes, on the demo's images; and the data it makes."""
+"""The research harness in benchmarks/recipes, on the demo's images."""
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import hjepa_mlx as hj
 from hjepa_mlx.masks import MaskSampler
@@ -31,7 +31,7 @@ SHORT = (
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("variants", "study", "data", "reference"):
+    for name in ("variants", "scoring", "study", "data", "reference"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import study
 
@@ -47,6 +47,8 @@ def test_every_variant_is_a_valid_recipe_on_every_data_set(study, tmp_path):
         ("fashion", baseline, 20_000, 200_000),
         ("fashion_short", baseline, 20_000, 100_000),
         ("photographs", baseline, 27 * 120, 100_000),
+        ("pictures", baseline, 13_589, 200_000),
+        ("pictures_long", baseline, 13_589, 1_016_000),
     )
     for data, recipe, images, most in expected:
         for name, variant in study.VARIANTS.items():
@@ -65,6 +67,8 @@ def test_a_run_is_trained_scored_and_not_done_again(study, tmp_path, monkeypatch
     assert result["recipe"]["seed"] == 3
     assert result["last_metrics"]["step"] == 10
     assert all(value > 0 for value in result["cost"].values())
+    assert result["cost"]["pictures"] == 320
+    assert result["machine"]["precision"] == "float32"
     levels = result["scores"]["target"]
     assert list(levels) == ["level_0"]
     assert 10 < levels["level_0"]["knn"] < 100
@@ -92,15 +96,23 @@ def test_splits_are_folders_of_their_own_and_a_shorter_data_set_has_the_same_ima
 def test_the_table_is_mean_and_deviation_over_seeds(study):
     for seed, value in enumerate((70.0, 72.0, 77.0)):
         row = {"level_0": dict.fromkeys(study.SCORES, value)}
-        cost = {"gflop_per_image": 0.5, "seconds": 60}
-        result = {"cost": cost, "warnings": {}, "scores": {"target": row}}
+        cost = {"gflop_per_image": 0.5, "seconds": 60, "pictures": 9_000, "tflop": 4.5}
+        parts = {"cost": cost, "machine": {"device": "CPU"}, "warnings": {}}
+        result = parts | {"scores": {"target": row}}
         file = study.result_file("baseline", "tiny", seed, "validation")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result))
+    pixels = {"scores": {"pixels": {"16×16": {"linear_probe": 40.1}}}}
+    study.baseline_file("tiny", "validation").write_text(json.dumps(pixels))
     table = study.table(["baseline"], "tiny", [0, 1, 2], "validation")
-    cells = [next(iter(column.cells)) for column in table.columns]
-    assert cells[:7] == ["baseline", "0.50", "60", "target", "level_0", "3", "0"]
-    assert cells[7] == "73.0 ± 3.6"
+    plain, cells = zip(*(column.cells for column in table.columns), strict=True)
+    assert plain[:4] == ("no network", "", "pixels", "16×16")
+    assert plain[10:13] == ("", "40.1", "")
+    assert cells[:10] == (
+        *("baseline", "CPU", "target", "level_0", "3", "0"),
+        *("0.50", "4", "9,000", "60"),
+    )
+    assert cells[10] == "73.0 ± 3.6"
 
 
 def test_meta_s_networks_start_at_one_scale_and_ours_do_not(study, tmp_path):
@@ -170,60 +182,52 @@ def test_ijepa_predicts_a_block_without_looking_at_the_others(study, tmp_path):
 
 def test_ranks_are_of_centred_or_of_standardised_features(study):
     import reference
+    import scoring
 
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(4_000, 2)) @ np.eye(2, 5) + 100.0
     assert reference.centred_rank(plane) == pytest.approx(2, abs=0.01)
     x = rng.normal(size=(4000, 16))
     for scales in (1.0, 10.0 ** np.arange(-8, 8)):
-        assert study.standardised_rank(x * scales) == pytest.approx(16, rel=0.01)
-    assert study.standardised_rank(np.tile(x[:, :4], 4)) == pytest.approx(4, rel=0.02)
+        assert scoring.standardised_rank(x * scales) == pytest.approx(16, rel=0.01)
+    assert scoring.standardised_rank(np.tile(x[:, :4], 4)) == pytest.approx(4, rel=0.02)
 
 
-def test_the_direction_of_edges_is_read_from_the_structure_tensor(study):
-    images = np.zeros((3, 32, 32, 3), np.uint8)
-    images[0, :, ::4] = 255  # upright stripes: the slope points along x
-    images[1, ::4] = 255
-    directions, edged = study.structure(images, 8)
-    assert directions.shape == (3 * 16, 2)
-    assert np.allclose(directions[:16], (1, 0), atol=0.01)
-    assert np.allclose(directions[16:32], (-1, 0), atol=0.01)
-    assert edged.tolist() == [True] * 32 + [False] * 16
+def test_the_clock_stops_a_run_that_the_next_call_ends(study, tmp_path, monkeypatch):
+    runs = [("baseline", 0), ("nano", 0)]
+    began = time.monotonic()
+    study.run("untrained", "tiny", 0, "test", tmp_path)
+    end = time.monotonic() + (taken := time.monotonic() - began)
+
+    class Waits(MaskSampler):
+        def __call__(self, step, count):
+            while step == 5 and time.monotonic() < end:
+                time.sleep(0.01)
+            return super().__call__(step, count)
+
+    waits = type(study.VARIANTS["baseline"])(study.VARIANTS["baseline"].overrides, sampler=Waits)
+    monkeypatch.setitem(study.VARIANTS, "baseline", waits)
+    said = list(study.in_time(runs, "tiny", "test", tmp_path, taken / 60))
+    assert "baseline, seed 0: stopped by the clock" in said[0]
+    assert said[1].startswith("nano, seed 0: not begun")
+    assert not any(study.result_file(name, "tiny", 0, "test").exists() for name, _ in runs)
+
+    assert list(study.in_time(runs[:1], "tiny", "test", tmp_path, 60)) == []
+    result = json.loads(study.result_file("baseline", "tiny", 0, "test").read_text())
+    assert result["last_metrics"]["step"] == 10
 
 
-def test_each_patch_gets_the_features_of_the_cell_it_lies_in(study):
-    cells = np.arange(4.0)[None, :, None]  # 2×2 cells of 3 patches a side on a grid of 5
-    places = study._of_patches(cells, 5, 3).reshape(5, 5)
-    assert places[:3, :3].tolist() == [[0] * 3] * 3
-    assert places[3:, 3:].tolist() == [[3] * 2] * 2
-    assert places[0, 4] == 1
+def test_a_run_that_would_not_fit_is_not_begun_but_a_smaller_one_is(study, tmp_path, monkeypatch):
+    def run(variant, data, seed, split, root, end=None):
+        file = study.result_file(variant, data, seed, split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"cost": {"seconds": 50, "tflop": 1.0}}))
 
-
-def test_photographs_are_cut_so_that_training_never_sees_what_is_judged(
-    study, tmp_path, monkeypatch
-):
-    import data
-
-    x = np.linspace(0, 255, 1200).astype(np.uint8)  # brightness says where a crop is from
-    picture = np.repeat(np.repeat(x[None, :, None], 800, 0), 3, 2)
-    wallpapers = tmp_path / "wallpapers"
-    (wallpapers / "mate/nature").mkdir(parents=True)
-    Image.fromarray(picture).save(wallpapers / "one_by_me.jpg", quality=95)
-    Image.fromarray(picture[:, ::-1]).save(wallpapers / "mate/nature/two.jpg", quality=95)
-    monkeypatch.setattr(data, "WALLPAPERS", wallpapers)
-    assert data.photographs(tmp_path) == 2
-
-    def shades(name, split, of):
-        files = sorted((tmp_path / "photographs" / name / split / of).glob("*.png"))
-        pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-        assert pixels.shape[1:] == (64, 64, 3)
-        return len(files), pixels.min(), pixels.max()
-
-    for of, upper in (("one_by_me", False), ("two", True)):
-        for name in ("test", "validation"):
-            learnt, low, high = shades(name, "train", of)
-            judged, judged_low, judged_high = shades(name, "test", of)
-            assert (low >= judged_high - 2) if upper else (high <= judged_low + 2)
-            if name == "test":
-                assert (learnt, judged) == (120, 60)
-        assert judged_low >= 125 if upper else judged_high <= 130  # in the learnt half
+    monkeypatch.setattr(study, "run", run)
+    work = {"baseline": 1.0, "ijepa": 2.0, "nano": 0.5}
+    monkeypatch.setattr(study, "left_of", lambda variant, config: (0.0, work[variant]))
+    said = list(study.in_time([(name, 0) for name in work], "tiny", "test", tmp_path, 1))
+    assert len(said) == 1
+    assert said[0].startswith("ijepa, seed 0: not begun")
+    assert said[0].endswith("s are left. It needs about 100 s.")
+    assert study.result_file("nano", "tiny", 0, "test").exists()

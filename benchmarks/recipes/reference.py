@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scoring import ENCODERS, encoded
 from sklearn.linear_model import LogisticRegression
-from study import ENCODERS, config_of, encoded, trained, with_deviation
+from study import config_of, trained, with_deviation
 
 from hjepa_mlx.eval.features import Features
 from hjepa_mlx.eval.knn import knn_accuracy

@@ -3,10 +3,15 @@
 python benchmarks/recipes/data.py data/recipes
 python benchmarks/recipes/study.py baseline untrained --data fashion --jobs 2
 python benchmarks/recipes/study.py baseline --data fashion --split test
+python benchmarks/recipes/study.py chosen small --data pictures --minutes 8  # again, to go on
 
 Each run is kept as JSON in benchmarks/results/recipes/; what is there is not done again, and what
-was interrupted goes on. Choices are made on split `validation`, made of training images. A network
-has never seen the images that it is judged on: each split has training images of its own.
+was interrupted goes on. Choices are made on split `validation`. A network has never seen the images
+that it is judged on: a split has training images of its own, or one training serves both.
+
+--minutes: runs go on in the order given. When the time is up, training stops and is saved. A run
+that would not fit is not begun, judged by the FLOP/s of the one before. A run that has been trained
+in time is scored in any case.
 """
 
 from __future__ import annotations
@@ -14,36 +19,42 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from math import isqrt
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from variants import DATA_SETS, FOLDERS, VARIANTS
+from scoring import SCORES, baselines, scores
+from variants import DATA_SETS, FOLDERS, ONE_TRAINING, VARIANTS
 
 import hjepa_mlx as hj
-from hjepa_mlx.costs import costs
-from hjepa_mlx.data.pipeline import Skipped, evaluation_images
-from hjepa_mlx.eval.evaluation import Protocol, level_scores
-from hjepa_mlx.eval.features import Features, extract, model_features
-from hjepa_mlx.eval.linear_probe import moments, standardised
-from hjepa_mlx.eval.rank import rankme
+from hjepa_mlx.bench.machine import describe
+from hjepa_mlx.checkpoint import read_state
+from hjepa_mlx.costs import average_gflop
 from hjepa_mlx.files import write_json
 from hjepa_mlx.signals import warnings
+from hjepa_mlx.state import steps_per_epoch
+from hjepa_mlx.train import Interrupted
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
 
 RESULTS = Path(__file__).parent.parent / "results" / "recipes"
-ENCODERS = "target", "context"
-CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
-SCORES = (*CLASS_SCORES, "standardised_rank", "orientation")
-LOCAL_IMAGES = 1_000  # whose patches are looked at for the orientation of edges
-EDGES = 1e-3  # mean squared slope of a patch that has any, of grey from 0 to 1
+UNTRAINED = "untrained", "untrained_small"  # shown beside every variant
+COSTS = {  # of a run, by column: key and format
+    "GFLOP": ("gflop_per_image", ".2f"),
+    "TFLOP": ("tflop", ",.0f"),
+    "pictures": ("pictures", ",.0f"),
+    "seconds": ("seconds", ",.0f"),
+}
 Result = dict[str, Any]
 
 
@@ -51,11 +62,12 @@ def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.
     """The variant's recipe on this data set's training images for this split."""
     chosen = VARIANTS[variant]
     overrides = [*DATA_SETS[data], *chosen.overrides]
+    part = "" if FOLDERS.get(data, data) in ONE_TRAINING else split
     own = [
         f"name={variant}",
         f"seed={seed}",
         f"data.dir={root / FOLDERS.get(data, data) / split}",
-        f"run.dir={root / 'runs' / data / split / f'{variant}-{seed}'}",
+        f"run.dir={root / 'runs' / data / part / f'{variant}-{seed}'}",
     ]
     return hj.load_config(chosen.recipe, [*overrides, *own])
 
@@ -65,8 +77,18 @@ def result_file(variant: str, data: str, seed: int, split: str) -> Path:
     return RESULTS / data / split / f"{variant}-{seed}.json"
 
 
-def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
-    """Train and evaluate one variant with one seed, as far as that is not done yet."""
+def baseline_file(data: str, split: str) -> Path:
+    """Where the figures of the images themselves are kept."""
+    return RESULTS / FOLDERS.get(data, data) / split / "baselines.json"
+
+
+def run(
+    variant: str, data: str, seed: int, split: str, root: Path, end: float | None = None
+) -> None:
+    """Train and evaluate one variant with one seed, as far as that is not done yet.
+
+    end: of the training at the latest, on the monotonic clock; Interrupted if there is more to do.
+    """
     config = config_of(variant, data, seed, split, root)
     file = result_file(variant, data, seed, split)
     recipe: Result = config.model_dump(exclude={"run", "name"})
@@ -78,17 +100,23 @@ def run(variant: str, data: str, seed: int, split: str, root: Path) -> None:
         if kept != recipe:
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
-    model = trained(variant, config)
-    rows = hj.Run(str(config.run.dir)).metrics
-    images = rows[-1]["step"] * config.data.batch_size if rows else 0
+    with stopped_at(end):
+        model = trained(variant, config)
+    made = hj.Run(str(config.run.dir))
+    rows, used = made.metrics, made.config if made.metrics else config
+    pictures = rows[-1]["step"] * config.data.batch_size * config.optim.accumulate if rows else 0
+    gflop = average_gflop(config, model)
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
     said = {row["step"]: warnings(rows[0], row) for row in rows if "effective_rank_level_0" in row}
     result = {
         "recipe": recipe,
         "cost": {
-            "gflop_per_image": costs(config, model).gflop,
-            "seconds": round(images / speed),
+            "gflop_per_image": gflop,
+            "seconds": round(pictures / speed),
+            "pictures": pictures,
+            "tflop": gflop * pictures / 1_000,
         },
+        "machine": {**describe(), "precision": used.precision, "compile": used.compile},
         "last_metrics": rows[-1] if rows else {},
         "warnings": {step: words for step, words in said.items() if words},
         "scores": scores(model),
@@ -108,95 +136,69 @@ def trained(variant: str, config: hj.Config) -> hj.HJEPA:
     done = hj.Run(folder)
     if not done.metrics or done.metrics[-1]["epoch"] < config.optim.epochs or not done.latest:
         sampler = masks(config) if masks else None
-        hj.train(config, resume=folder.exists(), model=network(config), sampler=sampler)
+        begun = (folder / "config.yaml").exists()
+        hj.train(config, resume=begun, model=network(config), sampler=sampler)
     return hj.load(folder, network(config))
 
 
-def encoded(model: hj.HJEPA) -> dict[str, tuple[Features, Features]]:
-    """Features of training and test images, by encoder."""
-    splits = (
-        extract(
-            lambda: [model_features(model, encoder) for encoder in ENCODERS],
-            hj.open_source(model.config.data, split),
-            model.config,
-            Skipped(),
-        )
-        for split in ("train", "test")
-    )
-    return dict(zip(ENCODERS, zip(*splits, strict=True), strict=True))
+@contextmanager
+def stopped_at(end: float | None) -> Iterator[None]:
+    """Have training stop as at a Ctrl-C when the monotonic clock says `end`, while inside."""
+    if end is None:
+        yield
+        return
+    stop = threading.Timer(end - time.monotonic(), os.kill, (os.getpid(), signal.SIGINT))
+    stop.daemon = True
+    stop.start()
+    try:
+        yield
+    finally:
+        stop.cancel()
 
 
-def scores(model: hj.HJEPA) -> Result:
-    """k-NN, linear probe and effective rank of target and context encoder, by level."""
-    found: Result = {}
-    for encoder, (train, test) in encoded(model).items():
-        for name in train.pooled:
-            every = level_scores(train, test, name, Protocol(draws=0))
-            found.setdefault(encoder, {})[name] = {
-                **{kind: every[kind] for kind in CLASS_SCORES},
-                "standardised_rank": standardised_rank(test.pooled[name]),
-            }
-        for level, value in enumerate(orientation(model, encoder)):
-            found[encoder][f"level_{level}"]["orientation"] = value
-    return found
+def in_time(
+    runs: list[tuple[str, int]], data: str, split: str, root: Path, minutes: float
+) -> Iterator[str]:
+    """Do what fits into the minutes; yields what did not, in words."""
+    end = time.monotonic() + 60 * minutes
+    pace, other = 0.0, 0.0  # of the run before: seconds a TFLOP, and seconds beside training
+    for variant, seed in runs:
+        config = config_of(variant, data, seed, split, root)
+        file = result_file(variant, data, seed, split)
+        if file.is_file():
+            run(variant, data, seed, split, root)
+            continue
+        begun, work = left_of(variant, config)
+        now = time.monotonic()
+        needed = work * pace + other
+        if now >= end or (not begun and now + needed > end):
+            needs = f" It needs about {needed:.0f} s." if needed else ""
+            yield f"{variant}, seed {seed}: not begun, {max(0, end - now):.0f} s are left.{needs}"
+            continue
+        try:
+            run(variant, data, seed, split, root, end)
+        except (Interrupted, KeyboardInterrupt):
+            if time.monotonic() < end:
+                raise
+            done = 100 * left_of(variant, config)[0]
+            yield f"{variant}, seed {seed}: stopped by the clock, {done:.0f} % trained and saved."
+            continue
+        cost = json.loads(file.read_text())["cost"]
+        pace = cost["seconds"] / cost["tflop"] if work else pace
+        other = max(0.0, time.monotonic() - now - work * pace)
 
 
-def standardised_rank(features: np.ndarray) -> float:
-    """RankMe of standardised features: no direction counts for more because it is large."""
-    return rankme(standardised(features, *moments(features)))
-
-
-def orientation(model: hj.HJEPA, encoder: str) -> list[float]:
-    """How well each level's cells know the orientation of edges in each of their patches: R², %.
-
-    A ridge regression from the features of the cell that a patch lies in to (cos 2θ, sin 2θ) of the
-    patch's structure tensor, as strong as its edges are aligned; patches without edges left out.
-    """
-    config, parts = model.config, []
-    for split in ("train", "test"):
-        source = hj.open_source(config.data, split).some(LOCAL_IMAGES, "orientation")
-        samples = evaluation_images(source, config, Skipped())
-        images = np.stack([image for _, image in samples])
-        directions, edged = structure(images, config.model.patch_size)
-        batches = np.array_split(images, -(-len(images) // 64))
-        encoded = zip(*(model.encode(batch, encoder) for batch in batches), strict=True)
-        pools = map(int, config.model.level_pool)
-        levels = [
-            np.concatenate([_of_patches(np.array(x), config.grid, pool) for x in level])
-            for level, pool in zip(encoded, pools, strict=True)
-        ]
-        parts.append(([x[edged] for x in levels], directions[edged]))
-    (learnt, y), (judged, truth) = parts
-    found = []
-    for x, queries in zip(learnt, judged, strict=True):
-        mean, scale = x.mean(0), x.std(0) + 1e-6
-        x, queries = (x - mean) / scale, (queries - mean) / scale
-        weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (y - y.mean(0)))
-        error = np.square(queries @ weights + y.mean(0) - truth).sum()
-        found.append(100 * float(1 - error / np.square(truth - truth.mean(0)).sum()))
-    return found
-
-
-def structure(images: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each patch: the direction of its structure tensor [n, 2], and whether it has edges [n]."""
-    grey = images.mean(-1) / 255
-    dy, dx = np.gradient(grey, axis=(1, 2))
-    grid = images.shape[1] // patch
-
-    def summed(x: np.ndarray) -> np.ndarray:
-        return x.reshape(-1, grid, patch, grid, patch).sum((2, 4)).ravel()
-
-    energy = summed(dx * dx + dy * dy)
-    tensor = np.stack([summed(dx * dx - dy * dy), summed(2 * dx * dy)], 1)
-    edged = energy > EDGES * patch**2
-    return tensor / np.maximum(energy, 1e-9)[:, None], edged
-
-
-def _of_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
-    """Features of cells [B, n, D] of pool × pool patches, given to each of those: [B·grid², D]."""
-    B, n, D = cells.shape
-    side, places = isqrt(n), np.arange(grid) // pool
-    return cells.reshape(B, side, side, D)[:, places][:, :, places].reshape(-1, D)
+def left_of(variant: str, config: hj.Config) -> tuple[float, float]:
+    """The share of a run that is trained and saved, and the TFLOP that are left."""
+    if not VARIANTS[variant].trained:
+        return 0.0, 0.0
+    saved = hj.Run(str(config.run.dir)).latest
+    begun = read_state(saved)["epoch"] / config.optim.epochs if saved else 0.0
+    images = len(hj.open_source(config.data, "pretrain"))
+    steps = steps_per_epoch(config, images) * config.optim.epochs
+    pictures = steps * config.data.batch_size * config.optim.accumulate
+    network = VARIANTS[variant].network or hj.HJEPA
+    return begun, (1 - begun) * pictures * average_gflop(config, network(config)) / 1_000
 
 
 def side_by_side(runs: list[tuple[str, int]], data: str, split: str, root: Path, jobs: int) -> None:
@@ -220,28 +222,40 @@ def side_by_side(runs: list[tuple[str, int]], data: str, split: str, root: Path,
 
 
 def table(variants: list[str], data: str, seeds: list[int], split: str) -> Table:
-    """Mean and standard deviation over seeds, by encoder and level."""
-    shown = Table("variant", "GFLOP", "seconds", "encoder", "level", title=f"{data}, {split}")
-    for title in ("seeds", "warned", *SCORES):
+    """Mean and standard deviation over seeds, by encoder and level; baselines first."""
+    shown = Table(title=f"{data}, {split}")
+    for title in ("variant", "device", "encoder", "level"):
+        shown.add_column(title)
+    for title in ("seeds", "warned", *COSTS, *SCORES):
         shown.add_column(title.replace("_", " "), justify="right")
-    for variant in variants:
+    baseline = baseline_file(data, split)
+    kept = {"no network": [json.loads(baseline.read_text())]} if baseline.is_file() else {}
+    for variant in dict.fromkeys((*UNTRAINED, *variants)):
         files = [result_file(variant, data, seed, split) for seed in seeds]
-        results = [json.loads(file.read_text()) for file in files if file.is_file()]
-        if not results:
-            continue
-        cost = [
-            f"{np.mean([r['cost'][key] for r in results]):{form}}"
-            for key, form in (("gflop_per_image", ".2f"), ("seconds", ".0f"))
-        ]
-        warned = sum(bool(result["warnings"]) for result in results)
-        seen = str(len(results)), str(warned)
-        for encoder, levels in results[0]["scores"].items():
+        kept[variant] = [json.loads(file.read_text()) for file in files if file.is_file()]
+    for variant, results in kept.items():
+        for encoder, levels in results[0]["scores"].items() if results else ():
             for level in levels:
                 of_seeds = [result["scores"][encoder][level] for result in results]
-                kinds = [kind for kind in SCORES if kind in of_seeds[0]]
-                figures = [with_deviation([one[kind] for one in of_seeds]) for kind in kinds]
-                shown.add_row(variant, *cost, encoder, level, *seen, *figures)
+                figures = [
+                    with_deviation([one[kind] for one in of_seeds]) if kind in of_seeds[0] else ""
+                    for kind in SCORES
+                ]
+                shown.add_row(variant, *_facts(results, encoder, level), *figures)
     return shown
+
+
+def _facts(results: list[Result], encoder: str, level: str) -> list[str]:
+    """A row's cells before the scores: what it is of, and what it cost."""
+    if "cost" not in results[0]:
+        return ["", encoder, level, *[""] * (2 + len(COSTS))]
+    devices = ", ".join(sorted({result["machine"]["device"] for result in results}))
+    warned = sum(bool(result["warnings"]) for result in results)
+    costs = [
+        f"{np.mean([result['cost'][key] for result in results]):{form}}"
+        for key, form in COSTS.values()
+    ]
+    return [devices, encoder, level, str(len(results)), str(warned), *costs]
 
 
 def with_deviation(values: list[float]) -> str:
@@ -258,15 +272,25 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--root", type=Path, default=Path("data/recipes"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    one.add_argument("--minutes", type=float, help="go no further than fits into these")
     asked = parser.parse_args()
+    console = Console(width=190)
     runs = [(variant, seed) for variant in asked.variants for seed in asked.seeds]
     if asked.jobs > 1:
         side_by_side(runs, asked.data, asked.split, asked.root, asked.jobs)
+    elif asked.minutes:
+        for line in in_time(runs, asked.data, asked.split, asked.root, asked.minutes):
+            console.print(line)
     else:
         for variant, seed in runs:
             run(variant, asked.data, seed, asked.split, asked.root)
-    console = Console(width=160)
+    file = baseline_file(asked.data, asked.split)
+    if not file.is_file() and not asked.minutes:  # they take a minute too
+        config = config_of(UNTRAINED[0], asked.data, 0, asked.split, asked.root)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"scores": baselines(config)})
     console.print(table(asked.variants, asked.data, asked.seeds, asked.split))
 
 

@@ -122,9 +122,11 @@ IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.22
 # The predictor sees the context's tokens only, and no VICReg: plain I-JEPA
 PLAIN = ("model.predictor_context=tokens", "loss.vicreg=0")
 
+PICTURES = (*IMAGENET_STATS, "data.name=folder")
+
 # Overrides for every variant
 DATA_SETS: dict[str, tuple[str, ...]] = {
-    "demo": (),  # comes with the package
+    "demo": ("data.name=demo",),  # comes with the package
     "fashion": (),
     "fashion_short": ("optim.epochs=5", "optim.warmup_epochs=0.5"),
     "photographs": (
@@ -135,8 +137,12 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
         "optim.epochs=31",
         "optim.warmup_epochs=3.1",
     ),
+    "pictures": (*PICTURES, "optim.epochs=15", "optim.warmup_epochs=1.5"),
+    "pictures_long": (*PICTURES, "optim.epochs=75", "optim.warmup_epochs=7.5"),
 }
-FOLDERS = {"fashion_short": "fashion"}  # of data sets that have another's images
+# Of data sets that have another's images
+FOLDERS = {"fashion_short": "fashion", "pictures_long": "pictures"}
+ONE_TRAINING = ("pictures",)  # folders whose two splits are trained on the same images
 
 # A smaller network, for choosing among many: width 128, 3 blocks, 0.2 GFLOP an image
 NANO = (
@@ -174,6 +180,7 @@ VARIANTS = {
     "untrained": Variant(PLAIN, trained=False),
     "untrained_ijepa": Variant(PLAIN, network=BlockByBlock, trained=False),
     "untrained_ijepa_0.02": Variant(PLAIN, network=SmallPatches, trained=False),
+    "untrained_small": Variant((*SMALL, *READ_3), trained=False),
     "nano": Variant((*PLAIN, *NANO)),
     "small": Variant(SMALL),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
