@@ -24,7 +24,7 @@ def script(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["memory.py", "estimates.py"])
+@pytest.mark.parametrize("name", ["memory.py", "estimates.py", "kernels.py"])
 def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     """Importing MLX before the package gives its reference BLAS, 30 times slower."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); import hjepa_mlx as hj; "
@@ -32,6 +32,14 @@ def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     command = [sys.executable, "-c", code, str(BENCHMARKS / name)]
     shown = subprocess.run(command, check=True, capture_output=True, text=True)
     assert shown.stdout.strip() == blas_name()
+
+
+def test_an_update_launches_no_more_kernels_for_a_deeper_network(tiny_config):
+    kernels = script("kernels.py").kernels
+    shallow, deep = (kernels(tiny_config(model={"depth": depth})) for depth in (3, 6))
+    assert shallow["update"] == deep["update"]
+    assert shallow["update"].total() < 200
+    assert shallow["gradients"]["Matmul"] < deep["gradients"]["Matmul"]
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(tiny_config):
