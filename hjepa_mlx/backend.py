@@ -78,7 +78,7 @@ def nvidia_gpu() -> str:
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
     command.append("--format=csv,noheader")
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     cards = [line.split(", ") for line in found.stdout.splitlines() if not found.returncode]
@@ -86,7 +86,7 @@ def nvidia_gpu() -> str:
 
 
 def _no_backend(error: ImportError) -> str:
-    if "libmlx.so" in str(error):
+    if "libmlx.so: cannot open" in str(error):
         return (
             "MLX has no backend here. Install one: pip install 'hjepa-mlx[cpu]', or for an NVIDIA "
             f"GPU 'hjepa-mlx[cuda]' (driver {DRIVER} or newer)."

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_map, tree_reduce
+from mlx.utils import tree_flatten, tree_map, tree_reduce, tree_unflatten
 
 from hjepa_mlx import backend, ema, losses, schedules
 from hjepa_mlx.config import Config
@@ -76,7 +77,7 @@ class Step:
         self.loss_fn = loss_fn or losses.prediction_loss(config.loss.kind)
         self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
         trained = model.trainable_parameters()
-        self.layout = Layout({**trained, TARGET: trained[CONTEXT]})
+        self.layout = Layout({**trained, TARGET: _shared(trained[CONTEXT], model.target_encoder)})
         self.weights: Flat = {}
         self.adopt()
         self.optimizer = AdamW(config.optim.betas)
@@ -143,10 +144,13 @@ class Step:
         self.traces += 1
         context, targets, centres, pool = masks
         patches = self.model.patches(images).astype(self.dtype)
-        self.model.update(self._as_tree({TARGET: self.weights[TARGET]}, self.dtype))
+        whole = self.model.parameters()
+        self.model.update(tree_map(lambda w: w.astype(self.dtype), whole))  # what is frozen, too
+        self.place(self.dtype)
         truth = self.model.targets(patches, targets, pool)
         trained = self._as_tree(self._trained, self.dtype)
         (_, metrics), gradients = self._value_and_grad(trained, patches, context, centres, truth)
+        self.model.update(whole)  # also what a forward pass has changed
         self.place()
         joined = self.layout.join(gradients)
         return metrics, tree_map(lambda g: g.astype(mx.float32), joined)
@@ -200,7 +204,9 @@ class Step:
         self.optimizer.learning_rate = lr
         self.optimizer.state["weight_decay"] = weight_decay
         self.weights.update(self.optimizer.apply_gradients(gradients, self.weights))
-        self.weights[TARGET] = ema.update(self.weights[TARGET], self.weights[CONTEXT], momentum)
+        if TARGET in self.weights:
+            old, new = self.weights[TARGET], self._followed()
+            self.weights[TARGET] = ema.update(old, new, momentum)
         if not half:
             return {"grad_norm": norm}
         finite = mx.isfinite(norm)
@@ -214,12 +220,26 @@ class Step:
         self._adapt_scale(finite)
         return {"grad_norm": norm, "loss_scale": self.scaler["scale"], "overflow": ~finite}
 
+    def _followed(self) -> dict[str, mx.array]:
+        """The context encoder's weights, in the places of the target encoder's."""
+        if self.layout.shapes[TARGET] == self.layout.shapes[CONTEXT]:
+            return self.weights[CONTEXT]
+        parts = self.layout.split({CONTEXT: self.weights[CONTEXT]})
+        return self.layout.join({TARGET: parts[CONTEXT]})[TARGET]
+
     def _adapt_scale(self, finite: mx.array) -> None:
         """Halve the loss scale after an overflow, double it after a long time without one."""
         scale, good = self.scaler["scale"], self.scaler["good_steps"] + 1
         grown = mx.where(good >= STEPS_TO_GROW, mx.minimum(2 * scale, LARGEST_SCALE), scale)
         self.scaler["scale"] = mx.where(finite, grown, mx.maximum(scale / 2, 1.0))
         self.scaler["good_steps"] = mx.where(finite & (good < STEPS_TO_GROW), good, 0)
+
+
+def _shared(trained: Any, target: nn.Module) -> Any:
+    """The trained weights of the context encoder that the target encoder has as well."""
+    there = dict(tree_flatten(target.parameters()))
+    weights = dict(tree_flatten(trained))
+    return tree_unflatten([(name, weights[name]) for name in weights if name in there])
 
 
 def as_arrays(masks: Masks) -> tuple[Any, ...]:

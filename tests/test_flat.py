@@ -65,6 +65,37 @@ def test_a_model_s_own_parts_are_trained_and_frozen_ones_are_not(tiny_config):
     }
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_frozen_and_lone_parts_of_the_context_encoder_do_not_stop_training(
+    tiny_config, precision, compiled
+):
+    config = tiny_config(precision=precision, compile=compiled)
+    dtypes = []
+
+    class Watched(hj.HJEPA):
+        def predict(self, *inputs):
+            predictions, context = super().predict(*inputs)
+            dtypes.append(context.dtype)
+            return predictions, context
+
+    for part in ("patch_embed", "whole", "lone"):
+        model = Watched(config)
+        frozen = model.context_encoder
+        if part == "lone":
+            model.context_encoder.lone = nn.BatchNorm(4)
+        else:
+            (frozen if part == "whole" else frozen.patch_embed).freeze()
+        step = Step(model, config)
+        before = np.array(model.target_encoder.blocks[0].mlp.fc1.weight)
+        for number in range(2):
+            metrics = step([batch(step, number)], VALUES)
+        assert np.isfinite(metrics["loss"].item())
+        moved = (np.array(model.target_encoder.blocks[0].mlp.fc1.weight) != before).any()
+        assert moved == (part != "whole")
+    assert set(dtypes) == {getattr(mx, precision)}
+
+
 @pytest.mark.parametrize("part", ["predictor", "context_encoder"])
 def test_weights_changed_from_outside_count_once_they_are_adopted(tiny_config, part):
     step = Step(hj.HJEPA(tiny_config()), tiny_config())

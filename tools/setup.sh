@@ -61,7 +61,7 @@ sys.exit(not version or platform.system() == "Darwin" and platform.machine() != 
 fi
 
 if [ "$(uname)" = Linux ]; then
-    driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
+    driver="$(timeout 20 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
     if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then backend=cuda; else backend=cpu; fi
     extra="${extra:+$extra,}$backend"
 fi
