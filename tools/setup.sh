@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the virtual environment $1 with hjepa-mlx in it, editable, and the extra $2 (may be empty).
-# On Linux MLX computes on an NVIDIA GPU where nvidia-smi finds one with driver 580 or newer.
+# On Linux MLX computes on an NVIDIA GPU where nvidia-smi finds one of compute capability 7.5 with driver 580, or newer.
 # On Debian and Ubuntu also installs OpenBLAS and g++ when it may; without them MLX runs, slowly.
 set -eu
 venv=$1
@@ -61,8 +61,10 @@ sys.exit(not version or platform.system() == "Darwin" and platform.machine() != 
 fi
 
 if [ "$(uname)" = Linux ]; then
-    driver="$(timeout 20 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
-    if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then backend=cuda; else backend=cpu; fi
+    # e.g. "580.65.06, 9.0": the driver, and the card's compute capability
+    card="$(timeout 20 nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null | head -n 1)"
+    capability="$(echo "${card##*, }" | tr -d .)"
+    if [ "${card%%.*}" -ge 580 ] && [ "$capability" -ge 75 ]; then backend=cuda; else backend=cpu; fi 2>/dev/null
     extra="${extra:+$extra,}$backend"
 fi
 wish=".${extra:+[$extra]}"
