@@ -11,7 +11,6 @@ on a GPU they are one, so the numbers are for comparing versions on one kind of 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import tempfile
 from collections import Counter
@@ -23,7 +22,8 @@ from rich.table import Table
 
 import hjepa_mlx as hj
 from hjepa_mlx import backend
-from hjepa_mlx.step import Step, as_arrays
+from hjepa_mlx.files import write_json
+from hjepa_mlx.step import as_arrays
 from hjepa_mlx.timing import VALUES, Rig
 
 import mlx.core as mx  # isort: skip  (after hjepa_mlx, which loads OpenBLAS)
@@ -39,7 +39,7 @@ def kernels(config: hj.Config) -> dict[str, Counter[str]]:
     """Launches of a step's two halves, by kind of primitive."""
     config = config.model_copy(update={"compile": False}, deep=True)
     rig = Rig(config)
-    step: Step = rig.step
+    step = rig.step
     mx.eval(step.state, step.model.parameters())
     metrics, gradients = step.compute_gradients(rig.images, *as_arrays(rig.masks(0)))
     found = {"gradients": launches(metrics, gradients)}
@@ -80,7 +80,7 @@ def main() -> None:
     table.add_row("all", *(f"{counts.total():,}" for counts in found.values()))
     Console().print(table)
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(asked.json, found)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Step:
         self.weights: Flat = {}
         self.adopt()
         self.optimizer = AdamW(config.optim.betas)
-        self.optimizer.init(self._trained)
+        self.optimizer.init({k: part for k, part in self.weights.items() if k != TARGET})
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
         self._value_and_grad = mx.value_and_grad(self._loss)
@@ -94,10 +94,6 @@ class Step:
         """All that a step reads and writes."""
         return [self.weights, self.optimizer.state, mx.random.state, self.scaler]
 
-    @property
-    def _trained(self) -> Flat:
-        return {part: arrays for part, arrays in self.weights.items() if part != TARGET}
-
     def adopt(self) -> None:
         """Take the weights that the model has now."""
         self.weights.update(self.layout.join(self.model.parameters()))
@@ -106,7 +102,7 @@ class Step:
 
     def place(self, dtype: mx.Dtype = mx.float32) -> None:
         """Let the model compute with the weights in `dtype`."""
-        self.model.update(self._as_tree(self.weights, dtype))
+        self.model.update(self._parts(dtype))
 
     def __call__(self, batches: list[tuple[mx.array, Masks]], values: Schedule) -> Metrics:
         """Update once from one or more (images [B, S, S, 3] uint8, masks); mean metrics.
@@ -146,17 +142,18 @@ class Step:
         patches = self.model.patches(images).astype(self.dtype)
         whole = self.model.parameters()
         self.model.update(tree_map(lambda w: w.astype(self.dtype), whole))  # what is frozen, too
-        self.place(self.dtype)
+        parts = self._parts(self.dtype)
+        self.model.update(parts)
         truth = self.model.targets(patches, targets, pool)
-        trained = self._as_tree(self._trained, self.dtype)
-        (_, metrics), gradients = self._value_and_grad(trained, patches, context, centres, truth)
+        parts.pop(TARGET, None)
+        (_, metrics), gradients = self._value_and_grad(parts, patches, context, centres, truth)
         self.model.update(whole)  # also what a forward pass has changed
-        self.place()
         joined = self.layout.join(gradients)
         return metrics, tree_map(lambda g: g.astype(mx.float32), joined)
 
-    def _as_tree(self, weights: Flat, dtype: mx.Dtype) -> dict[str, Any]:
-        return self.layout.split(tree_map(lambda w: w.astype(dtype), weights))
+    def _parts(self, dtype: mx.Dtype) -> dict[str, Any]:
+        """The weights in `dtype`, a tree for each part of the model."""
+        return self.layout.split(tree_map(lambda w: w.astype(dtype), self.weights))
 
     def _loss(
         self,
