@@ -183,6 +183,7 @@ VARIANTS = {
     "untrained_small": Variant((*SMALL, *READ_3), trained=False),
     "nano": Variant((*PLAIN, *NANO)),
     "small": Variant(SMALL),
+    "small_read_3": Variant((*SMALL, *READ_3)),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
     "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),
