@@ -12,12 +12,12 @@ from test_sources import fashion_files
 from typer.testing import CliRunner
 
 from hjepa_mlx.cli import app
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import download, importers, prepared
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.fetch import fetch
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.sections import Data
 
 
 def images_of(name: str, root: Path, split: str) -> int:

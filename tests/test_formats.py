@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from layouts import CMC, KAGGLE, OTHERS
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.prepare import originals_of
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.sections import Data
 
 SPLITS = ("pretrain", "train", "test")
 CLASSES = {

@@ -12,8 +12,8 @@ import pytest
 from layouts import CMC
 from servers import serving, status, web_page
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data.source import open_source
+from hjepa_mlx.sections import Data
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from layouts import CMC
 from PIL import Image
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.pipeline import Position, Skipped, evaluation_images, training_batches
 from hjepa_mlx.data.source import layout, open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.sections import Data
 
 SPLITS = ("pretrain", "train", "test")
 

@@ -8,11 +8,11 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from hjepa_mlx.checkpoint import _optimizer_arrays
-from hjepa_mlx.config import Model
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import VisionTransformer, patchify, sincos_positions
 from hjepa_mlx.recipes import load_config
+from hjepa_mlx.sections import Model
 from hjepa_mlx.step import Schedule, Step
 
 MODEL = Model()

@@ -18,7 +18,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hjepa_mlx.cli import app
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepare as module
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.images import shrunk
@@ -27,6 +26,7 @@ from hjepa_mlx.data.source import open_source
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import locked
+from hjepa_mlx.sections import Data
 
 
 def sources(root, name="imagenet100"):

@@ -8,11 +8,11 @@ import layouts
 import pytest
 from layouts import CMC
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.prepare import originals_of, prepare
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.sections import Data
 
 
 def sources(root, name):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data.importers import DEBIAN_FASHION, read_idx
 from hjepa_mlx.data.prepare import originals_of
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.recipes import load_config
+from hjepa_mlx.sections import Data
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -11,8 +11,8 @@ from evaluating import pictures
 from layouts import CMC, KAGGLE
 
 import hjepa_mlx as hj
-from hjepa_mlx.config import Data
 from hjepa_mlx.data.source import Split
+from hjepa_mlx.sections import Data
 
 
 def split_folders(root: Path) -> None:

@@ -8,9 +8,9 @@ from layouts import CMC, KAGGLE, OTHERS
 from typer.testing import CliRunner
 
 from hjepa_mlx.cli import app
-from hjepa_mlx.config import Data
 from hjepa_mlx.data.catalog import CATALOG, class_list
 from hjepa_mlx.data.verify import Check, verify
+from hjepa_mlx.sections import Data
 
 
 def hjepa(*arguments: object):

@@ -30,8 +30,8 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
     """
     from rich.console import Console
 
-    from hjepa_mlx.config import Data
     from hjepa_mlx.data.overview import overview
+    from hjepa_mlx.sections import Data
     from hjepa_mlx.tables import datasets as tables
 
     check_writable(json_file)
@@ -56,11 +56,11 @@ def download(
 
     Example: `hjepa-mlx datasets download stl10`
     """
-    from hjepa_mlx.config import Data
     from hjepa_mlx.data import prepared
     from hjepa_mlx.data.catalog import look_up
     from hjepa_mlx.data.fetch import fetch, size_of
     from hjepa_mlx.data.source import data_root
+    from hjepa_mlx.sections import Data
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
@@ -102,11 +102,11 @@ def prepare(
 
     Example: `hjepa-mlx datasets prepare imagenet100`
     """
-    from hjepa_mlx.config import Data
     from hjepa_mlx.data import prepared
     from hjepa_mlx.data.prepare import originals_of
     from hjepa_mlx.data.prepare import prepare as run
     from hjepa_mlx.data.source import data_root
+    from hjepa_mlx.sections import Data
 
     if name == "folder" and (out is None or data_dir is None):
         raise UsageError("prepare folder needs --data-dir PICTURES and --out FOLDER.")
@@ -154,9 +154,9 @@ def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = N
     """
     from rich.console import Console
 
-    from hjepa_mlx.config import Data
     from hjepa_mlx.data.verify import verify as run
     from hjepa_mlx.progress import say
+    from hjepa_mlx.sections import Data
 
     check_writable(json_file)
     checks = run(Data(name=name, dir=data_dir))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_mlx import backend
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import importers
 from hjepa_mlx.data.catalog import CATALOG, Dataset
 from hjepa_mlx.data.source import data_root, layout
 from hjepa_mlx.files import free_space
+from hjepa_mlx.sections import Data
 
 SHOWN = {"name", "title", "resolution", "classes", "download_gb", "goal", "terms"}
 RESULTS = Path("benchmarks/results")  # of `hjepa-mlx bench`

@@ -11,13 +11,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.data.images import EXTENSIONS, as_ppm, decodable
 from hjepa_mlx.data.storage import Files, Images, Joined, image_paths
 from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
 from hjepa_mlx.rng import generator
+from hjepa_mlx.sections import Data
 
 # images to pretrain on; labelled images that evaluation trains on; labelled images that it tests on
 Split = Literal["pretrain", "train", "test"]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hjepa_mlx import backend
-from hjepa_mlx.config import Data
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.catalog import (
     CATALOG,
@@ -24,6 +23,7 @@ from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_sou
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import sha256
 from hjepa_mlx.progress import bar
+from hjepa_mlx.sections import Data
 
 NAMED = 5  # of the images that are wrong, in a report
 CHUNK = 256  # images a worker takes at once

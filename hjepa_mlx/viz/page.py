@@ -9,12 +9,12 @@ from string import Template
 
 from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.config import Data
 from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.runs import Run, load
+from hjepa_mlx.sections import Data
 from hjepa_mlx.signals import reading
 from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
 from hjepa_mlx.viz.canvas import Picture, png

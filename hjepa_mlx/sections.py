@@ -1,0 +1,154 @@
+"""The sections of a recipe: every key, its type and its default.
+
+The defaults are those of the ImageNet recipes; a recipe states only its own choices (recipes.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+LEVEL_WEIGHTS = (1.0, 0.7, 0.5, 0.35)  # finest level first; one more item allows one more level
+
+
+def _ordered(pair: list[float]) -> list[float]:
+    if pair[0] > pair[1]:
+        raise ValueError("it should be [low, high]")
+    return pair
+
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+_two = Field(min_length=2, max_length=2)
+Pair = Annotated[list[Annotated[float, Field(ge=0)]], _two]
+UnitPair = Annotated[list[Fraction], _two]
+Areas = Annotated[list[Annotated[float, Field(gt=0, le=1)]], _two, AfterValidator(_ordered)]
+Aspects = Annotated[list[Positive], _two, AfterValidator(_ordered)]
+Stage = Annotated[tuple[Count, Annotated[float, Field(gt=0, lt=1)]], Field(strict=False)]
+_three = Field(min_length=3, max_length=3)
+Mean = Annotated[list[Fraction], _three]
+Deviation = Annotated[list[Positive], _three]
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _two]
+
+
+class Section(BaseModel):
+    """A part of the config: no unknown keys, no silent conversions, also on assignment."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+
+
+class Data(Section):
+    """The images to train on, squares of `image_size` pixels.
+
+    progressive: [image size, share of the epochs] of the first stages, at a lower resolution.
+    crop_scale: area of the random resized crop, as fractions of the image. limit: use so many
+    images.
+    """
+
+    name: str = "folder"
+    dir: str | None = None
+    image_size: Count = 224
+    progressive: list[Stage] = []
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    limit: Count | None = None
+    crop_scale: Areas = [0.3, 1.0]
+    flip: bool = True
+    workers: Auto | Count = "auto"
+
+    def whole(self, name: str) -> Data:
+        """The data set `name` alone, in the same folder and without a limit."""
+        return self.model_copy(update={"name": name, "limit": None})
+
+
+class Model(Section):
+    """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
+
+    level_blocks: the transformer block, from 1, after which each level lies. level_pool: patches
+    along a cell's side. predictor_context: the predictor sees the context's tokens, only their
+    mean, or both: the tokens for the first half of each level's cells, the mean for the rest.
+    image_mean, image_std: of red, green and blue, to normalise images; ImageNet's by default.
+    """
+
+    size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
+    dim: Auto | Count = "auto"
+    depth: Auto | Count = "auto"
+    heads: Auto | Count = "auto"
+    patch_size: Count = 16
+    image_mean: Mean = [0.485, 0.456, 0.406]
+    image_std: Deviation = [0.229, 0.224, 0.225]
+    levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3
+    level_blocks: Auto | list[Count] = "auto"
+    level_pool: Auto | list[Count] = "auto"
+    predictor_dim: Count = 192
+    predictor_depth: Count = 6
+    predictor_context: Literal["tokens", "mean", "both"] = "both"
+    checkpoint_blocks: bool = False
+
+    @property
+    def predictor_heads(self) -> int:
+        """Attention heads of the predictor: as many as have at least 64 dimensions, or one."""
+        return max(1, self.predictor_dim // 64)
+
+
+class Masks(Section):
+    """How target and context blocks are drawn.
+
+    Areas are fractions of the grid, aspects height / width, `targets` is blocks per mask.
+    per_image: masks drawn for one pass of the target encoder (data2vec 2.0, arXiv 2212.07525).
+    """
+
+    targets: Count = 4
+    target_area: Areas = [0.15, 0.2]
+    target_aspect: Aspects = [0.75, 1.5]
+    context_area: Areas = [0.85, 1.0]
+    context_tokens: Auto | Count = "auto"
+    per_image: Count = 1
+
+
+class Loss(Section):
+    """Prediction loss and the optional regularisers' weights (0: off).
+
+    level_weights: a level of weight 0 is not predicted, only evaluated after training.
+    """
+
+    kind: str = "smooth_l1"  # a name in losses.py
+    level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
+    vicreg: Annotated[float, Field(ge=0)] = 0.2
+    sigreg: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Optim(Section):
+    """AdamW and the schedules of its values over the steps (schedules.py, step.py).
+
+    lr: linear warm-up over `warmup_epochs` (may be fractional), then a cosine to `final_lr`;
+    weight_decay and the target's momentum: [start, end]. grad_clip: of the global norm, 0: off.
+    accumulate: batches per update.
+    """
+
+    epochs: Count = 100
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
+    lr: Positive = 1.0e-3
+    final_lr: Annotated[float, Field(ge=0)] = 1.0e-6
+    betas: Betas = [0.9, 0.95]
+    weight_decay: Pair = [0.04, 0.4]
+    momentum: UnitPair = [0.996, 1.0]
+    grad_clip: Annotated[float, Field(ge=0)] = 3.0
+    accumulate: Count = 1
+
+
+class Run(Section):
+    """Where a run is kept and how often it reports, evaluates and saves.
+
+    log_every: steps. eval_every_epochs: 0 is never. keep_last: checkpoints beside the final one.
+    """
+
+    dir: str | None = None
+    log_every: Count = 10
+    checkpoint_minutes: Positive = 15
+    keep_last: Count = 3
+    eval_every_epochs: Annotated[int, Field(ge=0)] = 1
+    final_eval: bool = True
