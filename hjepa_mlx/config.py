@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 from rich.syntax import Syntax
 
-from hjepa_mlx.sections import LEVEL_WEIGHTS, Auto, Data, Loss, Masks, Model, Optim, Run, Section
+from hjepa_mlx.sections import LEVEL_WEIGHTS, Auto, Data, Loss, Masks, Model, Optim, Run, Section, Views
 from hjepa_mlx.tables import Shown
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
@@ -34,6 +34,7 @@ class Config(Shown, Section):
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
     masks: Masks = Field(default_factory=Masks)
+    views: Views = Field(default_factory=Views)
     loss: Loss = Field(default_factory=Loss)
     optim: Optim = Field(default_factory=Optim)
     run: Run = Field(default_factory=Run)
@@ -44,14 +45,29 @@ class Config(Shown, Section):
         return self.data.image_size // self.model.patch_size
 
     @property
+    def level_pools(self) -> list[int]:
+        """Patches along a cell's side, by level; the whole grid for the image level."""
+        return [self.grid if pool == "image" else int(pool) for pool in self.model.level_pool]
+
+    @property
     def level_sides(self) -> list[int]:
         """Cells along each side of the image, by level; those at its end may be smaller."""
-        return [-(-self.grid // int(pool)) for pool in self.model.level_pool]
+        return [-(-self.grid // pool) for pool in self.level_pools]
 
     @property
     def predicted(self) -> list[int]:
         """The levels that are predicted: those whose loss has a weight."""
         return [level for level, weight in enumerate(self.loss.level_weights) if weight]
+
+    @property
+    def masked(self) -> list[int]:
+        """The levels that are predicted from what masks leave: all but the image level."""
+        return [level for level in self.predicted if self.model.level_pool[level] != "image"]
+
+    @property
+    def view_grid(self) -> int:
+        """Patches along each side of a view; 0 if the image level is not predicted."""
+        return int(self.views.size) // self.model.patch_size if self.masked != self.predicted else 0
 
     @property
     def stages(self) -> list[tuple[int, float]]:
@@ -60,11 +76,13 @@ class Config(Shown, Section):
         return [*first, (self.data.image_size, 1 - sum(share for _, share in first))]
 
     def at_size(self, image_size: int) -> Config:
-        """The resolved config for another image size: the context keeps its share of the grid."""
+        """The resolved config for another image size: context and views keep their share."""
         other = self.model_copy(deep=True)
         other.data.image_size, other.data.progressive = image_size, []
         share = int(self.masks.context_tokens) / self.grid**2
         other.masks.context_tokens = max(1, round(share * other.grid**2))
+        patches = int(self.views.size) / self.data.image_size * other.grid
+        other.views.size = self.model.patch_size * max(1, round(patches))
         return other
 
     def __rich__(self) -> Syntax:
@@ -90,6 +108,8 @@ class Config(Shown, Section):
             # 0.7 of it leaves few images to be drawn again (I-JEPA's truncation keeps 0.68: 56/82).
             left = (1 - sum(masks.target_area) / 2) ** masks.targets * sum(masks.context_area) / 2
             masks.context_tokens = max(1, int(0.7 * left * self.grid**2))
+        if self.views.size == "auto":  # 96 of 224 pixels, as in DINO
+            self.views.size = self.model.patch_size * max(2, round(3 / 7 * self.grid))
         return self
 
     def _resolve_model(self) -> None:
@@ -108,9 +128,11 @@ class Config(Shown, Section):
                 setattr(model, key, size[key])
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
-        if (depth := int(model.depth)) < levels:
-            raise ValueError(f"model.levels={levels} needs as many blocks; model.depth is {depth}.")
         if model.level_blocks == "auto":
+            if (depth := int(model.depth)) < levels:
+                raise ValueError(
+                    f"model.levels={levels} needs as many blocks; model.depth is {depth}."
+                )
             model.level_blocks = [round(depth * n / levels) for n in range(1, levels + 1)]
         if model.level_pool == "auto":
             model.level_pool = [2**level for level in range(levels)]
@@ -145,8 +167,16 @@ class Config(Shown, Section):
         for key, values in zip(keys, (blocks, pools, weights), strict=True):
             few = len(values) != model.levels
             yield few, f"{key}={values} needs one item per level; model.levels={model.levels}."
-            falls = values is not weights and values != sorted(values)
+            order = [self.grid if value == "image" else value for value in values]
+            falls = values is not weights and order != sorted(order)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."
+        seen = self.views.size
+        multiple = seen != "auto" and (int(seen) % patch > 0 or int(seen) > size)
+        yield multiple, f"views.size={seen} must be a multiple of model.patch_size={patch}, " + (
+            f"no larger than data.image_size={size}."
+        )
+        whole = [*pools].count("image") > 1 or "image" in [*pools][:-1]
+        yield whole, f"model.level_pool={pools}: only the last level can be the image."
         levels = list(zip(blocks, pools, strict=True))
         both = f"model.level_blocks={blocks} and model.level_pool={pools}"
         yield len(set(levels)) < len(levels), f"{both} make two levels the same; change one."

@@ -25,6 +25,8 @@ OVERHEAD = 1.25  # transient buffers; benchmarks/README.md compares the estimate
 MOVED_PER_BLOCK = 38
 UPDATE_MOVES = 9  # AdamW and EMA read weight, gradient, two moments, target; write all but one
 
+PARTS = "target", "context", "views", "predictor", "update"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,6 +42,7 @@ class Costs:
 
     target: Part
     context: Part
+    views: Part
     predictor: Part
     update: Part
     context_tokens: int
@@ -51,7 +54,7 @@ class Costs:
     @property
     def parts(self) -> dict[str, Part]:
         """The parts by name."""
-        return {name: getattr(self, name) for name in ("target", "context", "predictor", "update")}
+        return {name: getattr(self, name) for name in PARTS}
 
     @property
     def gflop(self) -> float:
@@ -86,39 +89,48 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     """The costs of one training step of `networks`, which were built from `config`."""
     model, sampler = config.model, MaskSampler(config)
     weights = {
-        name: sum(w.size for w in dict(tree_flatten(getattr(networks, name).parameters())).values())
-        for name in ("context_encoder", "target_encoder", "predictor")
+        name: sum(weight.size for _, weight in tree_flatten(part))
+        for name, part in networks.parameters().items()
     }
-    trained = weights["context_encoder"] + weights["predictor"]
+    trained = sum(weights.values()) - weights["target_encoder"]
     dim, narrow = int(model.dim), model.predictor_dim
     encoder = _Stack(dim, int(model.depth), int(model.heads))
     looked_at = encoder._replace(depth=int(model.level_blocks[config.predicted[-1]]))
     predictor = _Stack(narrow, model.predictor_depth, model.predictor_heads)
     per_block = np.array([sampler.cells(shape) for shape in sampler.shapes])  # [shapes, levels]
     cells = (sampler.targets * per_block.mean(0)).tolist()
-    tokens, context, queries = config.grid**2, sampler.context_tokens, sum(cells)
+    tokens, queries, seen = config.grid**2, sum(cells), config.view_grid**2
+    context = sampler.context_tokens if config.masked else 0
     told = [1 if kind == "mean" else context for kind in TOLD[model.predictor_context]]
-    passes = [n + queries / len(told) for n in told]  # tokens in each of the predictor's
+    passes = [n + queries / len(told) for n in told if queries]  # tokens in the predictor's
     pixels, masks, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
-    area = np.mean([shape.area for shape in sampler.shapes])
+    views, area = config.views.count, np.mean([shape.area for shape in sampler.shapes])
+    heads = sum(weights.get(name, 0) for name in ("image_predictor", "projector"))
+
+    def encode(tokens: int) -> float:
+        """FLOP of a pass of the context encoder and its gradients."""
+        # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
+        return 2 * 2 * tokens * pixels * dim + BACKWARD * encoder.flop(tokens)
 
     target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
-    # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
-    encode = 2 * 2 * context * pixels * dim + BACKWARD * encoder.flop(context)
-    predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim
+    predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim if queries else 0
     predict += sum(map(predictor.flop, passes))
     most = 2 if model.checkpoint_blocks else max(encoder.depth, predictor.depth)
     kept = encoder.kept(context, most) + sum(predictor.kept(n, most) for n in passes)
-    kept = masks * kept + encoder.kept(tokens, 1)  # of the target encoder, one block
+    kept = masks * kept + views * encoder.kept(seen, most)
+    kept += encoder.kept(tokens, 1)  # of the target encoder, one block
     memory = FLOAT * (OVERHEAD * batch * kept + 5 * trained + 2 * weights["target_encoder"])
-    trained_moves = (
-        encoder.moved(context, batch * masks),
-        sum(predictor.moved(n, batch * masks) for n in passes),
-    )
+    predictor_moves = masks * BACKWARD * sum(predictor.moved(n, batch * masks) for n in passes)
+
+    def moved(tokens: int, times: int) -> float:
+        """Bytes of so many passes of the context encoder and their gradients."""
+        return times * BACKWARD * encoder.moved(tokens, batch * times) if tokens else 0.0
+
     return Costs(
         Part(target / GIGA, looked_at.moved(tokens, batch, fused=True) / GIGA),
-        Part(masks * encode / GIGA, masks * BACKWARD * trained_moves[0] / GIGA),
-        Part(masks * BACKWARD * predict / GIGA, masks * BACKWARD * trained_moves[1] / GIGA),
+        Part(masks * encode(context) / GIGA, moved(context, masks) / GIGA),
+        Part(views * (encode(seen) + BACKWARD * 2 * heads) / GIGA, moved(seen, views) / GIGA),
+        Part(masks * BACKWARD * predict / GIGA, predictor_moves / GIGA),
         Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,

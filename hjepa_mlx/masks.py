@@ -19,6 +19,7 @@ import numpy as np
 from hjepa_mlx.config import Config
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.rng import generator
+from hjepa_mlx.views import Views, draw
 
 MAX_SHAPES = 4  # target block shapes, each of which may be one more trace of the step
 MIN_ACCEPTED = 0.2  # of the images drawn, this many must leave enough context
@@ -32,12 +33,14 @@ class Masks(NamedTuple):
     `centres` holds, for each predicted level in turn, the M·n_l cells to predict, as indices into
     the half-cell position table of side 2·grid − 1 (cell centres fall on patches or between them).
     `pool` averages the patches of a block into its n_l cells: row-stochastic, one matrix per level.
+    `views` are of the same B / `masks.per_image` images, for the image level.
     """
 
     context: np.ndarray  # [B, K] int32, sorted, unique
     targets: np.ndarray  # [B, M, h·w] int32
     centres: np.ndarray  # [B, M·Σ n_l] int32
-    pool: tuple[np.ndarray, ...]  # predicted levels × [n_l, h·w] float32
+    pool: tuple[np.ndarray, ...]  # masked levels × [n_l, h·w] float32
+    views: Views | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class MaskSampler:
 
     def __init__(self, config: Config) -> None:
         masks = config.masks
+        self._config = config
         self.grid = config.grid
         self.seed = config.seed
         self.targets = masks.targets
@@ -128,7 +132,7 @@ class MaskSampler:
         self._context_shapes = np.array(
             [(s.height, s.width) for s in context_shapes(self.grid, masks.context_area)]
         )
-        pools = {level: int(config.model.level_pool[level]) for level in config.predicted}
+        pools = {level: config.level_pools[level] for level in config.masked}
         self._tables = {shape: self._table(shape, pools) for shape in self.shapes}
         for shape in self.shapes:
             self._check_context(shape)
@@ -152,10 +156,14 @@ class MaskSampler:
         targets = first[:, :, None] + offsets
         half = 2 * corners @ np.array([2 * self.grid - 1, 1], np.int32)
         centres = [(half[:, :, None] + level).reshape(count, -1) for level in centre_offsets]
-        return Masks(context, targets, np.concatenate(centres, 1), pool)
+        views = None
+        if self._config.view_grid:
+            views = draw(rng, self._config, count // self._config.masks.per_image)
+        none = np.empty((count, 0), np.int32)
+        return Masks(context, targets, np.concatenate([none, *centres], 1), pool, views)
 
     def cells(self, shape: BlockShape) -> list[int]:
-        """Cells to predict in one target block, a number per level that is predicted."""
+        """Cells to predict in one target block, a number per masked level."""
         return [len(matrix) for matrix in self._tables[shape][2]]
 
     def _positions(

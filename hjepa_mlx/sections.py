@@ -68,8 +68,10 @@ class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
 
     level_blocks: the transformer block, from 1, after which each level lies. level_pool: patches
-    along a cell's side. predictor_context: the predictor sees the context's tokens, only their
-    mean, or both: the tokens for the first half of each level's cells, the mean for the rest.
+    along a cell's side; "image" for the top level, one cell that is the whole picture, predicted
+    from small crops of it (`views`). predictor_context: the predictor sees the context's tokens,
+    only their mean, or both: the tokens for the first half of each level's cells, the mean for the
+    rest.
     image_mean, image_std: of red, green and blue, to normalise images; ImageNet's by default.
     """
 
@@ -82,7 +84,7 @@ class Model(Section):
     image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3
     level_blocks: Auto | list[Count] = "auto"
-    level_pool: Auto | list[Count] = "auto"
+    level_pool: Auto | list[Count | Literal["image"]] = "auto"
     predictor_dim: Count = 192
     predictor_depth: Count = 6
     predictor_context: Literal["tokens", "mean", "both"] = "both"
@@ -109,16 +111,35 @@ class Masks(Section):
     per_image: Count = 1
 
 
+class Views(Section):
+    """The small crops from which the image level is predicted, `count` an image.
+
+    size: pixels along their side. area: fractions of the training crop that they are cut from.
+    colour: strength of changes in brightness, contrast, saturation and hue, 0 for none. grey,
+    blur: the share of views without colour, and of blurred ones. Mirrored where `data.flip` says.
+    """
+
+    count: Count = 1
+    size: Auto | Count = "auto"
+    area: Areas = [0.1, 0.6]
+    colour: Fraction = 0.0
+    grey: Fraction = 0.0
+    blur: Fraction = 0.0
+
+
 class Loss(Section):
     """Prediction loss and the optional regularisers' weights (0: off).
 
-    level_weights: a level of weight 0 is not predicted, only evaluated after training.
+    level_weights: a level of weight 0 is not predicted, only evaluated after training. vicreg and
+    sigreg act on the mean of a masked context's features, and on a projection of a view's to
+    `projection` dimensions.
     """
 
     kind: str = "smooth_l1"  # a name in losses.py
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
     vicreg: Annotated[float, Field(ge=0)] = 0.2
     sigreg: Annotated[float, Field(ge=0)] = 0.0
+    projection: Count = 512
 
 
 class Optim(Section):

@@ -138,15 +138,17 @@ class Step:
     def compute_gradients(self, images: mx.array, *masks: Any) -> tuple[Metrics, Flat]:
         """Metrics and gradients of images [B, S, S, 3] and B·V masks (as arrays)."""
         self.traces += 1
-        context, targets, centres, pool = masks
+        context, targets, centres, pool, *drawn = masks
         patches = self.model.patches(images).astype(self.dtype)
+        views = self.model.views(images, drawn).astype(self.dtype) if drawn else None
         whole = self.model.parameters()
         self.model.update(tree_map(lambda w: w.astype(self.dtype), whole))  # what is frozen, too
         parts = self._parts(self.dtype)
         self.model.update(parts)
         truth = self.model.targets(patches, targets, pool)
         parts.pop(TARGET, None)
-        (_, metrics), gradients = self._value_and_grad(parts, patches, context, centres, truth)
+        seen = patches, context, centres, views
+        (_, metrics), gradients = self._value_and_grad(parts, *seen, truth)
         self.model.update(whole)  # also what a forward pass has changed
         joined = self.layout.join(gradients)
         return metrics, tree_map(lambda g: g.astype(mx.float32), joined)
@@ -161,25 +163,36 @@ class Step:
         patches: mx.array,
         context: mx.array,
         centres: mx.array,
+        views: mx.array | None,
         truth: list[mx.array],
     ) -> tuple[mx.array, Metrics]:
         c = self.config.loss
-        cells = [target.shape[1] for target in truth]
         self.model.update(trained)
-        predictions, features = self.model.predict(patches, context, centres, cells)
+        predictions, means = [], {}
+        if masked := self.config.masked:
+            cells = [target.shape[1] for target in truth[: len(masked)]]
+            predictions, features = self.model.predict(patches, context, centres, cells)
+            means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
+        if views is not None:
+            prediction, features = self.model.predict_image(views)
+            predictions = [*predictions, prediction]
+            truth = [*truth[:-1], mx.repeat(truth[-1], len(views) // len(patches), axis=0)]
+            if c.vicreg or c.sigreg:
+                means["_image"] = self.model.projector(features.mean(1)).astype(mx.float32)
         loss, metrics = mx.array(0.0), {}
-        levels = self.config.predicted
-        for level, prediction, target in zip(levels, predictions, truth, strict=True):
+        for level, prediction, target in zip(
+            self.config.predicted, predictions, truth, strict=True
+        ):
             metrics[f"loss_level_{level}"] = self.loss_fn(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
-        pooled = features.astype(mx.float32).mean(1)  # [B·V, D]
-        if c.vicreg:
-            metrics["vicreg"] = losses.vicreg(pooled)
-            loss = loss + c.vicreg * metrics["vicreg"]
-        if c.sigreg:
-            by_image = pooled.reshape(len(patches), -1, pooled.shape[1])
-            metrics["sigreg"] = losses.sigreg(by_image.swapaxes(0, 1))
-            loss = loss + c.sigreg * metrics["sigreg"]
+        for of, pooled in means.items():
+            if c.vicreg:
+                metrics["vicreg" + of] = losses.vicreg(pooled)
+                loss = loss + c.vicreg * metrics["vicreg" + of]
+            if c.sigreg:
+                by_image = pooled.reshape(len(patches), -1, pooled.shape[1])
+                metrics["sigreg" + of] = losses.sigreg(by_image.swapaxes(0, 1))
+                loss = loss + c.sigreg * metrics["sigreg" + of]
         metrics["loss"] = loss
         if self.dtype == mx.float16:
             loss = loss * self.scaler["scale"]
@@ -240,6 +253,7 @@ def _shared(trained: Any, target: nn.Module) -> Any:
 
 
 def as_arrays(masks: Masks) -> tuple[Any, ...]:
-    """The masks' fields as arrays of MLX."""
+    """The masks' fields as arrays of MLX, those of the views after them."""
     pool = tuple(map(mx.array, masks.pool))
-    return mx.array(masks.context), mx.array(masks.targets), mx.array(masks.centres), pool
+    views = map(mx.array, masks.views or ())
+    return mx.array(masks.context), mx.array(masks.targets), mx.array(masks.centres), pool, *views

@@ -177,7 +177,7 @@ def structure(images: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
 def _by_patch(model: hj.HJEPA, encoder: str, images: np.ndarray) -> list[np.ndarray]:
     batches = np.array_split(images, -(-len(images) // 64))
     found = zip(*(model.encode(batch, encoder) for batch in batches), strict=True)
-    grid, pools = model.config.grid, map(int, model.config.model.level_pool)
+    grid, pools = model.config.grid, model.config.level_pools
     return [
         np.concatenate([_of_patches(np.array(x), grid, pool) for x in level])
         for level, pool in zip(found, pools, strict=True)

@@ -171,6 +171,16 @@ GRID_14 = ("data.image_size=28", "model.patch_size=2", "masks.context_tokens=22"
 GRID_14_56 = (*GRID_14, "data.image_size=56", "model.patch_size=4")  # for the photographs
 # Only the last block predicted, three read: the training of one level
 READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0,1]")
+# The image level over the last block, beside what READ_3 predicts
+IMAGE = (
+    "model.levels=4",
+    "model.level_blocks=[1,2,3,3]",
+    "model.level_pool=[1,1,1,image]",
+    "loss.level_weights=[0,0,1,1]",
+    "views.size=16",
+    "optim.epochs=11",  # as many FLOP as small_read_3 in 15
+)
+COLOUR = ("views.colour=0.5", "views.grey=0.2")
 
 VARIANTS = {
     "baseline": Variant(PLAIN),
@@ -184,6 +194,15 @@ VARIANTS = {
     "nano": Variant((*PLAIN, *NANO)),
     "small": Variant(SMALL),
     "small_read_3": Variant((*SMALL, *READ_3)),
+    "small_image": Variant((*SMALL, *IMAGE)),
+    "small_image_colour": Variant((*SMALL, *IMAGE, *COLOUR)),
+    "small_image_alone": Variant(
+        (*SMALL, *IMAGE, "loss.level_weights=[0,0,0,1]", "optim.epochs=20")
+    ),
+    "small_image_above": Variant((*SMALL, *IMAGE, "loss.level_weights=[0,1,0,1]")),
+    "small_image_sigreg": Variant((*SMALL, *IMAGE, "loss.vicreg=0", "loss.sigreg=0.05")),
+    "small_image_batch_64": Variant((*SMALL, *IMAGE, "data.batch_size=64", "optim.lr=1e-3")),
+    "small_image_24": Variant((*SMALL, *IMAGE, "views.size=24", "optim.epochs=9")),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
     "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),

@@ -89,7 +89,7 @@ def _print_plan(config: Config) -> None:
     prediction_loss(config.loss.kind)
     networks = HJEPA(config)
     cost = costs(config, networks)
-    counts = zip(config.predicted, cost.predicted_cells, strict=True)
+    counts = zip(config.masked, cost.predicted_cells, strict=True)
     cells = ", ".join(f"level {level}: {count:.0f}" for level, count in counts)
     lines = [
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
@@ -97,7 +97,7 @@ def _print_plan(config: Config) -> None:
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
         f"hierarchy    {_hierarchy(config)}",
         f"GFLOP/image  {cost.gflop:.2f} (target {cost.target.gflop:.2f}, "
-        f"context {cost.context.gflop:.2f}, predictor {cost.predictor.gflop:.2f}); "
+        f"context {cost.context.gflop:.2f}, views {cost.views.gflop:.2f}, predictor {cost.predictor.gflop:.2f}); "
         f"{average_gflop(config, networks):.2f} on average over the run",
         *(
             f"{size:<12} pixels for {share:.0%} of the epochs"
@@ -121,7 +121,7 @@ def _print_plan(config: Config) -> None:
 
 def _hierarchy(config: Config) -> str:
     """How many cells of which size each level has in an image."""
-    pools, sides = map(int, config.model.level_pool), config.level_sides
+    pools, sides = config.level_pools, config.level_sides
     words = [
         f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
         + ("" if level in config.predicted else " (not predicted)")

@@ -13,7 +13,10 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.masks import pooling
 from hjepa_mlx.models.predictor import Predictor
-from hjepa_mlx.models.vit import VisionTransformer, patchify, take_tokens
+from hjepa_mlx.models.vit import MLP, VisionTransformer, patchify, take_tokens
+from hjepa_mlx.views import render
+
+WIDE = 1536  # of the hidden layer between a view's mean and what is predicted from it
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Origin:
 
 
 class HJEPA(nn.Module):
-    """The three networks of a run, built from its config; both encoders start equal.
+    """The networks of a run, built from its config; both encoders start equal.
+
+    predictor: of the masked levels. image_predictor and projector: of the image level.
 
     The weights come from `config.seed`, so the same config gives the same; MLX's global random
     numbers start anew from it.
@@ -43,9 +48,15 @@ class HJEPA(nn.Module):
         self.target_encoder = VisionTransformer(config)
         self.target_encoder.update(self.context_encoder.parameters())
         self.target_encoder.freeze()
-        self.predictor = Predictor(config)
+        if config.masked:
+            self.predictor = Predictor(config)
+        if config.view_grid:
+            dim = int(model.dim)
+            self.image_predictor = MLP(dim, WIDE, dim)
+            if config.loss.vicreg or config.loss.sigreg:
+                self.projector = MLP(dim, WIDE, config.loss.projection)
         self._level_pool = [
-            mx.array(pooling(config.grid, config.grid, int(size))[0]) for size in model.level_pool
+            mx.array(pooling(config.grid, config.grid, size)[0]) for size in config.level_pools
         ]
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
@@ -58,20 +69,23 @@ class HJEPA(nn.Module):
     ) -> list[mx.array]:
         """The targets to predict: features of the target encoder, pooled inside target blocks.
 
-        patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: [n_l, h·w] of each level that is
-        predicted. One pass serves V masks per image. Returns [B·V, M·n_l, D] float32 of each, every
-        cell normalised (LayerNorm without affine).
+        patches: [B, N, p·p·3]; indices: [B·V, M, h·w]; pool: [n_l, h·w] of each masked level. One
+        pass serves V masks per image. Returns [B·V, M·n_l, D] float32 of each, every cell
+        normalised (LayerNorm without affine); last, if the image level is predicted, the mean over
+        the picture, likewise [B, 1, D].
         """
         rows, M, A = indices.shape
         targets = []
         blocks = [self.level_blocks[level] for level in self.config.predicted]
         features = self.target_encoder(patches, after=blocks)
-        for x, matrix in zip(features, pool, strict=True):
+        for x, matrix in zip(features, pool):  # noqa: B905 (the image level has no matrix)
             x = take_tokens(x, indices.reshape(rows, M * A))
             x = x.reshape(rows, M, A, -1).astype(mx.float32)  # [B·V, M, h·w, D]
             x = (matrix @ x).reshape(rows, M * matrix.shape[0], -1)  # [B·V, M·n_l, D]
-            targets.append(mx.fast.layer_norm(x, None, None, 1e-5))
-        return targets
+            targets.append(x)
+        if self.config.view_grid:
+            targets.append(features[-1].astype(mx.float32).mean(1, keepdims=True))
+        return [mx.fast.layer_norm(x, None, None, 1e-5) for x in targets]
 
     def predict(
         self, patches: mx.array, indices: mx.array, centres: mx.array, cells: list[int]
@@ -83,6 +97,19 @@ class HJEPA(nn.Module):
         (context,) = self.context_encoder(patches, indices)
         grid = isqrt(patches.shape[1])
         return self.predictor(context, indices, centres, cells, grid), context
+
+    def predict_image(self, patches: mx.array) -> tuple[mx.array, mx.array]:
+        """The image's prediction from each view, [V, 1, D], and the view's features [V, n, D].
+
+        patches: [V, n, p·p·3] of views, as `views` gives them.
+        """
+        (features,) = self.context_encoder(patches)
+        return self.image_predictor(features.mean(1, keepdims=True)), features
+
+    def views(self, images: mx.array, views: tuple[mx.array, ...]) -> mx.array:
+        """Views of images [B, S, S, 3] as the context encoder sees them: [V, n, p·p·3]."""
+        size = self.config.view_grid * self.config.model.patch_size * images.shape[1]
+        return self.patches(render(images, views, size // self.config.data.image_size))
 
     def encode(self, images: mx.array | np.ndarray, encoder: str = "target") -> list[mx.array]:
         """Features of each level, finest first, of the target (or "context") encoder.

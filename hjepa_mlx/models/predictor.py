@@ -24,7 +24,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        model, levels = config.model, len(config.predicted)
+        model, levels = config.model, len(config.masked)
         self.grid, self.dim = config.grid, model.predictor_dim
         self._told = TOLD[model.predictor_context]
         self._run = checkpointed if model.checkpoint_blocks else lambda block: block

@@ -122,16 +122,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide in between."""
+    """Two linear layers with GELU between them."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
         self._gelu = kernels().gelu
 
     def __call__(self, x: mx.array) -> mx.array:
-        """[B, N, D] to [B, N, D]."""
+        """[…, dim] to […, out]."""
         return self.fc2(self._gelu(self.fc1(x)))
 
 
@@ -143,7 +143,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLP(dim)
+        self.mlp = MLP(dim, 4 * dim, dim)
         for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
             linear.weight = trunc_normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)

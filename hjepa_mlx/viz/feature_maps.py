@@ -35,7 +35,7 @@ def draw_similarity(
     images: [B, S, S, 3] uint8, one column each; patch: its row and column, by default the middle.
     Raises UsageError when the grid has no such patch.
     """
-    grid, pools = model.config.grid, [int(pool) for pool in model.config.model.level_pool]
+    grid, pools = model.config.grid, model.config.level_pools
     row, column = patch or (grid // 2, grid // 2)
     if not (0 <= row < grid and 0 <= column < grid):
         raise UsageError(f"There is no patch {(row, column)} in a {grid}x{grid} grid.")
@@ -93,7 +93,7 @@ def _draw_maps(
     for ax, image in zip(axes[0], images, strict=True):
         show(ax, image, grid)
     for level, cells in enumerate(maps):
-        pool, side = int(model.config.model.level_pool[level]), math.isqrt(cells.shape[1])
+        pool, side = model.config.level_pools[level], math.isqrt(cells.shape[1])
         axes[1 + level, 0].set_ylabel(f"level {level}\n{side}×{side} cells", **style)
         for ax, values in zip(axes[1 + level], cells, strict=True):
             patches = on_patches(values, grid, pool)

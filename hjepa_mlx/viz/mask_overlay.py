@@ -27,8 +27,8 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     heading = "Masks: the context is seen, each cell inside the target blocks is predicted"
     figure, axes = tiles(len(images), 1 + len(masks.pool), heading, text=1)
     axes[0, 0].set_title("image", fontsize=9)
-    for ax, level in zip(axes[0, 1:], config.predicted, strict=True):
-        cell = config.model.patch_size * int(config.model.level_pool[level])
+    for ax, level in zip(axes[0, 1:], config.masked, strict=True):
+        cell = config.model.patch_size * config.level_pools[level]
         ax.set_title(f"level {level}\ncells of {cell}×{cell} pixels", fontsize=9)
     for number, image in enumerate(images):
         show(axes[number, 0], image, grid)
