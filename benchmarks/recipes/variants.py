@@ -174,6 +174,7 @@ READ_3 = ("model.levels=3", "model.level_pool=[1,1,1]", "loss.level_weights=[0,0
 # The image level over the last block, beside what READ_3 predicts
 IMAGE = (
     "model.levels=4",
+    "model.size=custom",
     "model.level_blocks=[1,2,3,3]",
     "model.level_pool=[1,1,1,image]",
     "loss.level_weights=[0,0,1,1]",
