@@ -10,7 +10,18 @@ import yaml
 from pydantic import Field, model_validator
 from rich.syntax import Syntax
 
-from hjepa_mlx.sections import LEVEL_WEIGHTS, Auto, Data, Loss, Masks, Model, Optim, Run, Section, Views
+from hjepa_mlx.sections import (
+    LEVEL_WEIGHTS,
+    Auto,
+    Data,
+    Loss,
+    Masks,
+    Model,
+    Optim,
+    Run,
+    Section,
+    Views,
+)
 from hjepa_mlx.tables import Shown
 
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
@@ -172,8 +183,10 @@ class Config(Shown, Section):
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."
         seen = self.views.size
         multiple = seen != "auto" and (int(seen) % patch > 0 or int(seen) > size)
-        yield multiple, f"views.size={seen} must be a multiple of model.patch_size={patch}, " + (
-            f"no larger than data.image_size={size}."
+        yield (
+            multiple,
+            f"views.size={seen} must be a multiple of model.patch_size={patch}, "
+            + (f"no larger than data.image_size={size}."),
         )
         whole = [*pools].count("image") > 1 or "image" in [*pools][:-1]
         yield whole, f"model.level_pool={pools}: only the last level can be the image."

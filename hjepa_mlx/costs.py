@@ -12,6 +12,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.predictor import TOLD
+from hjepa_mlx.views import rendering_flop
 
 GIGA = 1e9
 BACKWARD = 3  # forward and backward together cost three forwards
@@ -73,8 +74,15 @@ class _Stack(NamedTuple):
         """FLOP of a forward pass: projections, MLP and attention."""
         return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
 
+    def learned(self, tokens: int, pixels: int) -> float:
+        """FLOP of a pass and its gradients, from patches of so many numbers."""
+        # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
+        return 2 * 2 * tokens * pixels * self.width + BACKWARD * self.flop(tokens)
+
     def moved(self, tokens: float, passes: float, fused: bool = False) -> float:
         """Bytes that a forward pass moves; the weights are read once for so many passes."""
+        if not tokens:
+            return 0.0
         scores = 0 if fused else 4 * self.heads * tokens
         weights = 12 * self.width**2 * self.depth / passes
         return FLOAT * (self.depth * tokens * (MOVED_PER_BLOCK * self.width + scores) + weights)
@@ -89,7 +97,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     """The costs of one training step of `networks`, which were built from `config`."""
     model, sampler = config.model, MaskSampler(config)
     weights = {
-        name: sum(weight.size for _, weight in tree_flatten(part))
+        name: sum(weight.size for weight in dict(tree_flatten(part)).values())
         for name, part in networks.parameters().items()
     }
     trained = sum(weights.values()) - weights["target_encoder"]
@@ -107,12 +115,9 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     views, area = config.views.count, np.mean([shape.area for shape in sampler.shapes])
     heads = sum(weights.get(name, 0) for name in ("image_predictor", "projector"))
 
-    def encode(tokens: int) -> float:
-        """FLOP of a pass of the context encoder and its gradients."""
-        # pixels have no gradient: the patch embedding's backward pass is one matmul, not two
-        return 2 * 2 * tokens * pixels * dim + BACKWARD * encoder.flop(tokens)
-
     target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
+    look = rendering_flop(config.view_grid * model.patch_size, config.data.image_size)
+    look += encoder.learned(seen, pixels) + BACKWARD * 2 * heads
     predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim if queries else 0
     predict += sum(map(predictor.flop, passes))
     most = 2 if model.checkpoint_blocks else max(encoder.depth, predictor.depth)
@@ -120,17 +125,16 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     kept = masks * kept + views * encoder.kept(seen, most)
     kept += encoder.kept(tokens, 1)  # of the target encoder, one block
     memory = FLOAT * (OVERHEAD * batch * kept + 5 * trained + 2 * weights["target_encoder"])
-    predictor_moves = masks * BACKWARD * sum(predictor.moved(n, batch * masks) for n in passes)
-
-    def moved(tokens: int, times: int) -> float:
-        """Bytes of so many passes of the context encoder and their gradients."""
-        return times * BACKWARD * encoder.moved(tokens, batch * times) if tokens else 0.0
-
+    moved = (
+        masks * BACKWARD * encoder.moved(context, batch * masks),
+        views * BACKWARD * encoder.moved(seen, batch * views),
+        masks * BACKWARD * sum(predictor.moved(n, batch * masks) for n in passes),
+    )
     return Costs(
         Part(target / GIGA, looked_at.moved(tokens, batch, fused=True) / GIGA),
-        Part(masks * encode(context) / GIGA, moved(context, masks) / GIGA),
-        Part(views * (encode(seen) + BACKWARD * 2 * heads) / GIGA, moved(seen, views) / GIGA),
-        Part(masks * BACKWARD * predict / GIGA, predictor_moves / GIGA),
+        Part(masks * encoder.learned(context, pixels) / GIGA, moved[0] / GIGA),
+        Part(views * look / GIGA, moved[1] / GIGA),
+        Part(masks * BACKWARD * predict / GIGA, moved[2] / GIGA),
         Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,

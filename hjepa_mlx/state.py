@@ -189,6 +189,11 @@ def _check_own_parts(
                 f"The sampler's masks do not fit the grid of {config.grid}×{config.grid} patches. "
                 "Make it from this config."
             )
+        if config.view_grid and masks.views is None:
+            raise UsageError(
+                "The sampler gives no views, from which the image level is predicted. Take them "
+                "from MaskSampler's masks, or set that level's loss.level_weights to 0."
+            )
         if config.data.progressive:
             raise UsageError("data.progressive needs masks for each image size: give no sampler.")
     its = model.config if model else config

@@ -168,7 +168,8 @@ class Step:
     ) -> tuple[mx.array, Metrics]:
         c = self.config.loss
         self.model.update(trained)
-        predictions, means = [], {}
+        predictions: list[mx.array] = []
+        means: dict[str, mx.array] = {}
         if masked := self.config.masked:
             cells = [target.shape[1] for target in truth[: len(masked)]]
             predictions, features = self.model.predict(patches, context, centres, cells)

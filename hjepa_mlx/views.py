@@ -5,6 +5,7 @@ A view is drawn as a few numbers; cutting, shrinking and colouring happen in the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -33,7 +34,7 @@ class Views(NamedTuple):
 def draw(rng: np.random.Generator, config: Config, images: int) -> Views:
     """`views.count` views of each image."""
     views, count = config.views, images * config.views.count
-    area = rng.uniform(*views.area, count)
+    area = rng.uniform(views.area[0], views.area[1], count)
     low, high = np.log(ASPECT)
     root = np.exp(rng.uniform(low, high, count) / 2)
     sides = np.minimum(np.stack([np.sqrt(area) / root, np.sqrt(area) * root], 1), 1.0)
@@ -63,7 +64,7 @@ def _colours(
     return matrix, brightness * (1 - contrast)
 
 
-def render(images: mx.array, views: tuple[mx.array, ...], size: int) -> mx.array:
+def render(images: mx.array, views: Sequence[mx.array], size: int) -> mx.array:
     """Views [V, size, size, 3] float32, 0 to 255, of images [B, S, S, 3].
 
     Shrunk with a triangle filter as wide as needed, as PIL's BILINEAR.
@@ -83,16 +84,21 @@ def render(images: mx.array, views: tuple[mx.array, ...], size: int) -> mx.array
     return mx.clip(x, 0, 255).reshape(V, size, size, 3)
 
 
-def _weights(start: mx.array, length: mx.array, blur: mx.array, size: int, S: int) -> mx.array:
-    """How much of each of S pixels is in each of `size`: [V, size, S], rows summing to 1.
+def _weights(start: mx.array, length: mx.array, blur: mx.array, size: int, of: int) -> mx.array:
+    """How much of each of `of` pixels is in each of `size`: [V, size, of], rows summing to 1.
 
     start, length: [V] of the part that is cut out, as fractions of the image.
     """
-    scale = S * length / size  # pixels of the image for one of the view
-    centres = S * start[:, None] + (mx.arange(size) + 0.5) * scale[:, None]  # [V, size]
-    gaps = mx.abs(mx.arange(S) + 0.5 - centres[..., None])
+    scale = of * length / size  # pixels of the image for one of the view
+    centres = of * start[:, None] + (mx.arange(size) + 0.5) * scale[:, None]  # [V, size]
+    gaps = mx.abs(mx.arange(of) + 0.5 - centres[..., None])
     triangle = mx.maximum(1 - gaps / mx.maximum(scale, 1)[:, None, None], 0)
     triangle = triangle / triangle.sum(-1, keepdims=True)
     between = mx.arange(size) - mx.arange(size)[:, None]
     gauss = mx.exp(-0.5 * mx.square(between / blur[:, None, None]))
     return (gauss / gauss.sum(-1, keepdims=True)) @ triangle
+
+
+def rendering_flop(size: int, of: int) -> int:
+    """FLOP of the matmuls that render a view of `size` pixels from an image of `of`."""
+    return 2 * size * (3 * of * (of + size) + 2 * size * of + 9 * size)

@@ -43,11 +43,17 @@ def matmul_flop(function, *inputs):
     return sum(found)
 
 
+IMAGE_LEVEL = {
+    "model": {"levels": 3, "level_blocks": [1, 2, 3], "level_pool": [1, 2, "image"]},
+    "views": {"count": 2, "size": 12},
+}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"masks": {"per_image": 2}}]
+    [{}, {"masks": {"per_image": 2}}, IMAGE_LEVEL]
     + [{"model": {"predictor_context": told}} for told in ("mean", "both")],
-    ids=["one mask", "two masks", "from the mean", "from both"],
+    ids=["one mask", "two masks", "two views", "from the mean", "from both"],
 )
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
     monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_gpu", lambda: False)  # fused there

@@ -122,13 +122,14 @@ def time_parts(config: Config) -> dict[str, float]:
     """
     rig = Rig(config)
     step, model, masks = rig.step, rig.step.model, as_arrays(rig.masks(0))
-    context, targets, centres, pool = masks
+    context, targets, centres, pool, *drawn = masks
     cells = [targets.shape[1] * len(matrix) for matrix in pool]
     patches = model.patches(rig.images).astype(step.dtype)
     seen = model.context_encoder(patches, context)[0].astype(step.dtype)
+    views = model.views(rig.images, drawn).astype(step.dtype) if drawn else None
     _, gradients = step.compute_gradients(rig.images, *masks)
     values = [mx.array(value, mx.float32) for value in VALUES]
-    mx.eval(patches, seen, masks, gradients)
+    mx.eval(patches, seen, views, masks, gradients)
 
     def seconds(function: Callable[[], Any]) -> float:
         compiled = step.compile(function)
@@ -137,11 +138,13 @@ def time_parts(config: Config) -> dict[str, float]:
 
     step.place(step.dtype)
     mx.eval(model.parameters())
-    parts = {
-        "target": seconds(lambda: model.targets(patches, targets, pool)),
-        "context": seconds(lambda: model.context_encoder(patches, context)),
-        "predictor": seconds(lambda: model.predictor(seen, context, centres, cells, config.grid)),
-    }
+    parts = {"target": seconds(lambda: model.targets(patches, targets, pool))}
+    if views is not None:
+        parts["views"] = seconds(lambda: model.predict_image(model.views(rig.images, drawn)))
+    if pool:
+        grid = config.grid
+        parts["context"] = seconds(lambda: model.context_encoder(patches, context))
+        parts["predictor"] = seconds(lambda: model.predictor(seen, context, centres, cells, grid))
     whole = seconds(lambda: step.compute_gradients(rig.images, *masks))
     parts["backward"] = max(0.0, whole - sum(parts.values()))
     parts["update"] = seconds(lambda: step.apply_gradients(gradients, *values))

@@ -94,11 +94,12 @@ def _print_plan(config: Config) -> None:
     lines = [
         "parameters   " + ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in cost.weights.items()),
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
-        f"{cost.context_tokens} in the context encoder; cells predicted: {cells}",
+        f"{cost.context_tokens} in the context encoder; cells predicted: {cells or 'none'}",
         f"hierarchy    {_hierarchy(config)}",
         f"GFLOP/image  {cost.gflop:.2f} (target {cost.target.gflop:.2f}, "
-        f"context {cost.context.gflop:.2f}, views {cost.views.gflop:.2f}, predictor {cost.predictor.gflop:.2f}); "
-        f"{average_gflop(config, networks):.2f} on average over the run",
+        f"context {cost.context.gflop:.2f}, views {cost.views.gflop:.2f}, "
+        f"predictor {cost.predictor.gflop:.2f}); {average_gflop(config, networks):.2f} on average "
+        "over the run",
         *(
             f"{size:<12} pixels for {share:.0%} of the epochs"
             for size, share in config.stages
@@ -121,12 +122,18 @@ def _print_plan(config: Config) -> None:
 
 def _hierarchy(config: Config) -> str:
     """How many cells of which size each level has in an image."""
-    pools, sides = config.level_pools, config.level_sides
-    words = [
-        f"level {level}: {side}x{side} cells of {config.model.patch_size * pool} pixels"
-        + ("" if level in config.predicted else " (not predicted)")
-        for level, (side, pool) in enumerate(zip(sides, pools, strict=True))
-    ]
-    if sides[-1] <= 2:
-        words.append("with so few cells the coarsest level adds little")
+    words = []
+    pools, seen = config.model.level_pool, config.view_grid
+    for level, (pool, side) in enumerate(zip(pools, config.level_sides, strict=True)):
+        cells = (
+            f"{side}x{side} cells of {config.model.patch_size * config.level_pools[level]} pixels"
+        )
+        few = ", with so few cells it adds little" if side <= 2 else ""
+        if pool == "image":
+            cells = "the image" + (
+                f", from {config.views.count} x {seen}x{seen} patches" if seen else ""
+            )
+            few = ""
+        predicted = "" if level in config.predicted else " (not predicted)"
+        words.append(f"level {level}: {cells}{predicted}{few}")
     return ", ".join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -106,7 +107,7 @@ class HJEPA(nn.Module):
         (features,) = self.context_encoder(patches)
         return self.image_predictor(features.mean(1, keepdims=True)), features
 
-    def views(self, images: mx.array, views: tuple[mx.array, ...]) -> mx.array:
+    def views(self, images: mx.array, views: Sequence[mx.array]) -> mx.array:
         """Views of images [B, S, S, 3] as the context encoder sees them: [V, n, p·p·3]."""
         size = self.config.view_grid * self.config.model.patch_size * images.shape[1]
         return self.patches(render(images, views, size // self.config.data.image_size))

@@ -1,16 +1,18 @@
-"""Masks on images: the patches that the context encoder sees, and each level's cells to predict."""
+"""Masks and views of images: what the context encoder sees, and each level's cells to predict."""
 
 from __future__ import annotations
 
 from itertools import cycle
 
+import mlx.core as mx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.masks import MaskSampler
+from hjepa_mlx.masks import Masks, MaskSampler
+from hjepa_mlx.views import render
 from hjepa_mlx.viz.canvas import COLOURS, Picture, outline, show, tiles
 
 FADED, KEPT = "#C8CAE2", 0.2  # a hidden patch turns into this until so much of it is left
@@ -21,23 +23,37 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     """Masks as drawn at step `step` for a batch of these images [B, S, S, 3] uint8: one row each.
 
     Context tokens are shown as they are, all else faded; target blocks are outlined, each in its
-    colour, and divided into the cells whose features are predicted.
+    colour, and divided into the cells whose features are predicted. Views follow as they are seen.
     """
     masks, grid = MaskSampler(config)(step, len(images)), config.grid
     heading = "Masks: the context is seen, each cell inside the target blocks is predicted"
-    figure, axes = tiles(len(images), 1 + len(masks.pool), heading, text=1)
+    views = _views(config, images, masks)
+    figure, axes = tiles(len(images), 1 + len(masks.pool) + len(views), heading, text=1)
     axes[0, 0].set_title("image", fontsize=9)
-    for ax, level in zip(axes[0, 1:], config.masked, strict=True):
+    for ax, level in zip(axes[0, 1:], config.masked):  # noqa: B905 (views follow)
         cell = config.model.patch_size * config.level_pools[level]
         ax.set_title(f"level {level}\ncells of {cell}×{cell} pixels", fontsize=9)
+    for number, of_images in enumerate(views, len(masks.pool) + 1):
+        axes[0, number].set_title(f"level {config.predicted[-1]}\nview of the image", fontsize=9)
+        for ax, view in zip(axes[:, number], of_images, strict=True):
+            show(ax, view, config.view_grid)
     for number, image in enumerate(images):
         show(axes[number, 0], image, grid)
-        for ax, pool in zip(axes[number, 1:], masks.pool, strict=True):
+        for ax, pool in zip(axes[number, 1:], masks.pool):  # noqa: B905 (views follow)
             show(ax, _context_only(image, masks.context[number], grid), grid)
             _draw_targets(ax, masks.targets[number], pool, grid)
     handles = [*axes[0, 1].get_legend_handles_labels()[0], Patch(color=FADED, label="hidden")]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+def _views(config: Config, images: np.ndarray, masks: Masks) -> list[np.ndarray]:
+    """The views of these images as drawn, `views.count` × [B, s, s, 3] uint8."""
+    if not masks.views:
+        return []
+    seen = render(mx.array(images), tuple(map(mx.array, masks.views)), int(config.views.size))
+    every = np.rint(np.array(seen)).astype(np.uint8)
+    return [every[number :: config.views.count] for number in range(config.views.count)]
 
 
 def _context_only(image: np.ndarray, context: np.ndarray, grid: int) -> np.ndarray:
