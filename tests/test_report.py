@@ -92,6 +92,16 @@ def test_a_promise_is_judged_by_the_best_single_level_and_its_rank() -> None:
     assert (rank["level"], rank["measured"]) == ("level_2", 38.0)
 
 
+def test_the_nearest_published_figures_stand_beside_the_promise() -> None:
+    scores = made_up()
+    scores["promises"] = promises(made_up(), "imagenet100")
+    assert [row["published"] for row in scores["promises"]] == [42.3, 34.8, None]
+    shown = " ".join(printed(hj.Report(scores)).split())
+    assert "42.3" in shown
+    assert "CNN-JEPA, arXiv 2408.07514" in shown
+    assert "never measured" in shown
+
+
 @pytest.mark.parametrize("name", ["demo", "fashion-mnist", "folder", "", "imagenet100+demo"])
 def test_nothing_is_judged_where_nothing_was_promised(name: str) -> None:
     assert promises(made_up(), name) == []

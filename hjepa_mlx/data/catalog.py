@@ -30,6 +30,14 @@ class Promise(_Row):
     rank: int
 
 
+class Published(_Row):
+    """The nearest figures that somebody has published, in per cent, and what they are of."""
+
+    linear_probe: float
+    knn: float
+    of: str
+
+
 class Remote(_Row):
     """A file to download: its URL, published MD5 and size (for progress and disk space)."""
 
@@ -73,6 +81,7 @@ class Dataset(_Row):
     terms: str
     goal: str
     promise: Promise | None = None
+    published: Published | None = None
     files: tuple[Remote, ...] = ()
     hub: str | None = None
     archives: dict[str, str] = {}

@@ -34,6 +34,7 @@ def _row(row: Dataset, data: Data, hours: float | None) -> dict[str, Any]:
         **row.model_dump(include=SHOWN),
         "images": row.images,
         "promised": promise,
+        "published": row.published and row.published.model_dump(),
         "here": {"layout": _layout(row, data), "hours_100_epochs": hours},
     }
 

@@ -80,7 +80,9 @@ class Report(tables.Shown):
 
 
 def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]:
-    """Each promise made for pretraining on a data set of the catalog: promised, measured, verdict.
+    """Each promise made for pretraining on a data set of the catalog, beside what is known.
+
+    Promised, nearest published (None where nothing is), measured, verdict.
 
     Accuracies are those of the best single level; the rank is that level's effective rank.
     """
@@ -96,13 +98,16 @@ def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]
         ("knn", row.promise.knn, knn, nearest),
         ("effective_rank_percent", about, rank, level),
     )
+    published = row.published.model_dump() if row.published else {}
     return [
         {
             "measure": measure,
             "promised": [low, high],
+            "published": published.get(measure),
             "measured": measured,
             "level": at,
             "verdict": "below" if measured < low else "above" if measured > high else "met",
+            "published_of": published.get("of"),
         }
         for measure, (low, high), measured, at in measures
     ]

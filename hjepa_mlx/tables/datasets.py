@@ -27,6 +27,12 @@ def datasets(facts: dict[str, Any]) -> list[Table]:
             for row in rows
         ],
     )
+    published = [
+        f"{row['name']}, {row['published']['of']}: probe {row['published']['linear_probe']:g} %, "
+        f"k-NN {row['published']['knn']:g} %"
+        for row in rows
+        if row["published"]
+    ]
     goals = table(
         "Promised for 100 epochs on an M1 Max (not measured)",
         ("your goal", "data set", "M1 Max", "probe %", "k-NN %", "rank %", "here h"),
@@ -43,5 +49,6 @@ def datasets(facts: dict[str, Any]) -> list[Table]:
             for row in rows
             if (promised := row["promised"])
         ],
+        f"Nearest published figures: {'; '.join(published)}.",
     )
     return [sets, goals]

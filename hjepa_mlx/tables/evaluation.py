@@ -76,9 +76,14 @@ def _promises(scores: dict[str, Any]) -> Table:
     }
     rows = [
         [measures[row["measure"]], level_name(row["level"]), span(row["promised"]),
-         number(row["measured"]), row["verdict"]]
+         number(row.get("published")), number(row["measured"]), row["verdict"]]
         for row in scores["promises"]
     ]  # fmt: skip
     trained = f"{scores['trained']['model']} after {scores['trained']['epochs']:g} epochs"
     title = f"Promised for 100 epochs of ViT-S; this is {trained}"
-    return table(title, ["", "level", "promised", "measured", "verdict"], rows)
+    of = scores["promises"][0].get("published_of")
+    caption = "Promised: by the project's founding comparison, never measured. " + (
+        f"Published: {of}." if of else "Nothing near is published."
+    )
+    columns = ["", "level", "promised", "published", "measured", "verdict"]
+    return table(title, columns, rows, caption)
