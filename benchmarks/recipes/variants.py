@@ -181,6 +181,9 @@ IMAGE = (
     "views.size=16",
     "optim.epochs=11",  # as many FLOP as small_read_3 in 15
 )
+# With 16 images the noise of VICReg's covariances in 512 dimensions outweighs what they say
+BATCH_32 = ("data.batch_size=32", "optim.lr=7e-4", "loss.projection=128")
+ALONE = ("loss.level_weights=[0,0,0,1]", "optim.epochs=20")
 COLOUR = ("views.colour=0.5", "views.grey=0.2")
 
 VARIANTS = {
@@ -196,14 +199,14 @@ VARIANTS = {
     "small": Variant(SMALL),
     "small_read_3": Variant((*SMALL, *READ_3)),
     "small_image": Variant((*SMALL, *IMAGE)),
-    "small_image_colour": Variant((*SMALL, *IMAGE, *COLOUR)),
-    "small_image_alone": Variant(
-        (*SMALL, *IMAGE, "loss.level_weights=[0,0,0,1]", "optim.epochs=20")
+    "small_image_32": Variant((*SMALL, *IMAGE, *BATCH_32)),
+    "small_image_32_alone": Variant((*SMALL, *IMAGE, *BATCH_32, *ALONE)),
+    "small_image_32_colour": Variant((*SMALL, *IMAGE, *BATCH_32, *COLOUR)),
+    "small_image_32_sigreg": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0", "loss.sigreg=0.05")
     ),
-    "small_image_above": Variant((*SMALL, *IMAGE, "loss.level_weights=[0,1,0,1]")),
-    "small_image_sigreg": Variant((*SMALL, *IMAGE, "loss.vicreg=0", "loss.sigreg=0.05")),
-    "small_image_batch_64": Variant((*SMALL, *IMAGE, "data.batch_size=64", "optim.lr=1e-3")),
-    "small_image_24": Variant((*SMALL, *IMAGE, "views.size=24", "optim.epochs=9")),
+    "small_image_32_above": Variant((*SMALL, *IMAGE, *BATCH_32, "loss.level_weights=[0,1,0,1]")),
+    "small_read_3_32": Variant((*SMALL, *READ_3, *BATCH_32)),
     "small_2_levels": Variant((*SMALL, "model.levels=2")),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
     "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),
