@@ -31,7 +31,8 @@ precision: float32
 compile: true
 data: {name: demo, image_size: 32, batch_size: 16, limit: 160, flip: true, workers: 2}
 model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4, predictor_dim: 64,
-        predictor_depth: 1}
+        predictor_depth: 1, level_pool: [1, 2, image]}
+views: {count: 2, colour: 0.5, grey: 0.2, blur: 0.5}
 loss: {sigreg: 0.01}
 optim: {epochs: 2, warmup_epochs: 0.5}
 run: {log_every: 3, checkpoint_minutes: 1.0e-9, keep_last: 2, final_eval: false}
