@@ -20,7 +20,7 @@ from hjepa_mlx.eval.rank import rankme
 
 ENCODERS = "target", "context"
 CLASS_SCORES = ("knn", "linear_probe", "feature_rank")
-SCORES = (*CLASS_SCORES, "standardised_rank", "orientation", "figure")
+SCORES = (*CLASS_SCORES, "standardised_rank", "orientation", "figure", "position")
 LOCAL_IMAGES = 1_000  # whose patches are looked at for the orientation of edges
 EDGES = 1e-3  # mean squared slope of a patch that has any, of grey from 0 to 1
 COARSE = 16  # pixels of a side, of the images that the pixel baseline looks at
@@ -108,6 +108,7 @@ def local_scores(config: hj.Config, by_patch: ByPatch) -> list[Result]:
     A ridge regression from the features of the cell that a patch lies in. orientation: to
     (cos 2θ, sin 2θ) of the patch's structure tensor, as strong as its edges are aligned; patches
     without edges left out. figure, where the data set has some: to the share that a figure covers.
+    position: the share of the features' variance that the patch's place in the image explains.
     """
     asked = {"orientation": edges}
     if config.data.dir and _figure_file(config, "train").is_file():
@@ -117,9 +118,10 @@ def local_scores(config: hj.Config, by_patch: ByPatch) -> list[Result]:
         parts = []
         for split in ("train", "test"):
             images, truth, counted = truth_of(config, split)
-            parts.append(([x[counted] for x in by_patch(images)], truth[counted]))
+            levels = by_patch(images)
+            parts.append(([x[counted] for x in levels], truth[counted]))
         (learnt, y), (judged, truth) = parts
-        found = found or [{} for _ in learnt]
+        found = found or [{"position": placed(x, config.grid**2)} for x in levels]
         for values, x, queries in zip(found, learnt, judged, strict=True):
             values[kind] = ridge(x, y, queries, truth)
     return found
@@ -132,6 +134,12 @@ def ridge(x: np.ndarray, y: np.ndarray, queries: np.ndarray, truth: np.ndarray) 
     weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (y - y.mean(0)))
     error = np.square(queries @ weights + y.mean(0) - truth).sum()
     return 100 * float(1 - error / np.square(truth - truth.mean(0)).sum())
+
+
+def placed(x: np.ndarray, places: int) -> float:
+    """Variance of the mean features of each place over all of their variance, in %."""
+    means = x.reshape(-1, places, x.shape[1]).mean(0)
+    return 100 * float(means.var(0).sum() / x.var(0).sum())
 
 
 def edges(config: hj.Config, split: hj.data.source.Split) -> Truth:
