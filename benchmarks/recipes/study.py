@@ -69,7 +69,9 @@ def config_of(variant: str, data: str, seed: int, split: str, root: Path) -> hj.
         f"data.dir={root / FOLDERS.get(data, data) / split}",
         f"run.dir={root / 'runs' / data / part / f'{variant}-{seed}'}",
     ]
-    return hj.load_config(chosen.recipe, [*overrides, *own])
+    config = hj.load_config(chosen.recipe, [*overrides, *own])
+    config.optim.epochs = round(chosen.share * config.optim.epochs)
+    return config
 
 
 def result_file(variant: str, data: str, seed: int, split: str) -> Path:
