@@ -132,14 +132,14 @@ class Loss(Section):
 
     level_weights: a level of weight 0 is not predicted, only evaluated after training. vicreg and
     sigreg act on the mean of a masked context's features, and on a projection of a view's to
-    `projection` dimensions.
+    `projection` dimensions (0: on that mean itself).
     """
 
     kind: str = "smooth_l1"  # a name in losses.py
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
     vicreg: Annotated[float, Field(ge=0)] = 0.2
     sigreg: Annotated[float, Field(ge=0)] = 0.0
-    projection: Count = 512
+    projection: Annotated[int, Field(ge=0)] = 512
 
 
 class Optim(Section):

@@ -179,7 +179,9 @@ class Step:
             predictions = [*predictions, prediction]
             truth = [*truth[:-1], mx.repeat(truth[-1], len(views) // len(patches), axis=0)]
             if c.vicreg or c.sigreg:
-                means["_image"] = self.model.projector(features.mean(1)).astype(mx.float32)
+                seen = features.mean(1)
+                seen = self.model.projector(seen) if c.projection else seen
+                means["_image"] = seen.astype(mx.float32)
         loss, metrics = mx.array(0.0), {}
         for level, prediction, target in zip(
             self.config.predicted, predictions, truth, strict=True

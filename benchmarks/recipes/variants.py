@@ -208,6 +208,16 @@ VARIANTS = {
     "small_image_32_sigreg": Variant(
         (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0", "loss.sigreg=0.05"), share=BOTH_SHARE
     ),
+    "small_image_32_vicreg_1": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=1"), share=BOTH_SHARE
+    ),
+    "small_image_32_features": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=1", "loss.projection=0"), share=BOTH_SHARE
+    ),
+    "small_image_32_features_sigreg": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0", "loss.sigreg=0.1", "loss.projection=0"),
+        share=BOTH_SHARE,
+    ),
     "small_image_32_above": Variant(
         (*SMALL, *IMAGE, *BATCH_32, "loss.level_weights=[0,1,0,1]"), share=BOTH_SHARE
     ),

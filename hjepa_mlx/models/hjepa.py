@@ -54,7 +54,7 @@ class HJEPA(nn.Module):
         if config.view_grid:
             dim = int(model.dim)
             self.image_predictor = MLP(dim, WIDE, dim)
-            if config.loss.vicreg or config.loss.sigreg:
+            if config.loss.projection and (config.loss.vicreg or config.loss.sigreg):
                 self.projector = MLP(dim, WIDE, config.loss.projection)
         self._level_pool = [
             mx.array(pooling(config.grid, config.grid, size)[0]) for size in config.level_pools
