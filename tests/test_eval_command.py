@@ -37,6 +37,7 @@ def test_the_command_prints_tables_and_keeps_the_scores(
     assert scores["protocol"]["k"] == 7
     assert scores["trained"] | {"model": ""} == {
         "run": run, "step": 7, "epochs": 2.5, "images": "folder", "model": "",
+        "image_level": None,
     }  # fmt: skip
     kept = hj.Run(run).report
     assert kept is not None

@@ -102,6 +102,13 @@ def test_the_nearest_published_figures_stand_beside_the_promise() -> None:
     assert "never measured" in shown
 
 
+def test_the_image_level_is_named() -> None:
+    scores = made_up()
+    assert "is the image" not in printed(hj.Report(scores))
+    scores["trained"]["image_level"] = "level_2"
+    assert "Level 2 is the image" in " ".join(printed(hj.Report(scores)).split())
+
+
 @pytest.mark.parametrize("name", ["demo", "fashion-mnist", "folder", "", "imagenet100+demo"])
 def test_nothing_is_judged_where_nothing_was_promised(name: str) -> None:
     assert promises(made_up(), name) == []

@@ -247,12 +247,14 @@ def _described(protocol: Protocol) -> dict[str, Any]:
 def _trained(model: HJEPA) -> dict[str, Any]:
     """The checkpoint and model that the scores belong to."""
     c, origin = model.config, model.origin
+    image = [f"level_{n}" for n, pool in enumerate(c.model.level_pool) if pool == "image"]
     size = f"{c.model.size} ({c.model.dim} wide, {c.model.depth} blocks)"
     return {
         "run": origin.run if origin else None,
         "step": origin.step if origin else 0,
         "epochs": origin.epoch if origin else 0,
         "images": c.data.name,
+        "image_level": image[0] if image else None,
         "model": f"ViT {size}, patch {c.model.patch_size} at {c.data.image_size}",
     }
 

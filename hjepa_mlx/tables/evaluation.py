@@ -57,6 +57,8 @@ def _accuracies(scores: dict[str, Any]) -> Table:
     caption = "±: half of the 95 % interval" + (
         "; with few labels, deviation over draws" if few else ""
     )
+    if image := scores["trained"].get("image_level"):
+        caption += f". {level_name(image).capitalize()} is the image: a mean over the picture"
     if 0 < protocol.get("attentive_bank_images", 0) < images[0]:
         seen = protocol["attentive_bank_images"], protocol["attentive_query_images"]
         caption += ". Attentive: {:,} training and {:,} test images".format(*seen)
