@@ -173,8 +173,7 @@ class Step:
         if masked := self.config.masked:
             cells = [target.shape[1] for target in truth[: len(masked)]]
             predictions, features = self.model.predict(patches, context, centres, cells)
-            if views is None:
-                means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
+            means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
         if views is not None:
             prediction, features = self.model.predict_image(views)
             predictions = [*predictions, prediction]

@@ -218,10 +218,6 @@ VARIANTS = {
         (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0", "loss.sigreg=0.1", "loss.projection=0"),
         share=BOTH_SHARE,
     ),
-    "small_image_32_only": Variant((*SMALL, *IMAGE, *BATCH_32), share=BOTH_SHARE),
-    "small_image_32_only_1": Variant(
-        (*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=1"), share=BOTH_SHARE
-    ),
     "small_image_32_none": Variant((*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0"), share=BOTH_SHARE),
     "small_image_32_above": Variant(
         (*SMALL, *IMAGE, *BATCH_32, "loss.level_weights=[0,1,0,1]"), share=BOTH_SHARE
