@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import atomic_write, sha256, sync_folder
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.step import Step
+from hjepa_mlx.step import Step, random_key, reseed
 
 FORMAT = 1
 MOMENTS = ("m", "v")  # that Adam keeps of each weight
@@ -64,7 +64,7 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
         with atomic_write(part / file_name) as file:
             mx.save_safetensors(file, arrays)
     state |= {
-        "random_state": mx.random.state[0].tolist(),  # type: ignore[index]
+        "random_state": random_key().tolist(),
         "loss_scale": {key: value.item() for key, value in step.scaler.items()},
         "sha256": {file_name: sha256(part / file_name) for file_name in weights},
     }
@@ -155,8 +155,7 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     state = load_model(checkpoint, step.model)
     step.adopt()
     _put_back(_load(checkpoint, "optimizer.safetensors", state), step)
-    high, low = state["random_state"]
-    mx.random.seed((high << 32) | low)
+    reseed(state["random_state"])
     step.scaler.update({key: mx.array(value) for key, value in state["loss_scale"].items()})
     return state
 

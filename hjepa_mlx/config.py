@@ -96,6 +96,10 @@ class Config(Shown, Section):
         other.views.size = self.model.patch_size * max(1, round(patches))
         return other
 
+    def with_batch(self, batch: int) -> Config:
+        """The config with another batch size."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"batch_size": batch})})
+
     def __rich__(self) -> Syntax:
         return Syntax(self.to_yaml(), "yaml", theme="ansi_light", background_color="default")
 

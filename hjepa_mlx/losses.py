@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from hjepa_mlx import world
 from hjepa_mlx.errors import UsageError, did_you_mean
 
 LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
@@ -46,11 +47,12 @@ def prediction_loss(kind: str) -> LossFn:
 def vicreg(x: mx.array) -> mx.array:
     """Variance and covariance terms, v and c, of VICReg (arXiv 2105.04906).
 
-    x: [B, D], one vector per mask. Returns mean hinge on the standard deviation (target 1) plus
-    the squared off-diagonal covariances over D, with the paper's weights 25 and 1 divided by 25.
+    x: [B, D], one vector per mask; those of all ranks count. Returns mean hinge on the standard
+    deviation (target 1) plus the squared off-diagonal covariances over D, with the paper's weights
+    25 and 1 divided by 25.
     """
+    x = world.gather(x.astype(mx.float32))
     B, D = x.shape
-    x = x.astype(mx.float32)
     x = x - x.mean(0)
     std = mx.sqrt(x.square().sum(0) / (B - 1) + 1e-4)
     covariance = (x.T @ x) / (B - 1)
@@ -61,16 +63,17 @@ def vicreg(x: mx.array) -> mx.array:
 def sigreg(x: mx.array) -> mx.array:
     """Sketched isotropic Gaussian regularisation of LeJEPA (arXiv 2511.08544, section 4).
 
-    x: [..., B, D], batches of one vector per image. Mean over them and over random directions a of
-    the Epps-Pulley statistic B·∫|φ(t) − exp(−t²/2)|² exp(−t²/2) dt over |t| ≤ 3, by the trapezoid
-    rule, where φ is the empirical characteristic function of the projections a·x; about 1 for a
-    sample of a standard normal. Draws from `mx.random`.
+    x: [..., B, D], batches of one vector per image; those of all ranks count. Mean over batches and
+    random directions a of the Epps-Pulley statistic B·∫|φ(t) − exp(−t²/2)|² exp(−t²/2) dt over
+    |t| ≤ 3, by the trapezoid rule, where φ is the empirical characteristic function of the
+    projections a·x; about 1 for a sample of a standard normal. Draws from `mx.random`.
     """
+    x = world.gather(x.astype(mx.float32), -2)
     *_, B, D = x.shape
     directions = mx.random.normal((D, SIGREG_DIRECTIONS))
     directions = directions / mx.linalg.norm(directions, axis=0, keepdims=True)
     t = mx.linspace(0, SIGREG_LIMIT, SIGREG_KNOTS)  # the integrand is even: twice the half axis
-    angle = (x.astype(mx.float32) @ directions)[..., None] * t  # [..., B, directions, knots]
+    angle = (x @ directions)[..., None] * t  # [..., B, directions, knots]
     normal = mx.exp(-t * t / 2)
     distance = mx.square(mx.cos(angle).mean(-3) - normal) + mx.square(mx.sin(angle).mean(-3))
     step = 2 * SIGREG_LIMIT / (SIGREG_KNOTS - 1)

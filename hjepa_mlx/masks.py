@@ -42,6 +42,10 @@ class Masks(NamedTuple):
     pool: tuple[np.ndarray, ...]  # masked levels × [n_l, h·w] float32
     views: Views | None = None
 
+    def rows(self, rows: slice) -> Masks:
+        """Some of the masks."""
+        return Masks(self.context[rows], self.targets[rows], self.centres[rows], self.pool)
+
 
 @dataclass(frozen=True)
 class BlockShape:

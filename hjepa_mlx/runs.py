@@ -190,7 +190,7 @@ def reopen(config: Config) -> Run:
             )
         run = Run(found[-1].parent)
     keep_choices(config, run.config)
-    differing = _differences(run.config.model_dump(), config.model_dump())
+    differing = differences(run.config.model_dump(), config.model_dump())
     if differing:
         key, (then, now) = next(iter(differing.items()))
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -209,14 +209,15 @@ def keep_choices(config: Config, before: Config) -> None:
         config.compile = before.compile
 
 
-def _differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys of two configs that differ, but for FREE_KEYS, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in then.items():
         name = prefix + key
         if name in FREE_KEYS:
             continue
         if isinstance(value, dict):
-            found |= _differences(value, now[key], name + ".")
+            found |= differences(value, now[key], name + ".")
         elif value != now[key]:
             found[name] = (value, now[key])
     return found

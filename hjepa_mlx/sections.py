@@ -165,6 +165,7 @@ class Run(Section):
     """Where a run is kept and how often it reports, evaluates and saves.
 
     log_every: steps. eval_every_epochs: 0 is never. keep_last: checkpoints beside the final one.
+    rank_timeout_minutes: a run on several ranks ends when one makes no step for so long.
     """
 
     dir: str | None = None
@@ -173,3 +174,4 @@ class Run(Section):
     keep_last: Count = 3
     eval_every_epochs: Annotated[int, Field(ge=0)] = 1
     final_eval: bool = True
+    rank_timeout_minutes: Positive = 10

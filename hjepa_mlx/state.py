@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_reduce
 from rich.console import Console
 
-from hjepa_mlx import backend, runs
+from hjepa_mlx import backend, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped
@@ -30,7 +31,7 @@ from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import resolve
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import Signals
-from hjepa_mlx.step import Step
+from hjepa_mlx.step import Step, random_key, reseed
 from hjepa_mlx.timing import settle
 
 Sampler = Callable[[int, int], Masks]
@@ -93,20 +94,22 @@ def setup(
 ) -> TrainState:
     """Check all that was asked for, and build the parts of the run; the arguments are `train`'s."""
     config = resolve(config)
-    _check_own_parts(config, loss_fn, sampler, model)
-    train, test = open_source(config.data, "train"), open_source(config.data, "test")
-    source = open_source(config.data, "pretrain")
-    per_epoch = steps_per_epoch(config, len(source))
-    check_evaluable(train, test)
-    run = runs.reopen(config) if resume else None
-    if not resume:
-        runs.check_new(config)
+    with world.together():
+        _check_own_parts(config, loss_fn, sampler, model)
+        train, test = open_source(config.data, "train"), open_source(config.data, "test")
+        source = open_source(config.data, "pretrain")
+        per_epoch = steps_per_epoch(config, len(source))
+        check_evaluable(train, test)
+        facts = config.model_dump() | {"the images": source.fingerprint}
+        run = runs.reopen(config) if resume and world.rank() == 0 else None
+        if not resume:
+            runs.check_new(config)
+    _check_ranks(facts)
     if backend.on_gpu() and "auto" in (config.precision, config.compile):
         say(console, "Trying precisions and compilation …")
     notes = settle(config, per_epoch * config.optim.epochs)
     backend.set_memory_limits()
-    own_class = None if model is None or type(model) is HJEPA else type(model)
-    own = {"loss_fn": loss_fn, "sampler": sampler, "model": own_class}
+    own = {"loss_fn": loss_fn, "sampler": sampler, "model": type(model)}
     model = HJEPA(config) if model is None else model
     stages = _stages(config, model, sampler, per_epoch * config.optim.epochs)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
@@ -114,16 +117,14 @@ def setup(
     signals = Signals(model, test, config, skipped, step.loss_fn)
     quick = train.classes and config.run.eval_every_epochs
     knn = QuickKNN(model, train, test, config) if quick else None
-    if not run:
-        _check_disk(config, model)
-        run = runs.create(config)
+    run = _with_folder(run, config, model)
     return TrainState(
         config=config,
         run=run,
         console=console,
         notes=[*_introduction(config, model, run, source, test, per_epoch), *notes],
         source=source,
-        fingerprint=source.fingerprint,
+        fingerprint=facts["the images"],
         stages=stages,
         per_epoch=per_epoch,
         step=step,
@@ -133,6 +134,51 @@ def setup(
         own_parts={kind: _name(part) for kind, part in own.items()},
         next_save=time.monotonic() + 60 * config.run.checkpoint_minutes,
     )
+
+
+def _with_folder(run: Run | None, config: Config, model: HJEPA) -> Run:
+    """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path."""
+    with world.together():
+        if not run and world.rank() == 0:
+            _check_disk(config, model)
+            run = runs.create(config)
+    run = run or Run("")
+    run.path = Path(world.values(str(run.path))[0])
+    return run
+
+
+def share(state: TrainState) -> None:
+    """Take rank 0's weights, optimizer, random numbers and place in the run."""
+    step, place = state.step, mx.array([state.done, *state.position])
+    own = [step.model.parameters(), step.optimizer.state, step.scaler, random_key(), place]
+    parameters, optimizer, scaler, key, place = world.of_rank_0(own)
+    step.model.update(parameters)
+    step.adopt()
+    step.optimizer.state.update(optimizer)
+    step.scaler.update(scaler)
+    reseed(key)
+    state.done, *position = place.tolist()
+    state.position = Position(*position)
+
+
+def _check_ranks(facts: dict[str, Any]) -> None:
+    """Refuse ranks that differ, or a batch that they cannot share; HJEPAError on all of them."""
+    from hjepa_mlx import __version__  # here: the package imports this module
+
+    facts["version"] = {"hjepa-mlx": __version__, "mlx": version("mlx")}
+    first, *others = world.values(facts)
+    for rank, other in enumerate(others, 1):
+        for key, (here, there) in runs.differences(first, other).items():
+            raise world.shared_error(
+                f"Rank 0 and rank {rank} differ: {key} is {here!r:.40} and {there!r:.40}. Start "
+                "all ranks with the same config, images and versions."
+            )
+    batch, ranks = first["data"]["batch_size"], world.size()
+    if batch % ranks:
+        raise world.shared_error(
+            f"data.batch_size={batch} cannot be shared by {ranks} ranks. Use a multiple of "
+            f"{ranks}, for example {batch - batch % -ranks}."
+        )
 
 
 def steps_per_epoch(config: Config, images: int) -> int:
@@ -160,12 +206,15 @@ def _stages(config: Config, model: HJEPA, sampler: Sampler | None, total: int) -
 def _introduction(
     config: Config, model: HJEPA, run: Run, source: Source, test: Source, per_epoch: int
 ) -> list[str]:
+    ranks = f" on {world.size()} ranks" if world.size() > 1 else ""
     found = [
-        f"Training {config.name}: {per_epoch * config.optim.epochs} steps, run folder {run.path}",
+        f"Training {config.name}{ranks}: {per_epoch * config.optim.epochs} steps, "
+        f"run folder {run.path}",
         f"{source.name}: {len(source):,} images to train on; {len(test):,} to evaluate, "
         f"{len(test.classes) or 'no'} classes.",
     ]
-    needed, there = costs(config, model).memory_gb, backend.step_memory_gb()
+    own = config.with_batch(config.data.batch_size // world.size())
+    needed, there = costs(own, model).memory_gb, backend.step_memory_gb()
     if needed > there:
         found.append(
             f"Warning: a step needs about {needed:.1f} GB (estimated) and may take {there:.1f} GB, "
@@ -210,7 +259,7 @@ def _check_own_parts(
 
 
 def _name(own_part: Callable | None) -> str | None:
-    if own_part is None:
+    if own_part in (None, type(None), HJEPA):
         return None
     return getattr(own_part, "__qualname__", type(own_part).__qualname__)
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_reduce, tree_unflatten
 
-from hjepa_mlx import backend, ema, losses, schedules
+from hjepa_mlx import backend, ema, losses, schedules, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.flat import Flat, Layout
 from hjepa_mlx.losses import LossFn
@@ -111,7 +111,7 @@ class Step:
         """
         arrays = [mx.array(value, mx.float32) for value in values]
         inputs = [(images, *as_arrays(masks)) for images, masks in batches]
-        if len(inputs) == 1:
+        if len(inputs) == 1 and world.size() == 1:
             metrics = self._whole(*inputs[0], *arrays)
         else:
             metrics, gradients = self._gradients(*inputs[0])
@@ -119,6 +119,7 @@ class Step:
                 mx.eval(metrics, gradients)  # so that only one batch's activations are held
                 metrics, gradients = tree_map(mx.add, (metrics, gradients), self._gradients(*more))
             mean = tree_map(lambda total: total / len(inputs), (metrics, gradients))
+            mean = world.average(mean)
             metrics = {**mean[0], **self._update(mean[1], *arrays)}
         self.place()  # before the evaluation, which then reuses the old weights' memory
         mx.async_eval(metrics, self.state, self.model.parameters())
@@ -198,7 +199,8 @@ class Step:
                 loss = loss + c.sigreg * metrics["sigreg" + of]
         metrics["loss"] = loss
         if self.dtype == mx.float16:
-            loss = loss * self.scaler["scale"]
+            # a rank's mean is over fewer images, so its gradients are larger
+            loss = loss * (self.scaler["scale"] / world.size())
         return loss, metrics
 
     def apply_gradients(
@@ -207,7 +209,7 @@ class Step:
         """AdamW, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
         half = self.dtype == mx.float16
         if half:
-            scale = self.scaler["scale"]
+            scale = self.scaler["scale"] / world.size()
             gradients = tree_map(lambda g: g / scale, gradients)
         norm = mx.sqrt(tree_reduce(lambda n, g: n + g.square().sum(-1).sum(), gradients, 0.0))
         if self.config.optim.grad_clip:
@@ -246,6 +248,17 @@ class Step:
         grown = mx.where(good >= STEPS_TO_GROW, mx.minimum(2 * scale, LARGEST_SCALE), scale)
         self.scaler["scale"] = mx.where(finite, grown, mx.maximum(scale / 2, 1.0))
         self.scaler["good_steps"] = mx.where(finite & (good < STEPS_TO_GROW), good, 0)
+
+
+def random_key() -> mx.array:
+    """The state of MLX's random numbers."""
+    return mx.random.state[0]  # type: ignore[index]
+
+
+def reseed(key: Any) -> None:
+    """Go back to a state of MLX's random numbers, two integers."""
+    high, low = map(int, key)
+    mx.random.seed((high << 32) | low)
 
 
 def _shared(trained: Any, target: nn.Module) -> Any:

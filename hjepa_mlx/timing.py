@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx import backend
+from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
@@ -115,15 +115,19 @@ def settle(config: Config, steps: int) -> list[str]:
     """Replace `auto` in `precision` and `compile`; returns each choice and its reason, in words.
 
     steps: of the whole run. On a GPU trial steps decide: anything but float32 has to be clearly
-    faster, and compiling has to save more of the run than it took in the trial.
+    faster, and compiling has to save more of the run than it took in the trial. Rank 0 tries and
+    decides for all.
     """
-    found = []
-    if config.precision == "auto":
-        config.precision, why = _precision(config)
-        found.append(f"precision: {config.precision} ({why}).")
-    if config.compile == "auto":
-        config.compile, why = _compile(config, steps)
-        found.append(f"compile: {str(config.compile).lower()} ({why}).")
+    found: list[str] = []
+    if world.rank() == 0:
+        with world.alone():
+            if config.precision == "auto":
+                config.precision, why = _precision(config)
+                found.append(f"precision: {config.precision} ({why}).")
+            if config.compile == "auto":
+                config.compile, why = _compile(config, steps)
+                found.append(f"compile: {str(config.compile).lower()} ({why}).")
+    config.precision, config.compile = world.values([config.precision, config.compile])[0]
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from shlex import quote
 from typing import Any
 
@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from rich.console import Console
 
-from hjepa_mlx import backend, checkpoint
+from hjepa_mlx import backend, checkpoint, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, training_batches
 from hjepa_mlx.data.storage import StorageError
@@ -23,10 +23,10 @@ from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
-from hjepa_mlx.session import awake, interruptible
+from hjepa_mlx.session import awake, interruptible, watched
 from hjepa_mlx.signals import EVERY, reading, warnings
-from hjepa_mlx.state import Sampler, Stage, TrainState, setup
-from hjepa_mlx.step import Metrics, Schedule, schedule
+from hjepa_mlx.state import Sampler, Stage, TrainState, setup, share
+from hjepa_mlx.step import Metrics, Schedule, random_key, reseed, schedule
 
 Inputs = list[tuple[mx.array, Masks]]  # of one step: images and masks of each accumulated batch
 
@@ -51,25 +51,38 @@ def train(
     Everything is checked before the run folder is made. A Ctrl-C, SIGTERM or closed terminal saves
     a checkpoint and raises Interrupted. Other failures raise HJEPAError or UsageError, one line.
     """
-    state = setup(config, resume, console or lasting_console(), loss_fn, sampler, model)
-    with locked(state.run.path / ".lock", str(state.run.path)):
-        restore(state)
-        fit(state)
+    console = console or lasting_console()
+    with ExitStack() as inside:
+        beat = None
+        if world.backend():  # before the ranks connect
+            beat = inside.enter_context(watched(60 * config.run.rank_timeout_minutes))
+            console = Console(quiet=True) if world.rank() else console
+        state = setup(config, resume, console, loss_fn, sampler, model)
+        with world.together():
+            if world.rank() == 0:
+                inside.enter_context(locked(state.run.path / ".lock", str(state.run.path)))
+                restore(state)
+        if world.size() > 1:
+            share(state)
+        fit(state, beat)
     return state.run
 
 
-def fit(state: TrainState) -> None:
-    """Evaluate, step, report, save, until all steps are done or the user asks to stop."""
-    c = state.config
+def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
+    """Evaluate, step, report, save, until all steps are done or the user asks to stop.
+
+    Every rank steps; rank 0 alone evaluates, reports and saves. beat: called after each step.
+    """
+    c, leads = state.config, world.rank() == 0
     for line in state.notes:
         say(state.console, line)
-    if not state.run.metrics:
+    if leads and not state.run.metrics:
         own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
         state.run.log({"step": 0, "epoch": 0.0, **own, **state.signals()})
     previous: Metrics = {}
-    work = _work(state.stages)
+    work, key, stop = _work(state.stages), random_key(), False
     bar = training_bar(state.console, c.optim.epochs, state.total, state.done, work)
-    with closing(inputs(state)) as steps, interruptible() as interrupt, awake(), bar as show:
+    with closing(inputs(state)) as steps, interruptible(leads) as interrupt, awake(), bar as show:
         state.meter.start()
         try:
             for batches, position in steps:
@@ -77,36 +90,53 @@ def fit(state: TrainState) -> None:
                 metrics = state.step(batches, values)
                 mx.eval(previous)  # at most one step is in flight
                 previous = metrics
-                state.done, state.position = state.done + 1, position
+                state.done, state.position, key = state.done + 1, position, random_key()
                 state.meter.add(metrics)
-
-                row = report(state, values) | evaluate(state)
-                if row:
-                    row = {"step": state.done, "epoch": round(state.epoch, 4), **row}
-                    state.run.log(row)
-                if "loss" in row:
-                    show(row)
-                    state.meter.start()
-                name_skipped(state)
-
-                stop = interrupt.wanted
-                if stop or time.monotonic() > state.next_save or state.done == state.total:
-                    save(state)
+                if beat:
+                    beat()
+                log(state, values, show)
+                due = time.monotonic() > state.next_save or state.done == state.total
+                stop, due = world.anywhere(interrupt.wanted, due)
+                if stop or due:
+                    with world.together():
+                        save(state)
                 if stop:
                     break
         except StorageError as error:
-            raise HJEPAError(f"{error} {_save_after_loss(state)}") from error
+            raise HJEPAError(f"{error} {_save_after_loss(state, 'When it is back')}") from error
+        except RuntimeError as error:
+            if world.size() == 1:
+                raise
+            reseed(key)  # nothing else has changed in the step that was not completed
+            lost = f"Rank {world.rank()} has lost another one ({error})."
+            raise HJEPAError(f"{lost} {_save_after_loss(state, 'Go on with')}") from error
         finally:
             name_skipped(state)
-    if interrupt.wanted:
+    if stop or interrupt.wanted:
         raise Interrupted(_stopped(state))
-    for line in reading(state.run.last_stage):
+    for line in reading(state.run.last_stage) if leads else ():
         say(state.console, line)
+
+
+def log(state: TrainState, values: Schedule, show: Callable[[dict], None]) -> None:
+    """Report and evaluate where that is due; write it down."""
+    row = report(state, values)
+    if world.rank():
+        return
+    row |= evaluate(state)
+    if row:
+        row = {"step": state.done, "epoch": round(state.epoch, 4), **row}
+        state.run.log(row)
+    if "loss" in row:
+        show(row)
+        state.meter.start()
+    name_skipped(state)
 
 
 def inputs(state: TrainState) -> Generator[tuple[Inputs, Position], None, None]:
     """Inputs of each step that is left, and the place in the data after them, stage by stage."""
-    accumulate, per_image = state.config.optim.accumulate, state.config.masks.per_image
+    accumulate = state.config.optim.accumulate
+    count = state.config.data.batch_size * state.config.masks.per_image
     for config, sampler, end, _ in state.stages:
         if state.done >= end:
             continue
@@ -119,8 +149,8 @@ def inputs(state: TrainState) -> Generator[tuple[Inputs, Position], None, None]:
                 found: Inputs = []
                 for number in range(accumulate * state.done, accumulate * (state.done + 1)):
                     batch = next(batches)
-                    masks = sampler(number, len(batch.images) * per_image)
-                    found.append((mx.array(batch.images), masks))
+                    masks = sampler(number, count)
+                    found.append((mx.array(batch.images), masks.rows(world.rows(count))))
                 yield found, batch.next
 
 
@@ -165,8 +195,9 @@ def save(state: TrainState) -> None:
         "own_parts": state.own_parts,
         "window": state.meter.metrics,
     }
-    with state.meter.paused():
-        checkpoint.save(state.run.checkpoints, state.step, state.done, kept, c.keep_last)
+    if world.rank() == 0:
+        with state.meter.paused():
+            checkpoint.save(state.run.checkpoints, state.step, state.done, kept, c.keep_last)
     state.step.model.origin = Origin(str(state.run.path), state.done, state.epoch)
     state.next_save = time.monotonic() + 60 * c.checkpoint_minutes
 
@@ -214,6 +245,8 @@ def restore(state: TrainState) -> None:
 
 def name_skipped(state: TrainState) -> None:
     """Report images that could not be read since the last call; skipped.txt names them all."""
+    if world.rank():
+        return  # rank 0 has met them too
     items = list(state.skipped.reasons.items())[state.named :]
     state.named += len(items)
     if new := state.run.log_skipped(items):
@@ -225,25 +258,31 @@ def name_skipped(state: TrainState) -> None:
         )
 
 
-def _save_after_loss(state: TrainState) -> str:
-    """Save after the data was lost; in words, how that went."""
+def _save_after_loss(state: TrainState, then: str) -> str:
+    """Save the last complete step after data or a rank was lost; in words, how that went."""
     if not state.done:
         return "Nothing was trained."
+    if world.rank():
+        return f"Rank 0 has the run. {then}: {_resume(state)}"
     try:
         save(state)
     except (OSError, HJEPAError) as error:
         return f"The run could not be saved: {error}"
-    return _stopped(state, "When it is back")
+    return _stopped(state, then)
 
 
 def _stopped(state: TrainState, then: str = "Go on with") -> str:
-    path = quote(str(state.run.path))
     if state.done == state.total:
+        path = quote(str(state.run.path))
         return f"Trained and saved. Evaluate with: hjepa-mlx eval {path}"
-    command = f"hjepa-mlx train {quote(str(state.run.path / 'config.yaml'))} --resume"
+    return f"Stopped at step {state.done} of {state.total}; saved. {then}: {_resume(state)}"
+
+
+def _resume(state: TrainState) -> str:
     if any(state.own_parts.values()):
-        command = "hj.train(…, resume=True), with your own parts again."
-    return f"Stopped at step {state.done} of {state.total}; saved. {then}: {command}"
+        return "hj.train(…, resume=True), with your own parts again."
+    ranks = f"mlx.launch -n {world.size()} -- " if world.size() > 1 else ""
+    return f"{ranks}hjepa-mlx train {quote(str(state.run.path / 'config.yaml'))} --resume"
 
 
 def _work(stages: list[Stage]) -> Callable[[int], float]:

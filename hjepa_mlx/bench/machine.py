@@ -18,13 +18,15 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_reduce
 
-from hjepa_mlx import backend
+from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
+from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import as_arrays
-from hjepa_mlx.timing import DTYPES, VALUES, Rig
+from hjepa_mlx.timing import DTYPES, FEWEST, VALUES, Rig, settle, time_steps
 
 MATMUL_SIDE = 2048
 SMALL_SIDE = 256
@@ -184,6 +186,33 @@ def time_end_to_end(source: Source, config: Config, seconds: float) -> tuple[flo
             together.append(_seconds(rig, fresh, numbers))
     images = turn * config.data.batch_size * len(together)
     return images / sum(together), sum(alone) / sum(together)
+
+
+def scaling(config: Config, seconds: float) -> dict[str, Any]:
+    """Seconds of a step by rank 0 alone and by all ranks together, and of averaging gradients."""
+    config = config.model_copy(deep=True)
+    settle(config, 0)
+    alone = 0.0
+    if world.rank() == 0:
+        with world.alone():
+            alone = float(np.median(time_steps(config, seconds).seconds))
+    alone = world.values(alone)[0]
+    own = config.with_batch(config.data.batch_size // world.size())
+    together = time_steps(own, float("inf"), max(FEWEST, round(seconds / alone)))
+    gradients = HJEPA(own).trainable_parameters()
+    averaging = min(times(lambda: world.average(gradients), 1 + REPEATS))
+    size = tree_reduce(lambda total, w: total + w.nbytes, gradients, 0)
+    return {
+        "recipe": config.name,
+        "batch": config.data.batch_size,
+        "backend": world.backend(),
+        "hosts": world.values(platform.node()),
+        "averaged_mb": size / 1e6,
+        "averaging_seconds": averaging,
+        "averaged_gbs": size / averaging / 1e9,
+        "step_seconds_alone": alone,
+        "step_seconds": float(np.median(together.seconds)),
+    }
 
 
 def _seconds(rig: Rig, images: Iterator[np.ndarray], numbers: range) -> float:

@@ -38,6 +38,8 @@ def findings(facts: dict[str, Any]) -> list[str]:
             f"Batch {batch} takes too long to measure here, so batch {step['batch']} was measured "
             "instead."
         )
+    if "scaling" in facts:
+        found.append(scaling(facts["scaling"]))
     long = facts.get("sustained", facts["machine"])
     if "minutes" in long:
         found.append(
@@ -48,6 +50,19 @@ def findings(facts: dict[str, Any]) -> list[str]:
     if long["power"]:
         found.append(f"The machine may be slowed down: {long['power']}.")
     return found
+
+
+def scaling(facts: dict[str, Any]) -> str:
+    """What several ranks give, in words."""
+    alone, step, averaging = (
+        1e3 * facts[key] for key in ("step_seconds_alone", "step_seconds", "averaging_seconds")
+    )
+    return (
+        f"{len(facts['hosts'])} ranks ({facts['backend']}) take {step:,.0f} ms for a step of "
+        f"{facts['recipe']} with batch {facts['batch']}, one takes {alone:,.0f} ms. Averaging "
+        f"{facts['averaged_mb']:,.1f} MB takes {averaging:,.1f} ms ({facts['averaged_gbs']:.2f} "
+        f"GB/s). Several ranks {'pay' if step < alone else 'do not pay'}."
+    )
 
 
 def keep(facts: dict[str, Any], folder: Path = RESULTS) -> Path:

@@ -102,7 +102,7 @@ class Bench:
         """Steps of a quarter of the batch to four times it, as far as they can be measured."""
         rows, allowed = [self.step], backend.step_memory_gb()
         for batch in (self.main.data.batch_size * n // 4 for n in (1, 2, 8, 16)):
-            config = with_batch(self.main, batch)
+            config = self.main.with_batch(batch)
             quick = batch >= 2 and self.measurable(config) == config
             if quick and costs(config, HJEPA(config)).memory_gb < allowed:
                 rows.append(self.time_step(config, SHORT))
@@ -144,7 +144,7 @@ class Bench:
     def largest_batch(self) -> int:
         """The largest multiple of 8 whose step fits the memory, projected from the step's."""
         batch, networks = self.step["batch"], HJEPA(self.config)
-        configs = with_batch(self.config, batch), with_batch(self.config, 2 * batch)
+        configs = self.config.with_batch(batch), self.config.with_batch(2 * batch)
         memory, double = (costs(config, networks).memory_gb for config in configs)
         allowed = backend.step_memory_gb() * memory / self.step["peak_memory_gb"]
         return max(2, int(batch + (allowed - memory) * batch / (double - memory)) // 8 * 8)
@@ -184,11 +184,6 @@ def overhead(config: Config) -> float:
     if config.run.eval_every_epochs:
         share += (BANK + QUERIES) / (config.run.eval_every_epochs * images_per_epoch(config))
     return share * relative
-
-
-def with_batch(config: Config, batch: int) -> Config:
-    """The config with another batch size."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": batch})})
 
 
 def bench(config: Config, chip: Row, minutes: float = 0.0, say: Say = lambda line: None) -> Row:

@@ -49,7 +49,8 @@ def readable(command: Command) -> Command:
             if os.environ.get("HJEPA_DEBUG"):
                 traceback.print_exc()
             line, status = _line_and_status(error)
-            print(f"hjepa-mlx: {line}", file=sys.stderr)
+            if line:  # else rank 0 says it
+                print(f"hjepa-mlx: {line}", file=sys.stderr)
             raise typer.Exit(status) from None
 
     return wrapped  # type: ignore[return-value]

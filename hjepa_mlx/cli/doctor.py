@@ -5,24 +5,36 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hjepa_mlx.cli.common import JsonFile, check_writable, output_json, readable
+from hjepa_mlx.errors import UsageError
 
 FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded, its shards and a run's checkpoints
 MEMORY_GB = 15.0
+SECONDS = 2.0  # of steps
 
 
 @readable
-def doctor(json_file: JsonFile = None) -> None:
+def doctor(
+    json_file: JsonFile = None,
+    distributed: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Under mlx.launch: do several ranks pay for it?"),
+    ] = None,
+) -> None:
     """Check this machine: its libraries, its speed, and how to fix anything that is wrong.
 
-    Example: `hjepa-mlx doctor`
+    Examples: `hjepa-mlx doctor`, `mlx.launch -n 2 -- hjepa-mlx doctor --distributed demo`
     """
     from rich.console import Console
     from rich.table import Table
 
     check_writable(json_file)
+    if distributed is not None:
+        return _between_ranks(distributed, json_file)
     facts = examine()
     output_json(facts, json_file)
     if json_file == "-":
@@ -34,6 +46,25 @@ def doctor(json_file: JsonFile = None) -> None:
     Console().print(table)
     for line in facts["advice"] or ["All is well."]:
         print(line)
+
+
+def _between_ranks(recipe: str, json_file: str | None) -> None:
+    import mlx.core as mx
+
+    from hjepa_mlx import world
+    from hjepa_mlx.bench import machine, result
+    from hjepa_mlx.recipes import load_config
+
+    if not world.backend():
+        known = ", ".join(filter(mx.distributed.is_available, world.BACKENDS.values()))
+        raise UsageError(
+            f"There is only one rank. MLX can join several here by {known}. Start them with: "
+            f"mlx.launch -n 2 -- hjepa-mlx doctor --distributed {recipe}"
+        )
+    facts = machine.scaling(load_config(recipe), SECONDS)
+    if world.rank() == 0:
+        output_json(facts, json_file)
+        print(result.scaling(facts), file=sys.stderr if json_file == "-" else sys.stdout)
 
 
 def examine() -> dict[str, Any]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hjepa_mlx import world
 from hjepa_mlx.cli.common import DataDir, readable
 from hjepa_mlx.cli.eval import report
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.train import Interrupted
+from hjepa_mlx.train import train as start
 
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
@@ -54,16 +57,14 @@ def train(
         loaded.run.dir = str(own.parent)
     if dry_run:
         return _print_plan(loaded)
-    from hjepa_mlx.train import Interrupted
-    from hjepa_mlx.train import train as start
-
     try:
         run = start(loaded, resume)
     except Interrupted as stopped:
         with suppress(OSError):  # the terminal may be gone
-            print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
+            if world.rank() == 0:
+                print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
         os._exit(130)  # data threads may still hold images
-    if loaded.run.final_eval:
+    if loaded.run.final_eval and world.rank() == 0:
         try:
             report(run.path)
         except KeyboardInterrupt:

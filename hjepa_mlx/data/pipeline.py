@@ -12,13 +12,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mlx.data as dx
 import numpy as np
 
-from hjepa_mlx import backend
+from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.images import UNREADABLE, as_ppm
 from hjepa_mlx.data.source import Source
@@ -47,6 +48,7 @@ class Batch(NamedTuple):
 
     images: np.ndarray
     next: Position
+    incomplete: bool = False  # an image of this rank's rows cannot be read
 
 
 @dataclass
@@ -94,31 +96,61 @@ def training_batches(
     """Shuffled, randomly cropped and flipped batches without end, pass after pass.
 
     Images that cannot be read are noted in `skipped`; the last, incomplete batch of a pass is
-    dropped. Raises StorageError when a whole pass gives no batch.
+    dropped. Raises StorageError when a whole pass gives no batch. On several ranks each gets its
+    own rows of every batch, and reads no others unless an image of the batch cannot be read.
     """
-    B, S = config.data.batch_size, config.data.image_size
     skipped = Skipped() if skipped is None else skipped
+    if world.size() == 1:
+        yield from _batches(source, config, start, skipped)
+    rows = world.rows(config.data.batch_size)
+    while True:
+        with closing(_batches(source, config, start, skipped, rows)) as own:
+            for batch in own:
+                if world.anywhere(batch.incomplete)[0]:
+                    break
+                yield batch
+                start = batch.next
+        with closing(_batches(source, config, start, skipped)) as whole:
+            batch = next(whole)
+        start = batch.next
+        if len({*map(tuple, world.values(start))}) > 1:
+            raise world.shared_error(f"The ranks' images differ. {skipped.first()}")
+        yield Batch(batch.images[rows], start)
+
+
+def _batches(
+    source: Source, config: Config, start: Position, skipped: Skipped, rows: slice = slice(None)
+) -> Generator[Batch, None, None]:
+    """All batches, or some rows of each, up to the first one in which one of them is missing."""
+    B, S = config.data.batch_size, config.data.image_size
+    share = len(range(B)[rows])
     for number in itertools.count(start.number):
-        order = source.pass_order(config.seed, number)
         offset = start.offset if number == start.number else 0
+        order = source.pass_order(config.seed, number)[offset:]
         draws = generator(config.seed, "crop", number)
-        crops = draws.random((len(order), CROP_NUMBERS), dtype=np.float32)[order[offset:]]
-        images = np.empty((B, S, S, 3), np.uint8)
+        crops = draws.random((len(source), CROP_NUMBERS), dtype=np.float32)[order]
+        if share < B:
+            own = np.arange(len(order) // B * B).reshape(-1, B)[:, rows].ravel()
+            order, crops = order[own], crops[own]
+        images = np.empty((share, S, S, 3), np.uint8)
         filled, batches, readable = 0, 0, 0
-        for place, image in _samples(source, order[offset:], config, crops, skipped):
+        for place, image in _samples(source, order, config, crops, skipped):
             mirrored = config.data.flip and crops[place, -1] < 0.5
             _put(images[filled], image, mirrored)
             filled += 1
             readable += 1
-            if filled == B:
-                used = offset + place + 1
-                ended = len(order) - used < B
+            if filled == share:
+                batches += 1
+                used = offset + (place + 1) * B // share
+                ended = len(source) - used < B
                 following = Position(number + 1) if ended else Position(number, used)
-                yield Batch(images, following)
-                images = np.empty((B, S, S, 3), np.uint8)
-                filled, batches = 0, batches + 1
+                yield Batch(images, following, share < B and place >= batches * share)
+                images = np.empty((share, S, S, 3), np.uint8)
+                filled = 0
                 if ended:
                     break
+        if share < B and batches * share < len(order):  # its last batch
+            yield Batch(images, start, True)
         if not batches and not offset:
             raise StorageError(
                 f"{source.name}: only {readable} of {len(order)} images can be read, fewer than "
