@@ -43,8 +43,14 @@ class Masks(NamedTuple):
     views: Views | None = None
 
     def rows(self, rows: slice) -> Masks:
-        """Some of the masks."""
-        return Masks(self.context[rows], self.targets[rows], self.centres[rows], self.pool)
+        """Some of the masks, all of an image's; with the views of these images."""
+        views = None
+        if self.views:
+            each = len(self.views.boxes) / len(self.context)
+            of = slice(round(each * rows.start), round(each * rows.stop))
+            views = Views(*(field[of] for field in self.views))
+        masks = (field[rows] for field in (self.context, self.targets, self.centres))
+        return Masks(*masks, self.pool, views)
 
 
 @dataclass(frozen=True)
