@@ -27,6 +27,7 @@ from hjepa_mlx.session import awake, interruptible
 from hjepa_mlx.signals import EVERY, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup
 from hjepa_mlx.step import Metrics, Schedule, schedule
+from hjepa_mlx.trackers import logging
 
 Inputs = list[tuple[mx.array, Masks]]  # of one step: images and masks of each accumulated batch
 
@@ -63,17 +64,23 @@ def fit(state: TrainState) -> None:
     c = state.config
     for line in state.notes:
         say(state.console, line)
-    if not state.run.metrics:
-        own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
-        state.run.log({"step": 0, "epoch": 0.0, **own, **state.signals()})
     previous: Metrics = {}
     work = _work(state.stages)
     bar = training_bar(state.console, c.optim.epochs, state.total, state.done, work)
-    with closing(inputs(state)) as steps, interruptible() as interrupt, awake(), bar as show:
+    with (
+        closing(inputs(state)) as steps,
+        logging(state.run, state.console) as log,
+        interruptible() as interrupt,
+        awake(),
+        bar as show,
+    ):
+        if not state.run.metrics:
+            own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
+            log({"step": 0, "epoch": 0.0, **own, **state.signals()})
         state.meter.start()
         try:
             for batches, position in steps:
-                values = schedule(c, state.done, state.total)
+                values = schedule(c, state.scheduled, state.per_epoch * c.optim.epochs)
                 metrics = state.step(batches, values)
                 mx.eval(previous)  # at most one step is in flight
                 previous = metrics
@@ -83,7 +90,7 @@ def fit(state: TrainState) -> None:
                 row = report(state, values) | evaluate(state)
                 if row:
                     row = {"step": state.done, "epoch": round(state.epoch, 4), **row}
-                    state.run.log(row)
+                    log(row)
                 if "loss" in row:
                     show(row)
                     state.meter.start()
@@ -147,7 +154,7 @@ def evaluate(state: TrainState) -> dict[str, float]:
             row = state.signals()
             for warning in warnings(state.run.metrics[0], row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
-        if state.knn and state.done % (state.per_epoch * c.eval_every_epochs) == 0:
+        if state.knn and state.scheduled % (state.per_epoch * c.eval_every_epochs) == 0:
             state.meter.read(state.done, state.run.latest)
             row |= state.knn()
     return row
