@@ -104,15 +104,13 @@ def evaluate(
     }
     usual = data is None and frame == Frame.of(config)
     own["promises"] = promises(own, model.config.data.name) if usual else []
-    more = {"protocol": described, "trained": _trained(model), "baselines": scores}
-    return Report(own | more)
+    return Report(own | {"protocol": described, "trained": _trained(model), "baselines": scores})
 
 
 def _token_images(source: Source, room: int, cap: int | None) -> np.ndarray:
     """Which images [N] the attentive probe looks at: a fixed random choice, all where they fit."""
     chosen = np.zeros(len(source), bool)
-    count = min(room, len(source) if cap is None else cap)
-    chosen[generator(0, "attentive probe").permutation(len(source))[:count]] = True
+    chosen[generator(0, "attentive probe").permutation(len(source))[:room][:cap]] = True
     return chosen
 
 
