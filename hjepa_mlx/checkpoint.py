@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from hjepa_mlx.errors import HJEPAError
@@ -158,6 +159,12 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     reseed(state["random_state"])
     step.scaler.update({key: mx.array(value) for key, value in state["loss_scale"].items()})
     return state
+
+
+def learning_rate(checkpoint: Path) -> float:
+    """The learning rate of the checkpoint's last step."""
+    arrays = _load(checkpoint, "optimizer.safetensors", read_state(checkpoint))
+    return float(np.array(arrays["learning_rate"]))
 
 
 def _load(checkpoint: Path, file_name: str, state: dict[str, Any]) -> dict[str, mx.array]:

@@ -14,6 +14,7 @@ from hjepa_mlx.sections import (
     LEVEL_WEIGHTS,
     Auto,
     Data,
+    Finetune,
     Loss,
     Masks,
     Model,
@@ -48,6 +49,7 @@ class Config(Shown, Section):
     views: Views = Field(default_factory=Views)
     loss: Loss = Field(default_factory=Loss)
     optim: Optim = Field(default_factory=Optim)
+    finetune: Finetune = Field(default_factory=Finetune)
     run: Run = Field(default_factory=Run)
 
     @property
@@ -56,14 +58,30 @@ class Config(Shown, Section):
         return self.data.image_size // self.model.patch_size
 
     @property
+    def position_grid(self) -> int:
+        """Patches along each side of the image that the fixed position table was made for."""
+        positions = self.model.positions
+        return positions if isinstance(positions, int) else self.grid
+
+    @property
     def level_pools(self) -> list[int]:
         """Patches along a cell's side, by level; the whole grid for the image level."""
-        return [self.grid if pool == "image" else int(pool) for pool in self.model.level_pool]
+        return self.pools(self.grid, self.grid)
+
+    def pools(self, rows: int, columns: int) -> list[int]:
+        """The same for a grid of any rows and columns."""
+        whole = max(rows, columns)
+        return [whole if pool == "image" else int(pool) for pool in self.model.level_pool]
 
     @property
     def level_sides(self) -> list[int]:
         """Cells along each side of the image, by level; those at its end may be smaller."""
         return [-(-self.grid // pool) for pool in self.level_pools]
+
+    def cells(self, height: int, width: int) -> int:
+        """Cells of all levels together in an image of `height` × `width` pixels."""
+        rows, columns = height // self.model.patch_size, width // self.model.patch_size
+        return sum(-(-rows // n) * -(-columns // n) for n in self.pools(rows, columns))
 
     @property
     def predicted(self) -> list[int]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import tree
 from hjepa_mlx.errors import UsageError
@@ -34,8 +35,8 @@ ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
 class Embeddings:
     """Embeddings of N images, and how they came about.
 
-    levels: level_0 (finest), level_1, … → [N, D] float32, or [N, n_l, D] with every cell. Paths
-    are relative to the folder: N in `paths`, and in `skipped` (path → reason) those left out.
+    levels: level_0 (finest), level_1, … → [N, D] float32, or with every cell [N, rows, columns, D].
+    Paths are relative to the folder: N in `paths`, and in `skipped` (path → reason) those left out.
     """
 
     levels: dict[str, np.ndarray]
@@ -50,27 +51,33 @@ def embed(
     encoder: str = "target",
     pooled: bool = True,
     out: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
 ) -> Embeddings:
     """Embed all images under `folder`: the central square of each, at the model's image size.
 
-    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell, in
-    raster order. out: the file for `save`, refused now if saving would fail in the end. Images that
-    cannot be read are left out. Other images change an embedding by rounding at most.
+    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell, on
+    its grid. out: the file for `save`, refused now if saving would fail in the end. image_size:
+    another side, or height and width, in pixels, multiples of the patch. fit: "crop" takes the
+    largest central part of that shape, "whole" resizes the whole picture to it. Images that cannot
+    be read are left out. Other images change an embedding by rounding at most.
     """
     if encoder not in ("target", "context"):
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
     if not Path(folder).is_dir():
         raise UsageError(f"The image folder {folder} does not exist.")
     source, config, skipped = tree(Path(folder)), model.config, Skipped()
+    frame = Frame.of(config, image_size, fit)
     paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
     if out is not None:
-        cells = sum(1 if pooled else side**2 for side in config.level_sides)
+        cells = config.model.levels if pooled else config.cells(frame.height, frame.width)
         _check_out(Path(out), pooled, 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
     encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
-    (found,) = extract(lambda: [encoders()], source, config, skipped)
+    (found,) = extract(lambda: [encoders()], source, config, skipped, frame=frame)
     about = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
-    about |= {"encoder": encoder, "image_size": str(config.data.image_size)}
+    sides = [frame.height, frame.width][: 1 + (frame.height != frame.width)]
+    about |= {"encoder": encoder, "image_size": "x".join(map(str, sides)), "fit": fit}
     return Embeddings(
         found.pooled,
         [paths[row] for row in found.indices],

@@ -23,7 +23,12 @@ from hjepa_mlx.tables import Shown, table
 
 # Keys that may differ when a run is resumed: they change neither what is learned nor from what
 # (`compile` changes the last bits of a step).
-FREE_KEYS = ("run", "compile", "data.dir", "data.workers")
+FREE_KEYS = ("run", "finetune", "compile", "data.dir", "data.workers")
+# Keys that may differ when a run goes on longer.
+STAGE_KEYS = (
+    *("optim.", "data.batch_size", "data.image_size", "data.progressive", "masks.context_tokens"),
+    *("model.positions", "views.size"),
+)
 
 
 class Run(Shown):
@@ -112,6 +117,7 @@ class Run(Shown):
     def last_stage(self) -> list[dict[str, Any]]:
         """The rows logged at the final image size: losses at other sizes are not comparable."""
         before = (1 - self.config.stages[-1][1]) * self.config.optim.epochs
+        before = max([before, *(stage.epoch for stage in self.config.run.history)])
         return [row for row in self.metrics if row["epoch"] > before or not before]
 
     def log(self, values: dict[str, Any]) -> None:
@@ -139,7 +145,8 @@ class Run(Shown):
 
 
 def check_new(config: Config) -> None:
-    """Refuse a `run.dir` that holds a run."""
+    """Refuse a `run.dir` that holds a run; take the history of another run from the config."""
+    config.run.history = []
     if config.run.dir and (Path(config.run.dir) / "config.yaml").exists():
         raise UsageError(
             f"{config.run.dir} already holds a run. Continue it with --resume, or choose another "
@@ -191,12 +198,19 @@ def reopen(config: Config) -> Run:
         run = Run(found[-1].parent)
     keep_choices(config, run.config)
     differing = differences(run.config.model_dump(), config.model_dump())
+    if len(config.run.history) > len(run.config.run.history):
+        differing = {key: both for key, both in differing.items() if not key.startswith(STAGE_KEYS)}
+    else:
+        config.run.history = run.config.run.history
     if differing:
         key, (then, now) = next(iter(differing.items()))
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        advice = f"Resume with the run's own config, {run.path}/config.yaml, or start a new run."
+        if key == "optim.epochs":
+            advice = f"To train it longer: hjepa-mlx train {quote(str(run.path))} --epochs {now}"
         raise UsageError(
             f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "
-            f"Resume with the run's own config, {run.path / 'config.yaml'}, or start a new run."
+            f"{advice}"
         )
     return run
 
@@ -210,7 +224,7 @@ def keep_choices(config: Config, before: Config) -> None:
 
 
 def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The dotted keys of two configs that differ, but for FREE_KEYS, with both values."""
+    """Keys of a run's config, as trees, that were one value and are another; without FREE_KEYS."""
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in then.items():
         name = prefix + key

@@ -21,6 +21,12 @@ def cosine(step: int, total: int, start: float, end: float) -> float:
     return start * weight + end * (1 - weight)
 
 
+def joined(step: int, steps: int, start: float, value: float) -> float:
+    """`value`, reached from `start` in a straight line in the first `steps` steps."""
+    share = min(1.0, max(0.0, (step + 1) / max(1, steps)))
+    return start * (1 - share) + value * share
+
+
 def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float) -> float:
     """Linear from peak/warmup to `peak` in `warmup` steps, then half a cosine to `end`."""
     if step < warmup:

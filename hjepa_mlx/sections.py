@@ -73,6 +73,8 @@ class Model(Section):
     only their mean, or both: the tokens for the first half of each level's cells, the mean for the
     rest.
     image_mean, image_std: of red, green and blue, to normalise images; ImageNet's by default.
+    positions: `sincos`, the fixed table; or a number, that of so many patches a side, stretched
+    over the image.
     """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
@@ -80,6 +82,7 @@ class Model(Section):
     depth: Auto | Count = "auto"
     heads: Auto | Count = "auto"
     patch_size: Count = 16
+    positions: Literal["sincos"] | Count = "sincos"
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3
@@ -161,11 +164,42 @@ class Optim(Section):
     accumulate: Count = 1
 
 
+class Earlier(Section):
+    """A stage of a run that ended, at `step`, where a longer one began; `lr`: of its last step."""
+
+    step: int
+    epoch: float
+    lr: float
+    epochs: int
+    batch_size: int
+    image_size: int
+
+
+class Finetune(Section):
+    """Training an encoder and a linear head on labels (finetune.py), after pretraining.
+
+    epochs: 0 keeps the encoder as it is. lr: of the head; it rises in the first tenth of the steps
+    and falls to 0 as a cosine. layer_decay: a block's share of the next one's learning rate.
+    crop_scale, flip: as in `data`. mixup: of its beta distribution (arXiv 1710.09412), 0: off.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 10
+    lr: Positive = 3.0e-4
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    crop_scale: Areas = [0.3, 1.0]
+    flip: bool = True
+    label_smoothing: Fraction = 0.1
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Run(Section):
     """Where a run is kept and how often it reports, evaluates and saves.
 
     log_every: steps. eval_every_epochs: 0 is never. keep_last: checkpoints beside the final one.
     rank_timeout_minutes: a run on several ranks ends when one makes no step for so long.
+    trackers: get every logged row too (trackers.py).
+    history: earlier stages of a run that was made longer; `hjepa-mlx train RUN --epochs N` adds it.
     """
 
     dir: str | None = None
@@ -175,3 +209,5 @@ class Run(Section):
     eval_every_epochs: Annotated[int, Field(ge=0)] = 1
     final_eval: bool = True
     rank_timeout_minutes: Positive = 10
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    history: list[Earlier] = []

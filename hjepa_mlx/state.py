@@ -23,6 +23,7 @@ from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.knn import QuickKNN
 from hjepa_mlx.files import check_space
+from hjepa_mlx.longer import last_stage
 from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.meter import Meter
@@ -33,6 +34,7 @@ from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import Signals
 from hjepa_mlx.step import Step, random_key, reseed
 from hjepa_mlx.timing import settle
+from hjepa_mlx.trackers import check_installed
 
 Sampler = Callable[[int, int], Masks]
 
@@ -75,9 +77,14 @@ class TrainState:
         return self.stages[-1].end
 
     @property
+    def scheduled(self) -> int:
+        """The step of the schedules: another than `done` where earlier stages had other batches."""
+        return self.done + self.per_epoch * self.config.optim.epochs - self.total
+
+    @property
     def epoch(self) -> float:
         """Passes over the data so far."""
-        return self.done / self.per_epoch
+        return self.scheduled / self.per_epoch
 
     def due(self, every: int) -> bool:
         """Whether the last step is a multiple of `every`, or the end."""
@@ -111,7 +118,7 @@ def setup(
     backend.set_memory_limits()
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": type(model)}
     model = HJEPA(config) if model is None else model
-    stages = _stages(config, model, sampler, per_epoch * config.optim.epochs)
+    stages = _stages(config, model, sampler, per_epoch)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
     signals = Signals(model, test, config, skipped, step.loss_fn)
@@ -193,9 +200,11 @@ def steps_per_epoch(config: Config, images: int) -> int:
     return images // (batch * accumulate)
 
 
-def _stages(config: Config, model: HJEPA, sampler: Sampler | None, total: int) -> list[Stage]:
+def _stages(config: Config, model: HJEPA, sampler: Sampler | None, per_epoch: int) -> list[Stage]:
+    total = per_epoch * config.optim.epochs
+    ahead = sum(round(last.epoch * per_epoch) - last.step for last in config.run.history[-1:])
     sizes, shares = zip(*config.stages, strict=True)
-    ends = [round(total * share) for share in np.cumsum(shares)]
+    ends = [round(total * share) - ahead for share in np.cumsum(shares)]
     configs = [config.at_size(size) for size in sizes]
     return [
         Stage(at, sampler or MaskSampler(at), end, costs(at, model).gflop)
@@ -213,6 +222,7 @@ def _introduction(
         f"{source.name}: {len(source):,} images to train on; {len(test):,} to evaluate, "
         f"{len(test.classes) or 'no'} classes.",
     ]
+    found += filter(None, [last_stage(config)])
     own = config.with_batch(config.data.batch_size // world.size())
     needed, there = costs(own, model).memory_gb, backend.step_memory_gb()
     if needed > there:
@@ -226,7 +236,8 @@ def _introduction(
 def _check_own_parts(
     config: Config, loss_fn: LossFn | None, sampler: Sampler | None, model: HJEPA | None
 ) -> None:
-    """Refuse a loss that is no number, masks of another grid, a network of another config."""
+    """Refuse a tracker or loss that cannot work, other grids' masks, another config's network."""
+    check_installed(config)
     if loss_fn:
         found = loss_fn(mx.ones((2, 3, 4)), mx.zeros((2, 3, 4)))
         if not isinstance(found, mx.array) or found.size != 1:

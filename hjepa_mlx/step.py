@@ -37,12 +37,20 @@ class Schedule(NamedTuple):
 
 
 def schedule(config: Config, step: int, total: int) -> Schedule:
-    """Learning rate, weight decay and momentum of `step` (0 … total − 1)."""
+    """Learning rate, weight decay and momentum of `step` (0 … total − 1).
+
+    A run that goes on longer has the longer run's from there on (see longer.py).
+    """
     c = config.optim
     # the last step is never warm-up: it gets final_lr
     warmup = min(round(total * c.warmup_epochs / c.epochs), max(0, total - 2))
+    lr = schedules.warmup_cosine(step, total, warmup, c.lr, c.final_lr)
+    if config.run.history:
+        last = config.run.history[-1]
+        begun = round(last.epoch * total / c.epochs)
+        lr = schedules.joined(step - begun, min(warmup, total - begun), last.lr, lr)
     return Schedule(
-        schedules.warmup_cosine(step, total, warmup, c.lr, c.final_lr),
+        lr,
         schedules.cosine(step, total, *c.weight_decay),
         schedules.linear(step, total, *c.momentum),
     )

@@ -27,7 +27,9 @@ from hjepa_mlx.session import awake, interruptible, watched
 from hjepa_mlx.signals import EVERY, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup, share
 from hjepa_mlx.step import Metrics, Schedule, random_key, reseed, schedule
+from hjepa_mlx.trackers import logging
 
+Write = Callable[[dict[str, Any]], None]  # a row
 Inputs = list[tuple[mx.array, Masks]]  # of one step: images and masks of each accumulated batch
 
 
@@ -76,17 +78,23 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
     c, leads = state.config, world.rank() == 0
     for line in state.notes:
         say(state.console, line)
-    if leads and not state.run.metrics:
-        own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
-        state.run.log({"step": 0, "epoch": 0.0, **own, **state.signals()})
     previous: Metrics = {}
     work, key, stop = _work(state.stages), random_key(), False
     bar = training_bar(state.console, c.optim.epochs, state.total, state.done, work)
-    with closing(inputs(state)) as steps, interruptible(leads) as interrupt, awake(), bar as show:
+    with (
+        closing(inputs(state)) as steps,
+        logging(state.run, state.console, c.run.trackers if leads else []) as write,
+        interruptible(leads) as interrupt,
+        awake(),
+        bar as show,
+    ):
+        if leads and not state.run.metrics:
+            own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
+            write({"step": 0, "epoch": 0.0, **own, **state.signals()})
         state.meter.start()
         try:
             for batches, position in steps:
-                values = schedule(c, state.done, state.total)
+                values = schedule(c, state.scheduled, state.per_epoch * c.optim.epochs)
                 metrics = state.step(batches, values)
                 mx.eval(previous)  # at most one step is in flight
                 previous = metrics
@@ -94,7 +102,7 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
                 state.meter.add(metrics)
                 if beat:
                     beat()
-                log(state, values, show)
+                log(state, values, show, write)
                 due = time.monotonic() > state.next_save or state.done == state.total
                 stop, due = world.anywhere(interrupt.wanted, due)
                 if stop or due:
@@ -118,7 +126,7 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
         say(state.console, line)
 
 
-def log(state: TrainState, values: Schedule, show: Callable[[dict], None]) -> None:
+def log(state: TrainState, values: Schedule, show: Write, write: Write) -> None:
     """Report and evaluate where that is due; write it down."""
     row = report(state, values)
     if world.rank():
@@ -126,7 +134,7 @@ def log(state: TrainState, values: Schedule, show: Callable[[dict], None]) -> No
     row |= evaluate(state)
     if row:
         row = {"step": state.done, "epoch": round(state.epoch, 4), **row}
-        state.run.log(row)
+        write(row)
     if "loss" in row:
         show(row)
         state.meter.start()
@@ -177,7 +185,7 @@ def evaluate(state: TrainState) -> dict[str, float]:
             row = state.signals()
             for warning in warnings(state.run.metrics[0], row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
-        if state.knn and state.done % (state.per_epoch * c.eval_every_epochs) == 0:
+        if state.knn and state.scheduled % (state.per_epoch * c.eval_every_epochs) == 0:
             state.meter.read(state.done, state.run.latest)
             row |= state.knn()
     return row

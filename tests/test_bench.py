@@ -92,7 +92,7 @@ def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypat
         nonlocal now
         while True:
             now += 3
-            yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position())
+            yield Batch(np.zeros((4, 32, 32, 3), np.uint8), Position(), np.arange(4))
 
     monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
     monkeypatch.setattr(timing, "Step", OneSecondStep)

@@ -61,7 +61,7 @@ def embeddings(model: hj.HJEPA, pictures: tuple[Path, dict[str, np.ndarray]]) ->
     ("encoder", "pooled", "shapes"),
     [
         *((encoder, True, [(64,)] * 3) for encoder in ("target", "context")),
-        ("target", False, [(64, 64), (16, 64), (4, 64)]),
+        ("target", False, [(8, 8, 64), (4, 4, 64), (2, 2, 64)]),
     ],
 )
 def test_embeddings_are_what_the_model_encodes_or_its_mean(
@@ -77,7 +77,7 @@ def test_embeddings_are_what_the_model_encodes_or_its_mean(
     levels = model.encode(np.stack(list(squares.values())), encoder)
     for array, level in zip(got.levels.values(), levels, strict=True):
         assert array.dtype == np.float32
-        expected = np.array(level.mean(1) if pooled else level)
+        expected = np.array(level.mean(1) if pooled else level.reshape(array.shape))
         np.testing.assert_allclose(array, expected, atol=1e-5)
 
 
@@ -97,6 +97,43 @@ def test_an_embedding_does_not_depend_on_the_other_images(
         np.testing.assert_array_equal(among_others.levels[name][place], expected)
         # another place in the batch: some BLAS kernels round differently there
         np.testing.assert_allclose(alone.levels[name][0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_of_another_shape_come_as_cells_on_their_grid(
+    tiny_config: Callable[..., Config],
+) -> None:
+    levels = {"level_blocks": [3, 3, 3], "level_pool": [1, 2, 3]}
+    model = hj.HJEPA(tiny_config(model=levels))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    fine, *coarse = map(np.array, model.encode(images, grid=True))
+    assert fine.shape == (2, 8, 12, 64)
+    assert [x.shape for x in coarse] == [(2, 4, 6, 64), (2, 3, 4, 64)]
+    np.testing.assert_allclose(coarse[0], fine.reshape(2, 4, 2, 6, 2, 64).mean((2, 4)), atol=1e-5)
+    np.testing.assert_allclose(coarse[1][:, 2, 1], fine[:, 6:, 3:6].mean((1, 2)), atol=1e-5)
+    flat = model.encode(images)[1]
+    np.testing.assert_array_equal(np.array(flat).reshape(coarse[0].shape), coarse[0])
+
+
+def test_pictures_are_cropped_or_resized_to_the_size_asked_for(
+    model: hj.HJEPA, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    smooth = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
+    for asked, expected in (
+        ({"image_size": 40}, pixels[:, 12:52]),
+        ({"image_size": (20, 64)}, pixels[10:30]),
+        ({"image_size": (40, 64)}, pixels),
+        ({"fit": "whole"}, smooth),
+    ):
+        got = embed(model, tmp_path, pooled=False, **asked)
+        for found, level in zip(
+            got.levels.values(), model.encode(expected[None], grid=True), strict=True
+        ):
+            assert found.shape == level.shape
+            near = 0.05 if "fit" in asked else 1e-5  # resized by another program
+            assert np.abs(found - np.array(level)).mean() < near
+    assert got.about["fit"] == "whole"
 
 
 def test_npz_is_read_without_pickle(embeddings: Embeddings, tmp_path: Path) -> None:
@@ -157,6 +194,8 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
         ({"out": tmp_path / "no/f.npz"}, "no does not exist or"),
         ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
         ({"encoder": "teacher"}, "there are target and context"),
+        ({"image_size": 30}, "size 30×30 is not a multiple of the patch size 4"),
+        ({"fit": "pad"}, "there are crop and whole"),
         ({"folder": tmp_path / "none"}, "none does not exist"),
         ({"folder": empty}, "There are no images"),
     ):

@@ -54,6 +54,10 @@ def test_the_command_evaluates_elsewhere_without_touching_the_runs_own_scores(
     ended = invoke(run, "--data", "folder", "--data-dir", str(folder), *FAST, "--json", "-")
     assert ended.exit_code == 0, ended.stderr
     assert json.loads(ended.stdout)["protocol"]["data"] == "folder"
+    ended = invoke(run, "--image-size", "16x24", "--fit", "whole", *FAST, "--json", "-")
+    protocol = json.loads(ended.stdout)["protocol"]
+    assert (protocol["height"], protocol["width"], protocol["whole"]) == (16, 24, True)
+    assert "give pixels, 96 or HEIGHTxWIDTH" in invoke(run, "--image-size", "wide").stderr
     assert not (tmp_path / "run" / "eval.json").exists()
 
 

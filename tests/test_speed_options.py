@@ -92,6 +92,8 @@ def test_positions_of_another_grid_cover_the_same_image():
     assert near(grid_positions(6, 6, 32), np.indices((6, 6)).reshape(2, -1).T)
     # a patch of the 3x3 grid is where four of the 6x6 grid are
     assert near(grid_positions(3, 6, 32), (np.indices((3, 3)) * 2 + 0.5).reshape(2, -1).T)
+    rows, columns = np.indices((3, 6))  # a wide image: rows are stretched, columns are not
+    assert near(grid_positions((3, 6), 6, 32), np.stack([rows * 2 + 0.5, columns], -1))
 
 
 def test_several_masks_for_one_target_pass_are_the_mean_of_single_ones(tiny_config):

@@ -27,6 +27,20 @@ OtherData = Annotated[
     str | None,
     typer.Option(metavar="NAME_OR_CONFIG", help="Use this data set instead of the run's own."),
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS", help="Another side, or HEIGHTxWIDTH: multiples of the patch size."
+    ),
+]
+Fit = Annotated[
+    str,
+    typer.Option(help="crop: the largest central part; whole: all of the picture, resized."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the config; may be repeated."),
+]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': print)."),
@@ -65,6 +79,16 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
         advice = full if error.errno in FULL else ""
         return f"{where}{error.strerror or error}.{advice}", 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
+
+
+def sides(image_size: str | None) -> tuple[int, int] | None:
+    """Height and width of `--image-size`: "96" or "64x96"."""
+    if image_size is None:
+        return None
+    parts = image_size.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--image-size {image_size}: give pixels, 96 or HEIGHTxWIDTH, 64x96.")
+    return int(parts[0]), int(parts[-1])
 
 
 def check_writable(json_file: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import RunOrCheckpoint, readable
+from hjepa_mlx.cli.common import Fit, ImageSize, RunOrCheckpoint, readable, sides
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
@@ -24,6 +24,8 @@ def embed(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Keep every cell of each level, not their mean.")
     ] = False,
+    image_size: ImageSize = None,
+    fit: Fit = "crop",
 ) -> None:
     """Turn a folder of images into one vector per image and level.
 
@@ -36,7 +38,7 @@ def embed(
     from hjepa_mlx.progress import say
     from hjepa_mlx.runs import load
 
-    embeddings = run_over(load(run), folder, encoder, not tokens, out)
+    embeddings = run_over(load(run), folder, encoder, not tokens, out, sides(image_size), fit)
     save(embeddings, out)
     unreadable = list(embeddings.skipped.items())
     for path, why in unreadable[:NAMED]:

@@ -9,12 +9,15 @@ import typer
 
 from hjepa_mlx.cli.common import (
     DataDir,
+    Fit,
+    ImageSize,
     JsonFile,
     OtherData,
     RunOrCheckpoint,
     check_writable,
     output_json,
     readable,
+    sides,
 )
 from hjepa_mlx.session import awake
 
@@ -31,13 +34,16 @@ def evaluate(
         int | None,
         typer.Option(help="Training images for the attentive probe; 0: leave it out."),
     ] = None,
+    image_size: ImageSize = None,
+    fit: Fit = "crop",
 ) -> None:
     """Show how good a run's features are, per level, beside random initialisation and raw pixels.
 
     Example: `hjepa-mlx eval runs/demo-20260101-120000 --json scores.json`
     """
     check_writable(json_file)
-    protocol = {"k": k, "draws": draws, "attentive_images": attentive_images}
+    protocol: dict[str, Any] = {"k": k, "draws": draws, "attentive_images": attentive_images}
+    protocol |= {"image_size": sides(image_size), "fit": fit}
     report(Path(run), data, data_dir, json_file, **protocol)
 
 
@@ -56,7 +62,8 @@ def report(
     from hjepa_mlx.runs import load
 
     found = evaluate(load(path), data, data_dir, Protocol(**protocol))
-    if data is None and data_dir is None and (path / "config.yaml").is_file():
+    plain = data is None and data_dir is None and protocol.get("image_size") is None
+    if plain and protocol.get("fit") != "whole" and (path / "config.yaml").is_file():
         found.save(path / "eval.json")  # first: whoever reads the output may be gone
     output_json(found.scores, json_file)
     if json_file != "-":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hjepa_mlx import world
-from hjepa_mlx.cli.common import DataDir, readable
+from hjepa_mlx.cli.common import DataDir, Overrides, readable
 from hjepa_mlx.cli.eval import report
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.train import Interrupted
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 @readable
 def train(
     config: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the config; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     data_dir: DataDir = None,
     run_dir: Annotated[
         str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
@@ -37,24 +34,24 @@ def train(
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
     ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs in all; CONFIG a run: it goes on to so many."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
     ] = False,
 ) -> None:
     """Train a recipe, then evaluate what it learned.
 
-    Example: `hjepa-mlx train demo --set optim.epochs=5`
+    Examples: `hjepa-mlx train demo --set optim.epochs=5`, and longer:
+    `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
     """
-    from hjepa_mlx.recipes import find_config, load_config
-
-    loaded = load_config(config, overrides)
-    if data_dir is not None:
-        loaded.data.dir = data_dir
-    own = find_config(config)
-    if run_dir is not None:
-        loaded.run.dir = run_dir
-    elif resume and own.name == "config.yaml" and _is_run(Path(config), own.parent):
-        loaded.run.dir = str(own.parent)
+    own_run = None if run_dir is not None else _own_run(config)
+    loaded = _loaded(config, own_run, overrides or [], epochs)
+    resume = resume or (own_run is not None and epochs is not None)
+    loaded.data.dir = data_dir or loaded.data.dir
+    loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
     if dry_run:
         return _print_plan(loaded)
     try:
@@ -73,9 +70,24 @@ def train(
             raise typer.Exit(130) from None
 
 
-def _is_run(given: Path, folder: Path) -> bool:
-    """Whether `folder` is a run: it was given itself, or has been logged to."""
-    return given.is_dir() or (folder / "metrics.jsonl").is_file()
+def _own_run(given: str) -> str | None:
+    """The run that `given` is or whose config it is: a folder, or one that has been logged to."""
+    from hjepa_mlx.recipes import find_config
+
+    file = find_config(given)
+    is_run = Path(given).is_dir() or (file.parent / "metrics.jsonl").is_file()
+    return str(file.parent) if file.name == "config.yaml" and is_run else None
+
+
+def _loaded(given: str, own_run: str | None, overrides: list[str], epochs: int | None) -> Config:
+    from hjepa_mlx.longer import longer
+    from hjepa_mlx.recipes import load_config
+
+    if epochs is None:
+        return load_config(given, overrides)
+    if own_run is not None:
+        return longer(own_run, epochs, overrides)
+    return load_config(given, [*overrides, f"optim.epochs={epochs}"])
 
 
 def _print_plan(config: Config) -> None:
@@ -83,6 +95,7 @@ def _print_plan(config: Config) -> None:
     from hjepa_mlx import backend
     from hjepa_mlx.costs import average_gflop, costs
     from hjepa_mlx.data.source import open_source
+    from hjepa_mlx.longer import last_stage
     from hjepa_mlx.losses import prediction_loss
     from hjepa_mlx.models.hjepa import HJEPA
     from hjepa_mlx.state import steps_per_epoch
@@ -109,6 +122,7 @@ def _print_plan(config: Config) -> None:
         f"memory       about {cost.memory_gb:.1f} GB (estimated) of "
         f"{backend.step_memory_gb():.1f} GB that a step may take",
     ]
+    lines += [f"longer       {words}" for words in [last_stage(config)] if words]
     try:
         source = open_source(config.data, "pretrain")
         steps = steps_per_epoch(config, len(source))

@@ -21,6 +21,7 @@ import numpy as np
 
 from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.frame import Box, Frame
 from hjepa_mlx.data.images import UNREADABLE, as_ppm
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.storage import StorageError
@@ -33,8 +34,6 @@ CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, f
 CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
 END_WAIT = 5.0  # seconds that leaving Python waits for mlx-data's threads
 
-Box = tuple[int, int, int, int]  # top, left, height, width
-
 
 class Position(NamedTuple):
     """A place in the endless sequence of passes over a source: where the next batch begins."""
@@ -44,10 +43,11 @@ class Position(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Training images [B, S, S, 3] uint8, and where the batch after them begins."""
+    """Training images [B, S, S, 3] uint8, where the next batch begins, and their numbers [B]."""
 
     images: np.ndarray
     next: Position
+    numbers: np.ndarray  # in the source
     incomplete: bool = False  # an image of this rank's rows cannot be read
 
 
@@ -84,12 +84,6 @@ def random_box(numbers: np.ndarray, height: int, width: int, scale: list[float])
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def central_box(height: int, width: int) -> Box:
-    """The largest central square, for evaluation."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
 def training_batches(
     source: Source, config: Config, start: Position = Position(), skipped: Skipped | None = None
 ) -> Generator[Batch, None, None]:
@@ -115,7 +109,7 @@ def training_batches(
         start = batch.next
         if len({*map(tuple, world.values(start))}) > 1:
             raise world.shared_error(f"The ranks' images differ. {skipped.first()}")
-        yield Batch(batch.images[rows], start)
+        yield Batch(batch.images[rows], start, batch.numbers[rows])
 
 
 def _batches(
@@ -132,11 +126,12 @@ def _batches(
         if share < B:
             own = np.arange(len(order) // B * B).reshape(-1, B)[:, rows].ravel()
             order, crops = order[own], crops[own]
-        images = np.empty((share, S, S, 3), np.uint8)
+        images, numbers = np.empty((share, S, S, 3), np.uint8), np.empty(share, np.int64)
         filled, batches, readable = 0, 0, 0
         for place, image in _samples(source, order, config, crops, skipped):
             mirrored = config.data.flip and crops[place, -1] < 0.5
             _put(images[filled], image, mirrored)
+            numbers[filled] = order[place]
             filled += 1
             readable += 1
             if filled == share:
@@ -144,13 +139,14 @@ def _batches(
                 used = offset + (place + 1) * B // share
                 ended = len(source) - used < B
                 following = Position(number + 1) if ended else Position(number, used)
-                yield Batch(images, following, share < B and place >= batches * share)
-                images = np.empty((share, S, S, 3), np.uint8)
+                missing = share < B and place >= batches * share
+                yield Batch(images, following, numbers, missing)
+                images, numbers = np.empty((share, S, S, 3), np.uint8), np.empty(share, np.int64)
                 filled = 0
                 if ended:
                     break
         if share < B and batches * share < len(order):  # its last batch
-            yield Batch(images, start, True)
+            yield Batch(images, start, numbers, True)
         if not batches and not offset:
             raise StorageError(
                 f"{source.name}: only {readable} of {len(order)} images can be read, fewer than "
@@ -159,10 +155,13 @@ def _batches(
 
 
 def evaluation_images(
-    source: Source, config: Config, skipped: Skipped
+    source: Source, config: Config, skipped: Skipped, frame: Frame | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, image [S, S, 3] uint8) of every readable image in order: its central square."""
-    return _samples(source, np.arange(len(source)), config, None, skipped)
+    """(index, image [H, W, 3] uint8) of every readable image in order.
+
+    frame: their size and part; by default the central square at the size trained on.
+    """
+    return _samples(source, np.arange(len(source)), config, None, skipped, frame)
 
 
 def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
@@ -175,10 +174,16 @@ def _put(target: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
 
 
 def _samples(
-    source: Source, order: np.ndarray, config: Config, crops: np.ndarray | None, skipped: Skipped
+    source: Source,
+    order: np.ndarray,
+    config: Config,
+    crops: np.ndarray | None,
+    skipped: Skipped,
+    frame: Frame | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place in `order`, image [S, S, 3]), in order, without the unreadable ones."""
+    """(place in `order`, image [H, W, 3]), in order, without the unreadable ones."""
     reader = _Reader(source, order, config, crops, skipped)
+    reader.frame = frame or reader.frame
     size = CHUNK if source.encoded else RAW_CHUNK
     chunks = [range(begin, min(begin + size, len(order))) for begin in range(0, len(order), size)]
     try:
@@ -219,7 +224,8 @@ class _Reader:
         skipped: Skipped,
     ) -> None:
         self.source, self.order, self.crops, self.skipped = source, order, crops, skipped
-        self.size, self.scale = config.data.image_size, config.data.crop_scale
+        self.frame = Frame(config.data.image_size, config.data.image_size)
+        self.scale = config.data.crop_scale
         self.ahead = 2 * config.data.batch_size
         workers = config.data.workers
         self.threads = min(8, backend.cpu_count()) if workers == "auto" else int(workers)
@@ -230,7 +236,7 @@ class _Reader:
             self._nothing = as_ppm(self._nothing)
 
     def begin(self, places: range) -> None:
-        """Start threads that make samples of `image` [S, S, 3] and `readable`, in order."""
+        """Start threads that make samples of `image` [H, W, 3] and `readable`, in order."""
         samples: list[dict[str, Any]] = [{"place": place} for place in places]
         if self.source.encoded:
             buffer = (
@@ -241,7 +247,7 @@ class _Reader:
             )
         else:  # a thread would wait for Python's lock longer than this takes
             buffer = dx.buffer_from_vector([self._crop(self._read(s)) for s in samples])
-        resized = buffer.image_resize("image", self.size, self.size)
+        resized = buffer.image_resize("image", self.frame.width, self.frame.height)
         # with more ahead than there are samples, mlx-data would make them again and again
         ahead = min(self.ahead, len(places))
         self.streams.append(resized.ordered_prefetch(ahead, self.threads))
@@ -276,7 +282,7 @@ class _Reader:
         image = sample["image"]
         height, width = image.shape[:2]
         if self.crops is None:
-            top, left, h, w = central_box(height, width)
+            top, left, h, w = self.frame.box(height, width)
         else:
             numbers = self.crops[int(sample["place"])]
             top, left, h, w = random_box(numbers, height, width, self.scale)

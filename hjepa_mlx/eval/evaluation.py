@@ -16,6 +16,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import SOURCES, Source, check_classes, open_source
 from hjepa_mlx.errors import UsageError
@@ -41,13 +42,15 @@ class Protocol:
     """The settings of an evaluation; the defaults are the field's.
 
     draws: of few labels; 0 leaves them out. attentive_images: training images for the attentive
-    probe, at most; 0 leaves it out. Raises UsageError for settings that mean nothing.
+    probe, at most; 0 leaves it out. image_size, fit: as in `embed`. Raises UsageError.
     """
 
     k: int = K
     temperature: float = TEMPERATURE
     draws: int = 5
     attentive_images: int | None = None
+    image_size: int | tuple[int, int] | None = None
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 < self.temperature < math.inf or self.draws < 0:
@@ -75,13 +78,15 @@ def evaluate(
     """
     protocol = protocol or Protocol()
     config = config_for(model.config, data, data_dir)
+    frame = Frame.of(config, protocol.image_size, protocol.fit)
     sources = open_source(config.data, "train"), open_source(config.data, "test")
     check_evaluable(*sources, protocol.k)
     tokens = bool(sources[0].classes) and protocol.attentive_images != 0
     backend.set_memory_limits()
     skipped, make = Skipped(), _encoders(model, tokens)
+    room = int(TOKEN_BYTES / (2 * config.cells(*frame[:2]) * int(config.model.dim)))
     train, test = (
-        features.extract(make, source, config, skipped, _token_images(source, config, cap))
+        features.extract(make, source, config, skipped, _token_images(source, room, cap), frame)
         for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
     )
     features.drop_equal_channels(train[-1], test[-1])
@@ -95,19 +100,17 @@ def evaluate(
         "attentive_bank_images": len(train[0].token_rows) if tokens else 0,
         "attentive_query_images": len(test[0].token_rows) if tokens else 0,
         "skipped_images": len(skipped),
+        **frame._asdict(),
     }
-    promised = promises(own, model.config.data.name) if data is None else []
-    more = {"promises": promised, "protocol": described, "trained": _trained(model)}
-    return Report({**own, **more, "baselines": scores})
+    usual = data is None and frame == Frame.of(config)
+    own["promises"] = promises(own, model.config.data.name) if usual else []
+    return Report(own | {"protocol": described, "trained": _trained(model), "baselines": scores})
 
 
-def _token_images(source: Source, config: Config, cap: int | None) -> np.ndarray:
+def _token_images(source: Source, room: int, cap: int | None) -> np.ndarray:
     """Which images [N] the attentive probe looks at: a fixed random choice, all where they fit."""
-    N = len(source)
-    cells = sum(side**2 for side in config.level_sides)
-    count = min(int(TOKEN_BYTES / (2 * cells * int(config.model.dim))), N if cap is None else cap)
-    chosen = np.zeros(N, bool)
-    chosen[generator(0, "attentive probe").permutation(N)[:count]] = True
+    chosen = np.zeros(len(source), bool)
+    chosen[generator(0, "attentive probe").permutation(len(source))[:room][:cap]] = True
     return chosen
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError
@@ -40,7 +41,7 @@ class Encoded(NamedTuple):
     tokens: dict[str, np.ndarray]
 
 
-Encoder = Callable[[np.ndarray], Encoded]  # of images [B, S, S, 3] uint8
+Encoder = Callable[[np.ndarray], Encoded]  # of images [B, H, W, 3] uint8
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ def model_features(
     """An encoder that gives each level's features averaged over the grid: level_0, level_1, …
 
     tokens: also all of a level's cells, each normalised (LayerNorm without affine), as float16.
-    pooled: if not, every cell [B, n, D] instead of the average. joined: with all levels as one.
+    pooled: if not, every cell [B, rows, columns, D] instead of the average. joined: with all levels
+    as one.
     """
-    model = replica(model)
+    model, shape = replica(model), {} if pooled else {"grid": True}
 
     def compute(images: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-        levels = {f"level_{n}": x for n, x in enumerate(model.encode(images, encoder))}
+        levels = {f"level_{n}": x for n, x in enumerate(model.encode(images, encoder, **shape))}
         means = {name: x.mean(1) if pooled else x for name, x in levels.items()}
         cells = {
             name: mx.fast.layer_norm(x, None, None, 1e-5).astype(mx.float16)
@@ -128,12 +130,12 @@ def side_by_side(levels: list[np.ndarray]) -> np.ndarray:
 
 
 def pixels(images: np.ndarray) -> Encoded:
-    """The pixel baseline: images [B, S, S, 3] reduced to about 32×32 whole grey levels, flat."""
-    B, S = images.shape[:2]
-    factor = max(1, S // PIXEL_SIDE)
-    side = S // factor
-    x = images[:, : side * factor, : side * factor]
-    x = x.reshape(B, side, factor, side, factor, 3).mean((2, 4))
+    """The pixel baseline: images [B, H, W, 3] reduced to about 32×32 whole grey levels, flat."""
+    B, H, W, _ = images.shape
+    factor = max(1, min(H, W) // PIXEL_SIDE)
+    h, w = H // factor, W // factor
+    x = images[:, : h * factor, : w * factor]
+    x = x.reshape(B, h, factor, w, factor, 3).mean((2, 4))
     return Encoded({"pixels": np.rint(x).astype(np.uint8).reshape(B, -1)}, {})
 
 
@@ -151,19 +153,21 @@ def extract(
     config: Config,
     skipped: Skipped,
     keep_tokens: np.ndarray | None = None,
+    frame: Frame | None = None,
     quiet: bool = False,
 ) -> list[Features]:
     """Run every encoder over every readable image of `source`; one Features each, in order.
 
     make_encoders is called in every thread that computes. keep_tokens: of which images [N], as
-    booleans; None: of all. quiet: in this thread only and without a progress bar.
+    booleans; None: of all. frame: the size and part of the images (see `evaluation_images`). quiet:
+    in this thread only and without a progress bar.
     """
     N = len(source)
     keep_tokens = np.ones(N, bool) if keep_tokens is None else keep_tokens
     arrays: list[Encoded] = []
     done: list[int] = []
     with_tokens = 0
-    samples = evaluation_images(source, config, skipped)
+    samples = evaluation_images(source, config, skipped, frame)
     with bar("Encoding", N, "images", not quiet) as advance:
         for numbers, outputs in _computed(make_encoders, samples, quiet):
             arrays = arrays or _allocated(outputs, N, int(keep_tokens.sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 
 import mlx.core as mx
@@ -56,12 +57,9 @@ class HJEPA(nn.Module):
             self.image_predictor = MLP(dim, WIDE, dim)
             if config.loss.projection and (config.loss.vicreg or config.loss.sigreg):
                 self.projector = MLP(dim, WIDE, config.loss.projection)
-        self._level_pool = [
-            mx.array(pooling(config.grid, config.grid, size)[0]) for size in config.level_pools
-        ]
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
-        """Images [B, S, S, 3] uint8 as the encoders see them: patches [B, (S/p)², p·p·3]."""
+        """Images [B, H, W, 3] uint8 as the encoders see them: patches [B, H/p · W/p, p·p·3]."""
         model = self.config.model
         return patchify(mx.array(images), model.patch_size, model.image_mean, model.image_std)
 
@@ -112,19 +110,32 @@ class HJEPA(nn.Module):
         size = self.config.view_grid * self.config.model.patch_size * images.shape[1]
         return self.patches(render(images, views, size // self.config.data.image_size))
 
-    def encode(self, images: mx.array | np.ndarray, encoder: str = "target") -> list[mx.array]:
+    def encode(
+        self, images: mx.array | np.ndarray, encoder: str = "target", grid: bool = False
+    ) -> list[mx.array]:
         """Features of each level, finest first, of the target (or "context") encoder.
 
-        images: [B, S, S, 3] uint8, S as trained. Returns L arrays [B, n_l, D]: the output of
-        block d_l averaged over cells of `level_pool[l]` patches, in raster order.
+        images: [B, H, W, 3] uint8, H and W any multiples of the patch size; positions are stretched
+        to the trained image's. Returns L arrays [B, n_l, D]: the output of block d_l averaged over
+        cells of `level_pool[l]` patches, in raster order; with `grid`, [B, rows, columns, D].
         """
         images = mx.array(images)
-        size = self.config.data.image_size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != mx.uint8:
+        p = self.config.model.patch_size
+        H, W, C = images.shape[1:] if images.ndim == 4 else (0, 0, 0)
+        if C != 3 or H * W == 0 or H % p or W % p or images.dtype != mx.uint8:
             raise HJEPAError(
-                f"encode() takes uint8 images of shape [B, {size}, {size}, 3]; "
-                f"these are {images.dtype} {list(images.shape)}."
+                f"encode() takes uint8 images of shape [B, height, width, 3], sides multiples of "
+                f"the patch size {p}; these are {images.dtype} {list(images.shape)}."
             )
         vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
-        features = vit(self.patches(images), after=self.level_blocks)
-        return [matrix @ x for matrix, x in zip(self._level_pool, features, strict=True)]
+        rows, columns, levels = H // p, W // p, []
+        features = vit(self.patches(images), after=self.level_blocks, grid=(rows, columns))
+        for x, size in zip(features, self.config.pools(rows, columns), strict=True):
+            x = _pooling(rows, columns, size) @ x
+            levels.append(x.reshape(len(x), -(-rows // size), -1, x.shape[2]) if grid else x)
+        return levels
+
+
+@lru_cache(maxsize=16)
+def _pooling(rows: int, columns: int, size: int) -> mx.array:
+    return mx.array(pooling(rows, columns, size)[0])

@@ -36,27 +36,30 @@ def sincos_positions(positions: np.ndarray, dim: int) -> mx.array:
 
 
 @lru_cache(maxsize=16)
-def grid_positions(grid: int, trained: int, dim: int, step: float = 1.0) -> mx.array:
+def grid_positions(
+    grid: int | tuple[int, int], trained: int, dim: int, step: float = 1.0
+) -> mx.array:
     """Table of places from the first patch's centre to the last one's, `step` patches apart.
 
-    A grid of another size than the encoder was built for (`trained`) covers the same image, so its
-    places are stretched to that one's. Returns [n², dim] in raster order, n = (grid − 1)/step + 1.
+    grid: patches along each side, or rows and columns. A grid of another size than the encoder was
+    built for (`trained`) covers the same image, so its places are stretched to that one's, rows and
+    columns each. Returns [n·m, dim] in raster order, n = (rows − 1)/step + 1.
     """
-    places = np.arange(0, grid - 1 + step, step)
-    places = (places + 0.5) * trained / grid - 0.5
-    return sincos_positions(np.stack(np.meshgrid(places, places, indexing="ij"), -1), dim)
+    sides = (grid, grid) if isinstance(grid, int) else grid
+    places = [(np.arange(0, n - 1 + step, step) + 0.5) * trained / n - 0.5 for n in sides]
+    return sincos_positions(np.stack(np.meshgrid(*places, indexing="ij"), -1), dim)
 
 
 def patchify(images: mx.array, patch_size: int, mean: list[float], std: list[float]) -> mx.array:
-    """Images [B, S, S, 3] uint8 to normalised patches [B, (S/p)², p·p·3] float32.
+    """Images [B, H, W, 3] uint8 to normalised patches [B, H/p · W/p, p·p·3] float32.
 
     mean, std: of red, green and blue, where 1 is full intensity.
     """
-    B, S, _, C = images.shape
-    grid = S // patch_size
+    B, H, W, C = images.shape
+    rows, columns = H // patch_size, W // patch_size
     x = (images.astype(mx.float32) - mx.array(mean) * 255) / (mx.array(std) * 255)
-    x = x.reshape(B, grid, patch_size, grid, patch_size, C).swapaxes(2, 3)
-    return x.reshape(B, grid * grid, patch_size * patch_size * C)
+    x = x.reshape(B, rows, patch_size, columns, patch_size, C).swapaxes(2, 3)
+    return x.reshape(B, rows * columns, patch_size * patch_size * C)
 
 
 def take_tokens(x: mx.array, indices: mx.array) -> mx.array:
@@ -185,23 +188,27 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.grid, self.dim = config.grid, int(model.dim)
+        self.grid, self.dim = config.position_grid, int(model.dim)
         self._run = checkpointed if model.checkpoint_blocks else lambda block: block
         self.patch_embed = PatchEmbed(model.patch_size, self.dim)
         self.blocks = blocks(self.dim, int(model.depth), int(model.heads))
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
 
     def __call__(
-        self, patches: mx.array, indices: mx.array | None = None, after: Sequence[int] | None = None
+        self,
+        patches: mx.array,
+        indices: mx.array | None = None,
+        after: Sequence[int] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> list[mx.array]:
         """Features after each block numbered in `after` (from 1; default: the last block).
 
-        patches: [B, N, p·p·3] as `patchify` gives them, of a grid of any size; indices: [B·V, K]
-        looks only at those. Returns one [B, N, D] or [B·V, K, D] per item of `after`; the last
-        block's passes the final norm.
+        patches: [B, N, p·p·3] as `patchify` gives them, of any `grid` of rows and columns (default:
+        a square); indices: [B·V, K] looks only at those. Returns one [B, N, D] or [B·V, K, D] per
+        item of `after`; the last block's passes the final norm.
         """
         after = after or [len(self.blocks)]
-        positions = grid_positions(isqrt(patches.shape[1]), self.grid, self.dim)
+        positions = grid_positions(grid or isqrt(patches.shape[1]), self.grid, self.dim)
         if indices is not None:
             patches, positions = take_tokens(patches, indices), positions[indices]
         x = self.patch_embed(patches)

@@ -1,0 +1,111 @@
+"""`hjepa-mlx finetune` and `predict`: a classifier from a run, and its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hjepa_mlx.cli.common import (
+    DataDir,
+    JsonFile,
+    OtherData,
+    Overrides,
+    RunOrCheckpoint,
+    check_writable,
+    output_json,
+    readable,
+)
+from hjepa_mlx.errors import UsageError
+from hjepa_mlx.session import awake
+
+NAMED = 5  # unreadable images that are named
+
+
+@readable
+@awake()
+def finetune(
+    run: RunOrCheckpoint,
+    overrides: Overrides = None,
+    data: OtherData = None,
+    data_dir: DataDir = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the classifier. Default: RUN/finetuned.")
+    ] = None,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Keep the encoder: only fit a head to its features.")
+    ] = False,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Start from random weights instead, to compare.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Train a run's encoder and a linear head on labels, and save the classifier.
+
+    Example: `hjepa-mlx finetune runs/demo-20260101-120000 --set finetune.epochs=20`
+    """
+    from rich.console import Console
+
+    from hjepa_mlx import finetune as tuning
+    from hjepa_mlx.eval.evaluation import config_for
+    from hjepa_mlx.progress import say
+    from hjepa_mlx.recipes import load_config
+    from hjepa_mlx.runs import load
+
+    check_writable(json_file)
+    model = load(run)
+    assert model.origin
+    config = config_for(load_config(model.origin.run, overrides), data, data_dir)
+    folder = Path(out or f"{run}/finetuned")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is there already. Choose another --out.")
+    config.finetune.epochs = 0 if freeze else config.finetune.epochs
+    classifier, scores = tuning.finetune(model, config, scratch)
+    tuning.save(classifier, folder, scores)
+    output_json(scores, json_file)
+    if json_file != "-":
+        found = [f"frozen features {scores['frozen']:.1f} %"]
+        found += [f"fine-tuned {scores[key]:.1f} %" for key in scores if key == "fine_tuned"]
+        count = f"{scores['test_images']:,} test images"
+        say(Console(), f"Right on {count}: {', '.join(found)}. The classifier is in {folder}")
+
+
+@readable
+@awake()
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder that `finetune` wrote.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, and folders of images.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="CSV: path, label, probability.")],
+) -> None:
+    """Name the class of each image, with its probability.
+
+    Example: `hjepa-mlx predict runs/demo-20260101-120000/finetuned pictures --out predictions.csv`
+    """
+    import csv
+    import io
+    import os
+
+    from rich.console import Console
+
+    from hjepa_mlx.files import atomic_write
+    from hjepa_mlx.finetune import load
+    from hjepa_mlx.finetune import predict as run_over
+    from hjepa_mlx.progress import say
+
+    if Path(out).is_dir() or not Path(out).parent.is_dir():
+        raise UsageError(f"--out {out}: give a file in a folder that exists.")
+    classifier = load(model)
+    paths, probabilities, skipped = run_over(classifier, images)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "probability"])
+    for path, row in zip(paths, probabilities, strict=True):
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        writer.writerow([name, classifier.classes[row.argmax()], f"{row.max():.6f}"])
+    with atomic_write(Path(out)) as file:
+        file.write(text.getvalue().encode())
+    for path, why in list(skipped.items())[:NAMED]:
+        say(Console(stderr=True), f"Skipped {path}: {why}")
+    unread = f" ({len(skipped):,} unreadable)" if skipped else ""
+    say(Console(), f"{len(paths):,} images named{unread}; in {out}")
