@@ -61,6 +61,12 @@ class Config(Shown, Section):
         return [self.grid if pool == "image" else int(pool) for pool in self.model.level_pool]
 
     @property
+    def position_grid(self) -> int:
+        """Patches along each side of the image that the fixed position table was made for."""
+        positions = self.model.positions
+        return positions if isinstance(positions, int) else self.grid
+
+    @property
     def level_sides(self) -> list[int]:
         """Cells along each side of the image, by level; those at its end may be smaller."""
         return [-(-self.grid // pool) for pool in self.level_pools]

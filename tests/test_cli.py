@@ -70,7 +70,17 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
-    for command in ("train", "eval", "doctor", "bench", "viz", "compare", "embed"):
+    for command in (
+        "train",
+        "eval",
+        "doctor",
+        "bench",
+        "viz",
+        "compare",
+        "embed",
+        "export",
+        "push",
+    ):
         assert f"hjepa-mlx {command}" in hjepa(command, "--help", folder=tmp_path)
 
 

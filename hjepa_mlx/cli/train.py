@@ -18,6 +18,11 @@ from hjepa_mlx.errors import HJEPAError, UsageError
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
 
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="Weights: a run, file, folder or hf:USER/NAME."),
+]
+
 
 @readable
 def train(
@@ -34,6 +39,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
     ] = False,
+    init: Init = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
     ] = False,
@@ -45,8 +51,7 @@ def train(
     from hjepa_mlx.recipes import find_config, load_config
 
     loaded = load_config(config, overrides)
-    if data_dir is not None:
-        loaded.data.dir = data_dir
+    loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     own = find_config(config)
     if run_dir is not None:
         loaded.run.dir = run_dir
@@ -83,11 +88,11 @@ def _print_plan(config: Config) -> None:
     from hjepa_mlx.costs import average_gflop, costs
     from hjepa_mlx.data.source import open_source
     from hjepa_mlx.losses import prediction_loss
-    from hjepa_mlx.models.hjepa import HJEPA
+    from hjepa_mlx.pretrained import start
     from hjepa_mlx.state import steps_per_epoch
 
     prediction_loss(config.loss.kind)
-    networks = HJEPA(config)
+    networks, loaded = start(config)
     cost = costs(config, networks)
     counts = zip(config.masked, cost.predicted_cells, strict=True)
     cells = ", ".join(f"level {level}: {count:.0f}" for level, count in counts)
@@ -117,7 +122,7 @@ def _print_plan(config: Config) -> None:
         raise
     except HJEPAError as error:  # not downloaded yet
         lines.append(f"steps        unknown: {error}")
-    print(config.to_yaml() + "\n".join(f"# {line}" for line in lines))
+    print(config.to_yaml() + "\n".join(f"# {line}" for line in [*lines, *loaded]))
 
 
 def _hierarchy(config: Config) -> str:

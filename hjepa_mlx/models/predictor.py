@@ -25,7 +25,7 @@ class Predictor(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model, levels = config.model, len(config.masked)
-        self.grid, self.dim = config.grid, model.predictor_dim
+        self.grid, self.dim = config.position_grid, model.predictor_dim
         self._told = TOLD[model.predictor_context]
         self._run = checkpointed if model.checkpoint_blocks else lambda block: block
         self.embed = nn.Linear(int(model.dim), self.dim)
