@@ -138,7 +138,7 @@ def _settings(found: Weights, config: Config) -> Outcomes:
 
 def _without_meaning(arrays: dict[str, np.ndarray], then: Config | None, now: Config) -> Outcomes:
     """Take out weights that mean something else here, whatever their shapes."""
-    reasons = {} if now.model.positions == "learned" else {"pos_embed": "the table here is fixed"}
+    reasons = {} if now.model.positions == "learned" else {"pos_embed": "the fixed table is used"}
     if then and _predicted(then) != _predicted(now):
         names = ("predictor.heads.", "predictor.level_embed")
         reasons |= dict.fromkeys(names, "it predicts other levels")
