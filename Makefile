@@ -20,7 +20,7 @@ test:
 
 parity:
 	@tools/setup.sh $(VENV)-parity parity
-	$(VENV)-parity/bin/python -m pytest -m parity tests/test_parity.py tests/test_benchmark_scripts.py
+	$(VENV)-parity/bin/python -m pytest -m parity tests/test_parity.py tests/test_export.py tests/test_foreign_weights.py tests/test_benchmark_scripts.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step, random_key, reseed
 
 FORMAT = 1
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+BITS = re.compile(r"B?F(16|32|64)|[IU](8|16|32|64)")  # of a number, by its type in safetensors
 MOMENTS = ("m", "v")  # that Adam keeps of each weight
 KEYS = {  # of state.json, in every version
     "format", "step", "epoch", "images", "position", "own_parts", "window", "random_state",
@@ -173,9 +177,41 @@ def _load(checkpoint: Path, file_name: str, state: dict[str, Any]) -> dict[str, 
         raise _damaged(checkpoint, f"{file_name} is missing")
     if sha256(path) != state["sha256"].get(file_name):
         raise _damaged(checkpoint, f"{file_name} does not match its checksum")
-    loaded = mx.load(str(path))
-    assert isinstance(loaded, dict)
-    return loaded
+    return read_safetensors(path)
+
+
+def load_weights(checkpoint: Path) -> dict[str, mx.array]:
+    """The weights of a checkpoint by name, after comparing the checksum."""
+    return _load(checkpoint, "model.safetensors", read_state(checkpoint))
+
+
+def read_safetensors(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, after comparing what its header says with the file's size.
+
+    The file may come from anywhere: MLX's reader believes the header and takes the memory. Raises
+    HJEPAError for a damaged file.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, LONGEST_HEADER):
+            raise HJEPAError(
+                f"{path} is damaged or no safetensors file: its header would take {length:,} "
+                f"bytes; the file has {size:,}."
+            )
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+            bits = next(filter(None, BITS.fullmatch(entry["dtype"]).groups()))  # type: ignore
+            right = 8 * (end - begin) == int(bits) * prod(shape) and min([begin, *shape]) >= 0
+            if not right or end > size - 8 - length:
+                raise HJEPAError(f"{path} is damaged: {name} is cut short or has another shape.")
+        return dict(mx.load(str(path)))  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise HJEPAError(f"{path} is damaged or no safetensors file: {error!r}") from None
 
 
 def _damaged(checkpoint: Path, how: str) -> HJEPAError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class HJEPAError(Exception):
@@ -22,3 +24,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question that names the nearest known name, with a space before it; or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def required(module: str, extra: str) -> Any:
+    """Import a module that an extra of this package brings, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise UsageError(f"This needs {missing}: pip install 'hjepa-mlx[{extra}]'") from None

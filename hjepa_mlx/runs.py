@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hjepa_mlx import checkpoint
+from hjepa_mlx import checkpoint, hub, pretrained, weights
 from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
@@ -221,6 +221,8 @@ def keep_choices(config: Config, before: Config) -> None:
         config.precision = before.precision
     if config.compile == "auto":
         config.compile = before.compile
+    if config.model.init and config.model.init == before.model.init:
+        config.model.positions = before.model.positions
 
 
 def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -238,16 +240,20 @@ def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any,
 
 
 def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
-    """The model of a run (its newest checkpoint) or of one checkpoint folder.
+    """The model of a run (its newest checkpoint), a checkpoint, an export or hf:USER/NAME.
 
     model: where to put the weights, for a run of a network of your own: that network, built from
     `Run(path).config`. Raises UsageError when there is no checkpoint and HJEPAError when it is
     damaged.
     """
-    path = Path(path)
+    path = hub.download(str(path)) if str(path).startswith("hf:") else Path(path)
     one = (path / "state.json").is_file()
     run = Run(path.parent.parent if one else path)
     folder, config = path if one else run.latest, run.config
+    if folder is None and any(path.glob("*.safetensors")):  # an export
+        model = HJEPA(config) if model is None else model
+        pretrained.put(weights.read(path), model, whole=True)
+        return model
     if folder is None:
         raise UsageError(f"The run {path} has no checkpoint yet.")
     own = checkpoint.read_state(folder)["own_parts"]["model"]

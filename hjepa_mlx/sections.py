@@ -5,6 +5,7 @@ The defaults are those of the ImageNet recipes; a recipe states only its own cho
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -16,6 +17,11 @@ def _ordered(pair: list[float]) -> list[float]:
     if pair[0] > pair[1]:
         raise ValueError("it should be [low, high]")
     return pair
+
+
+def _absolute(place: str) -> str:
+    """A path that holds in other folders too; the name of a repository as it is."""
+    return place if place.startswith("hf:") else str(Path(place).expanduser().absolute())
 
 
 Auto = Literal["auto"]
@@ -73,8 +79,9 @@ class Model(Section):
     only their mean, or both: the tokens for the first half of each level's cells, the mean for the
     rest.
     image_mean, image_std: of red, green and blue, to normalise images; ImageNet's by default.
-    positions: `sincos`, the fixed table; or a number, that of so many patches a side, stretched
-    over the image.
+    init: weights to start from: a run, a file, a folder or hf:USER/NAME. positions: `sincos`, the
+    fixed table; a number, that of so many patches a side, stretched over the image; or `learned`.
+    With `init`, `sincos` becomes what the weights were trained with.
     """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
@@ -82,7 +89,8 @@ class Model(Section):
     depth: Auto | Count = "auto"
     heads: Auto | Count = "auto"
     patch_size: Count = 16
-    positions: Literal["sincos"] | Count = "sincos"
+    positions: Literal["sincos", "learned"] | Count = "sincos"
+    init: Annotated[str, AfterValidator(_absolute)] | None = None
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3

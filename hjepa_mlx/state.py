@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_reduce
 from rich.console import Console
 
-from hjepa_mlx import backend, runs, world
+from hjepa_mlx import backend, pretrained, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.pipeline import Position, Skipped
@@ -117,7 +117,7 @@ def setup(
     notes = settle(config, per_epoch * config.optim.epochs)
     backend.set_memory_limits()
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": type(model)}
-    model = HJEPA(config) if model is None else model
+    model, loaded = pretrained.start(config, model, init=not resume)
     stages = _stages(config, model, sampler, per_epoch)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
@@ -129,7 +129,7 @@ def setup(
         config=config,
         run=run,
         console=console,
-        notes=[*_introduction(config, model, run, source, test, per_epoch), *notes],
+        notes=[*_introduction(config, model, run, source, test, per_epoch), *loaded, *notes],
         source=source,
         fingerprint=facts["the images"],
         stages=stages,
@@ -258,7 +258,7 @@ def _check_own_parts(
             raise UsageError("data.progressive needs masks for each image size: give no sampler.")
     its = model.config if model else config
     for key, theirs, ours in (
-        ("model", its.model, config.model),
+        ("model", *(c.model.model_copy(update={"init": None}) for c in (its, config))),
         ("data.image_size", its.data.image_size, config.data.image_size),
         ("the levels that loss.level_weights predicts", its.predicted, config.predicted),
     ):

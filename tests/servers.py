@@ -33,6 +33,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
+    def do_POST(self):
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
     def answer(self, body: bytes, status=200, length=None, kind="application/octet-stream", **more):
         self.send_response(status)
         self.send_header("Content-Type", kind)

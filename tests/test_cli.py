@@ -70,7 +70,7 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
-    commands = "train eval doctor bench viz compare embed finetune predict"
+    commands = "train eval doctor bench viz compare embed finetune predict export push"
     for command in commands.split():
         assert f"hjepa-mlx {command}" in hjepa(command, "--help", folder=tmp_path)
 

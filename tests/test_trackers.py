@@ -20,7 +20,7 @@ def logged(config: Config, folder: Path, rows: list[dict[str, Any]]) -> str:
     folder.mkdir()
     run, said = Run(folder), io.StringIO()
     run.store(config)
-    with trackers.logging(run, Console(file=said, width=200)) as log:
+    with trackers.logging(run, Console(file=said, width=200), run.config.run.trackers) as log:
         for row in rows:
             log(row)
     assert run.metrics == rows
@@ -56,7 +56,7 @@ def test_wandb_gets_every_row_and_the_same_run_when_resumed(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     config = tiny_config(run={"trackers": ["wandb"]})
     logged(config, tmp_path / "run", ROWS)
-    with trackers.logging(Run(tmp_path / "run"), Console(file=io.StringIO())):
+    with trackers.logging(Run(tmp_path / "run"), Console(file=io.StringIO()), ["wandb"]):
         pass
     assert got == [(0, 1.0), (7, 0.125), "finished", "finished"]
     assert started[0] == started[1]

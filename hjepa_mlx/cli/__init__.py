@@ -14,7 +14,9 @@ from hjepa_mlx.cli.datasets import datasets
 from hjepa_mlx.cli.doctor import doctor
 from hjepa_mlx.cli.embed import embed
 from hjepa_mlx.cli.eval import evaluate
+from hjepa_mlx.cli.export import export
 from hjepa_mlx.cli.finetune import finetune, predict
+from hjepa_mlx.cli.push import push
 from hjepa_mlx.cli.train import train
 from hjepa_mlx.cli.viz import viz
 
@@ -26,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(datasets, name="datasets")
-for _command in (train, viz, compare, embed, finetune, predict, bench, doctor):
+for _command in (train, viz, compare, embed, finetune, predict, export, push, bench, doctor):
     app.command()(_command)
 app.command(name="eval")(evaluate)
 

@@ -21,6 +21,11 @@ from hjepa_mlx.train import train as start
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
 
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="Weights: a run, file, folder or hf:USER/NAME."),
+]
+
 
 @readable
 def train(
@@ -38,6 +43,7 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Epochs in all; CONFIG a run: it goes on to so many."),
     ] = None,
+    init: Init = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
     ] = False,
@@ -50,7 +56,7 @@ def train(
     own_run = None if run_dir is not None else _own_run(config)
     loaded = _loaded(config, own_run, overrides or [], epochs)
     resume = resume or (own_run is not None and epochs is not None)
-    loaded.data.dir = data_dir or loaded.data.dir
+    loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
     if dry_run:
         return _print_plan(loaded)
@@ -97,11 +103,11 @@ def _print_plan(config: Config) -> None:
     from hjepa_mlx.data.source import open_source
     from hjepa_mlx.longer import last_stage
     from hjepa_mlx.losses import prediction_loss
-    from hjepa_mlx.models.hjepa import HJEPA
+    from hjepa_mlx.pretrained import start
     from hjepa_mlx.state import steps_per_epoch
 
     prediction_loss(config.loss.kind)
-    networks = HJEPA(config)
+    networks, loaded = start(config)
     cost = costs(config, networks)
     counts = zip(config.masked, cost.predicted_cells, strict=True)
     cells = ", ".join(f"level {level}: {count:.0f}" for level, count in counts)
@@ -132,7 +138,7 @@ def _print_plan(config: Config) -> None:
         raise
     except HJEPAError as error:  # not downloaded yet
         lines.append(f"steps        unknown: {error}")
-    print(config.to_yaml() + "\n".join(f"# {line}" for line in lines))
+    print(config.to_yaml() + "\n".join(f"# {line}" for line in [*lines, *loaded]))
 
 
 def _hierarchy(config: Config) -> str:

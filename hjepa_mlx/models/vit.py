@@ -1,8 +1,8 @@
 """The Vision Transformer that is both context and target encoder (and, narrow, the predictor).
 
-Pre-norm blocks, fixed 2-D sin-cos positions, no class token. Parameters are named as in timm and
-I-JEPA, so that published weights map by name; `patch_embed.proj.weight` is [D, p·p·3], rows of a
-patch's pixels in (row, column, channel) order.
+Pre-norm blocks, fixed 2-D sin-cos positions or a learned table, no class token. Parameters are
+named as in timm and I-JEPA, so that published weights map by name; `patch_embed.proj.weight` is
+[D, p·p·3], rows of a patch's pixels in (row, column, channel) order.
 """
 
 from __future__ import annotations
@@ -48,6 +48,24 @@ def grid_positions(
     sides = (grid, grid) if isinstance(grid, int) else grid
     places = [(np.arange(0, n - 1 + step, step) + 0.5) * trained / n - 0.5 for n in sides]
     return sincos_positions(np.stack(np.meshgrid(*places, indexing="ij"), -1), dim)
+
+
+def resize_matrix(old: int, new: int) -> np.ndarray:
+    """Antialiased linear interpolation from `old` samples to `new`: [new, old], rows sum to 1."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = 1 - np.abs(np.arange(old) - centres[:, None]) / max(1, old / new)
+    weights = np.maximum(weights, 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def stretched(table: mx.array, grid: int | tuple[int, int]) -> mx.array:
+    """A position table [n², D] resized to a grid of so many patches a side, or rows and columns."""
+    side, sides = isqrt(len(table)), (grid, grid) if isinstance(grid, int) else grid
+    if sides == (side, side):
+        return table
+    rows, columns = (mx.array(resize_matrix(side, n).astype(np.float32)) for n in sides)
+    x = rows @ table.reshape(side, -1)  # [rows, n·D]
+    return (columns @ x.reshape(sides[0], side, -1)).reshape(-1, table.shape[1])
 
 
 def patchify(images: mx.array, patch_size: int, mean: list[float], std: list[float]) -> mx.array:
@@ -193,6 +211,14 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(model.patch_size, self.dim)
         self.blocks = blocks(self.dim, int(model.depth), int(model.heads))
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
+        if model.positions == "learned":
+            self.pos_embed = self.positions(self.grid)
+
+    def positions(self, grid: int | tuple[int, int]) -> mx.array:
+        """The positions of a grid of any size or shape, [patches, D] in raster order."""
+        if "pos_embed" in self:
+            return stretched(self.pos_embed, grid)
+        return grid_positions(grid, self.grid, self.dim)
 
     def __call__(
         self,
@@ -208,7 +234,7 @@ class VisionTransformer(nn.Module):
         item of `after`; the last block's passes the final norm.
         """
         after = after or [len(self.blocks)]
-        positions = grid_positions(grid or isqrt(patches.shape[1]), self.grid, self.dim)
+        positions = self.positions(grid or isqrt(patches.shape[1]))
         if indices is not None:
             patches, positions = take_tokens(patches, indices), positions[indices]
         x = self.patch_embed(patches)
