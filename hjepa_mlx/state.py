@@ -16,11 +16,12 @@ from rich.console import Console
 from hjepa_mlx import backend, runs
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
+from hjepa_mlx.data.folder import RECORD, write_record
 from hjepa_mlx.data.pipeline import Position, Skipped
-from hjepa_mlx.data.source import Source, open_source
+from hjepa_mlx.data.source import Source, open_sources
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.knn import QuickKNN
+from hjepa_mlx.eval.labels import judged
 from hjepa_mlx.files import check_space
 from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks, MaskSampler
@@ -94,11 +95,12 @@ def setup(
     """Check all that was asked for, and build the parts of the run; the arguments are `train`'s."""
     config = resolve(config)
     _check_own_parts(config, loss_fn, sampler, model)
-    train, test = open_source(config.data, "train"), open_source(config.data, "test")
-    source = open_source(config.data, "pretrain")
-    per_epoch = steps_per_epoch(config, len(source))
-    check_evaluable(train, test)
     run = runs.reopen(config) if resume else None
+    opened = open_sources(config.data, run.path / RECORD if run else None)
+    source, test = opened["pretrain"], opened["test"]
+    config.data.bits = (source.folder and source.bits) or config.data.bits
+    per_epoch = steps_per_epoch(config, len(source))
+    bank, queries, left_out = judged(opened["train"], test)
     if not resume:
         runs.check_new(config)
     if backend.on_gpu() and "auto" in (config.precision, config.compile):
@@ -111,12 +113,11 @@ def setup(
     stages = _stages(config, model, sampler, per_epoch * config.optim.epochs)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
-    signals = Signals(model, test, config, skipped, step.loss_fn)
-    quick = train.classes and config.run.eval_every_epochs
-    knn = QuickKNN(model, train, test, config) if quick else None
-    if not run:
-        _check_disk(config, model)
-        run = runs.create(config)
+    signals = Signals(model, test if len(test) else source, config, skipped, step.loss_fn)
+    quick = bank.classes and config.run.eval_every_epochs
+    knn = QuickKNN(model, bank, queries, config) if quick else None
+    run = run or _new_run(config, model, source)
+    notes += [*(source.folder.notes if source.folder else ()), *left_out]
     return TrainState(
         config=config,
         run=run,
@@ -133,6 +134,15 @@ def setup(
         own_parts={kind: _name(part) for kind, part in own.items()},
         next_save=time.monotonic() + 60 * config.run.checkpoint_minutes,
     )
+
+
+def _new_run(config: Config, model: HJEPA, source: Source) -> Run:
+    """A new run's folder, with a record of its images if they come from a folder."""
+    _check_disk(config, model)
+    run = runs.create(config)
+    if source.folder:
+        write_record(source.folder, run.path / RECORD)
+    return run
 
 
 def steps_per_epoch(config: Config, images: int) -> int:

@@ -120,7 +120,9 @@ def prepare(
         how = options.format(**made) if "short_side" in made else ""
         print(f"It is prepared already{how}. Delete {folder} to do it again.")
     else:
-        run(name, originals_of(name, root), folder, side, quality, workers)
+        originals = originals_of(name, root)
+        print("\n".join(originals["train"].notes))
+        run(name, originals, folder, side, quality, workers)
     _print_contents(name, folder)
 
 

@@ -19,7 +19,7 @@ from hjepa_mlx.data.catalog import (
     class_list_name,
 )
 from hjepa_mlx.data.images import UNREADABLE, check_decodes
-from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_source
+from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_sources
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import sha256
 from hjepa_mlx.progress import bar
@@ -50,7 +50,7 @@ def _one(name: str, data: Data) -> list[Check]:
     splits: list[Split] = ["pretrain", "test"]
     if name in CATALOG and "pretrain" in CATALOG[name].stored_splits:
         splits.insert(1, "train")
-    sources = {split: open_source(data, split) for split in splits}
+    sources = open_sources(data, splits=tuple(splits))
     checks = _checksums(name, data)
     checks += [_count(name, split, source) for split, source in sources.items()]
     if name.startswith("imagenet"):
@@ -83,7 +83,7 @@ def _checksums(name: str, data: Data) -> list[Check]:
 def _count(name: str, split: Split, source: Source) -> Check:
     found = f"{len(source):,} images"
     if source.classes:
-        counts = np.bincount(source.labels, minlength=len(source.classes))
+        counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
         found += f" in {len(source.classes)} classes of {counts.min():,} to {counts.max():,}"
     if name not in CATALOG:
         return Check(f"{name} {split}", True, found)

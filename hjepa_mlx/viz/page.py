@@ -9,9 +9,11 @@ from string import Template
 
 from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.data.source import open_source
+from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import check_evaluable
+from hjepa_mlx.eval.labels import judged
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.runs import Run, load
 from hjepa_mlx.sections import Data
@@ -54,7 +56,8 @@ def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list
 def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     """Every picture of a run, by name; no curves without metrics, no masks of your own sampler."""
     model = load(run.path)
-    train, test = open_source(data, "train"), open_source(data, "test")
+    opened = open_sources(data, run.path / RECORD if data == run.config.data else None)
+    train, test, _ = judged(opened["train"], opened["test"])
     check_evaluable(train, test)
     bank, queries = samples(train, model.config, BANK), samples(test, model.config, QUERIES)
     images = samples(test, model.config, max(MASKED, SHOWN)).images
