@@ -30,6 +30,10 @@ def train(
     run_dir: Annotated[
         str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
     ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Take so long; my-folder (default: 8) also chooses the network by it."),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
@@ -40,14 +44,15 @@ def train(
 ) -> None:
     """Train a recipe, then evaluate what it learned.
 
-    Example: `hjepa-mlx train demo --set optim.epochs=5`
+    Examples: `hjepa-mlx train demo`; `hjepa-mlx train my-folder --data-dir PICTURES --hours 8`
     """
     from hjepa_mlx.recipes import find_config, load_config
 
-    loaded = load_config(config, overrides)
-    if data_dir is not None:
-        loaded.data.dir = data_dir
-    own = find_config(config)
+    overrides = overrides or []
+    if hours is not None or (config == "my-folder" and not resume):
+        overrides = [*_chosen(config, overrides, data_dir, hours), *overrides]
+    loaded, own = load_config(config, overrides), find_config(config)
+    loaded.data.dir = loaded.data.dir if data_dir is None else data_dir
     if run_dir is not None:
         loaded.run.dir = run_dir
     elif resume and own.name == "config.yaml" and _is_run(Path(config), own.parent):
@@ -64,12 +69,37 @@ def train(
             print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
         os._exit(130)  # data threads may still hold images
     if loaded.run.final_eval:
-        try:
-            report(run.path)
-        except KeyboardInterrupt:
-            command = f"hjepa-mlx eval {quote(str(run.path))}"
-            print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
-            raise typer.Exit(130) from None
+        _evaluate(run.path)
+
+
+def _evaluate(run: Path) -> None:
+    """The evaluation at the end of a training; without it the run is whole all the same."""
+    from hjepa_mlx.eval.labels import NoTestImages
+
+    try:
+        report(run)
+    except NoTestImages as error:
+        print(f"hjepa-mlx: trained and saved, but not evaluated: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        command = f"hjepa-mlx eval {quote(str(run))}"
+        print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _chosen(
+    config: str, overrides: list[str], data_dir: str | None, hours: float | None
+) -> list[str]:
+    """Settings that fit the hours, which are printed with the reason."""
+    from rich.console import Console
+
+    from hjepa_mlx.bench.fit import HOURS, fit_hours
+    from hjepa_mlx.progress import say
+
+    say(Console(stderr=True), "Trying this machine's speed …")
+    settings, lines = fit_hours(config, overrides, data_dir, HOURS if hours is None else hours)
+    for line in lines:
+        say(Console(stderr=True), line)
+    return settings
 
 
 def _is_run(given: Path, folder: Path) -> bool:

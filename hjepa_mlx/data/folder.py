@@ -74,7 +74,8 @@ def open_folder(data: Data, record: Path | None = None) -> Folder:
         sides[_held_out(labels, old)] = 1
         if classes:
             each = np.bincount(labels[(sides == 1) & (labels >= 0)], minlength=len(classes))
-            notes.append(f"Held out: {each.min():,} to {each.max():,} images of each class.")
+            low, high = f"{each.min():,}", f"{each.max():,}"
+            notes.append(f"Held out of each class: {low}{'' if low == high else f' to {high}'}.")
     bits = bits_of(found.paths) if data.bits == "auto" else data.bits
     if data.bits == "auto" and bits and bits < 16:
         notes.append(f"16-bit greys use {bits} of their bits (data.bits={bits}).")
@@ -117,8 +118,8 @@ def _labels(
         return np.full(len(names), -1), ()
     if stray and not data.labels.endswith(".csv"):
         notes.append(
-            f"{stray:,} images lie in no class folder (first: {found.names[names.index('')]}): "
-            "they are trained on, but have no label for k-NN and probes."
+            f"In no class folder: {stray:,} (first: {found.names[names.index('')]}). They are "
+            "trained on, but have no label for k-NN and probes."
         )
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
     return np.array([number[name] for name in names]), classes
@@ -153,10 +154,12 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
             "relative to that folder or to the file's, or absolute."
         )
     if unknown:
-        notes.append(f"{file.name}: {len(unknown):,} rows name no image (first: {unknown[0]}).")
+        notes.append(
+            f"{file.name}: rows that name no image: {len(unknown):,} (first: {unknown[0]})."
+        )
     if missing := names.count(""):
         first = found.names[names.index("")]
-        notes.append(f"{file.name} has no label for {missing:,} images (first: {first}).")
+        notes.append(f"{file.name}: images without a label: {missing:,} (first: {first}).")
     return names
 
 
@@ -205,5 +208,5 @@ def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     made = json.loads(record.read_text())
     side = {name: number for number, split in enumerate(("train", "test")) for name in made[split]}
     gone = sorted(side.keys() - set(found.names))
-    line = f"{len(gone):,} images are gone (first: {gone[0]})." if gone else ""
+    line = f"Gone since the run began: {len(gone):,} images (first: {gone[0]})." if gone else ""
     return np.array([side.get(name, -1) for name in found.names]), line

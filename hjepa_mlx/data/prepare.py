@@ -88,11 +88,10 @@ def prepare(
     _check_classes(name, *(set(originals[split].classes) for split in ("train", "test")))
     shape, bits = originals["train"].shape, originals["train"].bits
     options = {"short_side": side, "jpeg_quality": quality, "pillow": PIL.__version__}
-    options |= {"bits": bits} if bits else {}
     plan = {
         "format": prepared.FORMAT,
         "name": name,
-        **({} if shape else options),
+        **({} if shape else options | ({"bits": bits} if bits else {})),
         "classes": list(originals["train"].classes),
         "originals": fingerprints(originals),
     }

@@ -24,7 +24,7 @@ from hjepa_mlx.eval import attentive_probe, features, linear_probe, rank
 from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
 from hjepa_mlx.eval.features import Encoder, Features
 from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
-from hjepa_mlx.eval.labels import judged
+from hjepa_mlx.eval.labels import check_evaluable, judged
 from hjepa_mlx.eval.report import Report, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -287,12 +287,3 @@ def _name_and_dir(data: str) -> tuple[str, str | None]:
         f"No data set or config '{data}'.{hint} Data sets: {', '.join(SOURCES)}, folder; configs: "
         f"{', '.join(config_names())}."
     )
-
-
-def check_evaluable(train: Source, test: Source) -> None:
-    """Refuse data without a test image."""
-    if not len(test):
-        raise UsageError(
-            f"{train.name}: no image is left for evaluation; there are {len(train)} in all. It "
-            "needs 10, or 5 of a class, or a folder val beside train."
-        )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from hjepa_mlx.data.source import Source
+from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import HELD_OUT
 from hjepa_mlx.eval.knn import K
 
@@ -40,12 +41,12 @@ def judged(train: Source, test: Source, k: int = K) -> tuple[Source, Source, lis
     notes = []
     names = np.array(train.classes, object)
     if without := sum(int((source.labels < 0).sum()) for source in (train, test)):
-        notes.append(f"Evaluation leaves out {without:,} images that have no label.")
+        notes.append(f"Evaluation leaves out images without a label: {without:,}.")
     if dropped := int(np.isin(test.labels, np.setdiff1d(asked, have)).sum()):
         classes = _listed(names[np.setdiff1d(asked, have)])
         notes.append(
-            f"Evaluation leaves out {dropped:,} test images of classes that no training image has: "
-            f"{classes}."
+            f"Evaluation leaves out test images of a class that training lacks: {dropped:,} "
+            f"({classes})."
         )
     if len(untested := np.setdiff1d(have, asked)):
         notes.append(f"No test image is of {_listed(names[untested])}.")
@@ -58,6 +59,19 @@ def judged(train: Source, test: Source, k: int = K) -> tuple[Source, Source, lis
         for source, rows in zip((train, test), kept, strict=True)
     )
     return train, test, notes
+
+
+class NoTestImages(UsageError):
+    """All images are trained on."""
+
+
+def check_evaluable(train: Source, test: Source) -> None:
+    """Refuse data without a test image."""
+    if not len(test):
+        raise NoTestImages(
+            f"{train.name}: no image is left for evaluation; there are {len(train)} in all. It "
+            "needs 10, or 5 of a class, or a folder val beside train."
+        )
 
 
 def _listed(names: np.ndarray) -> str:

@@ -12,8 +12,7 @@ from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.eval.evaluation import check_evaluable
-from hjepa_mlx.eval.labels import judged
+from hjepa_mlx.eval.labels import check_evaluable, judged
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.runs import Run, load
 from hjepa_mlx.sections import Data
