@@ -184,9 +184,7 @@ def _facts(
         "colour": _counted(look.mode for look in looks),
         f"classes of fewer than {NEAR_EMPTY} images": f"{len(few)}{_named(few)}",
         "copies": _copies([digest for digest, _, _ in every], names),
-        "images that look alike": _copies(
-            [look.hash if look else 0 for _, _, look in every], names
-        ),
+        "others that look alike": _copies(alike, names),
         "note": " ".join(notes) or "nothing is left out",
     }
     return [Check(f"folder: {what}", None, found) for what, found in facts.items()]

@@ -26,12 +26,14 @@ def judged(train: Source, test: Source, k: int = K) -> tuple[Source, Source, lis
     common = np.intersect1d(have, asked)
     kept = [np.flatnonzero(np.isin(source.labels, have)) for source in (train, test)]
     why = ""
-    if len(have) < 2:
-        why = f"the training images have labels of {len(have)} classes; two are needed"
+    if not len(have) or not len(asked):
+        why = f"the {'test' if len(have) else 'training'} images have no labels"
+    elif len(have) < 2:
+        why = "all training images have one label"
     elif len(kept[0]) < max(k, HELD_OUT):
         why = f"k={k} needs at least {max(k, HELD_OUT)} training images with a label; there are "
         why += f"{len(kept[0])}"
-    elif 2 * len(common) < len(asked) or not len(common):
+    elif 2 * len(common) < len(asked):
         why = f"of the {len(asked)} classes of the test images, training has {len(common)}"
     if why:
         train, test = (

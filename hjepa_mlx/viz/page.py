@@ -17,7 +17,7 @@ from hjepa_mlx.files import atomic_write
 from hjepa_mlx.runs import Run, load
 from hjepa_mlx.sections import Data
 from hjepa_mlx.signals import reading
-from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
+from hjepa_mlx.viz import attention, curves, embedding_map, feature_maps, mask_overlay, neighbours
 from hjepa_mlx.viz.canvas import Picture, png
 from hjepa_mlx.viz.samples import samples
 
@@ -29,6 +29,10 @@ CAPTIONS = {
     "predicts the features of every cell inside the target blocks.",
     "pca": "Patches with like features have like colours, within a level.",
     "similarity": "How like each cell's features are to those of the marked one.",
+    "attention": "Bright patches get the most attention from all others, in the block of the "
+    "coarsest level.",
+    "map": "Images with like features of the coarsest level lie close together: groups are "
+    "clusters. Where several fall on one place, one is shown. Below are the outliers.",
     "neighbours": "Test images (left) and the training images nearest to them.",
     "curves": "A loss above its dashed line has learned nothing about the images yet. A rank or a "
     "standard deviation that falls towards its lower end is collapse.",
@@ -65,7 +69,10 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
         drawn["masks"] = mask_overlay.draw(model.config, images[:MASKED])
     drawn["pca"] = feature_maps.draw_pca(model, images[:SHOWN])
     drawn["similarity"] = feature_maps.draw_similarity(model, images[:SHOWN])
-    drawn["neighbours"] = neighbours.draw(model, queries, bank)
+    drawn["attention"] = attention.draw(model, images[:SHOWN])
+    means = neighbours.level_means(model, bank.images, model.config.model.levels - 1)
+    drawn["neighbours"] = neighbours.draw(model, queries, bank, bank_means=means)
+    drawn["map"] = embedding_map.draw(means, bank)
     if rows := run.metrics:
         drawn["curves"] = curves.draw(rows)
     return drawn
