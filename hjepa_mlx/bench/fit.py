@@ -12,14 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from hjepa_mlx import backend
+from hjepa_mlx import backend, signals
 from hjepa_mlx.bench import machine
-from hjepa_mlx.bench.run import USUAL_MFU, overhead, with_batch
+from hjepa_mlx.bench.run import USUAL_MFU, with_batch
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.images import DAMAGED
 from hjepa_mlx.data.source import Source, open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.eval.knn import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import duration
 from hjepa_mlx.recipes import load_config
@@ -38,6 +39,7 @@ BATCHES = (128, 64, 32, 16, 8)
 LEAST_STEPS = 4  # of an epoch, or the batch gets smaller
 FEW_STEPS = 5000  # of a run: its target encoder has to follow faster
 SECONDS, LONGEST_STEP = 5.0, 2.0  # of the measurement, and of a step in it
+LOOKS = 10  # of k-NN in a run
 EXACT = 5  # epochs; for fewer, `data.limit` makes the time right
 
 
@@ -63,18 +65,18 @@ def fit_hours(
                      f"(median {middle:.0f}).")  # fmt: skip
     config = load_config(recipe, [*settings, *given])
     rate = _rate(source, config)
-    evaluated = _evaluation(config, len(source) + len(test)) if config.run.final_eval else 0.0
-    passes = (budget * rate - evaluated) / len(source) / (1 + overhead(config, len(source)))
+    beside, evaluated = _looks(config, source, test)
+    passes = (budget * rate - evaluated) / len(source) / (1 + beside)
     if passes * len(source) < config.data.batch_size * config.optim.accumulate:
         raise UsageError(f"--hours {hours:g} is too short for one step; give more.")
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = load_config(recipe, [*settings, *given])
     seen = config.optim.epochs * min(len(source), config.data.limit or len(source))
-    training = seen * (1 + overhead(config, len(source))) / rate
+    training = seen * (1 + beside) / rate
     lines.append(f"For {hours:g} h: {' '.join(settings)}. Change any with --set.")
     lines.append(
-        f"Measured: {rate:.1f} images/s. Training takes about {duration(training)}, then reading "
-        f"the images for evaluation {duration(evaluated / rate)}."
+        f"Measured: {rate:.1f} images/s. Training takes about {duration(training)}, reading images "
+        f"for evaluation {duration(evaluated / rate)}."
     )
     return settings, lines
 
@@ -136,10 +138,16 @@ def _rate(source: Source, config: Config) -> float:
     return rate * gflop / average_gflop(config, HJEPA(config))
 
 
-def _evaluation(config: Config, images: int) -> float:
-    """Images that could be trained on while three encoders read all images for evaluation."""
+def _looks(config: Config, source: Source, test: Source) -> tuple[float, float]:
+    """The work beside the steps, in images trained on: signals for each image, the rest in all."""
     networks = HJEPA(config)
-    return 3 * images * costs(config, networks).target.gflop / average_gflop(config, networks)
+    relative = costs(config, networks).target.gflop / average_gflop(config, networks)
+    images = config.data.batch_size * config.optim.accumulate * config.run.log_every
+    shown = min(signals.IMAGES, len(test) or len(source)) / (signals.EVERY * images)
+    whole = 3 * (len(source) + len(test)) if config.run.final_eval else 0  # networks evaluated
+    if source.classes and config.run.eval_every_epochs:
+        whole += LOOKS * (min(BANK, len(source)) + min(QUERIES, len(test)))
+    return relative * shown, relative * whole
 
 
 def _length(config: Config, passes: float, images: int) -> list[str]:
@@ -152,5 +160,5 @@ def _length(config: Config, passes: float, images: int) -> list[str]:
     found = [f"optim.epochs={epochs}", f"optim.warmup_epochs={warm_up:g}"]
     found += [f"data.limit={limit}"] if limit < images else []
     found += ["optim.momentum=[0.99,1.0]"] if steps < FEW_STEPS else []
-    every = max(config.run.eval_every_epochs, epochs // 10)
+    every = max(config.run.eval_every_epochs, epochs // LOOKS)
     return [*found, f"run.eval_every_epochs={every}"] if config.run.eval_every_epochs else found

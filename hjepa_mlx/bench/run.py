@@ -139,7 +139,7 @@ class Bench:
                 rate = min(self.rates[key], self.pipeline_rate(stage))
                 rate *= min(1.0, self.together["share_of_slower"])
             seconds += share / rate
-        return 1 / (seconds * (1 + overhead(config, images_per_epoch(config))))
+        return 1 / (seconds * (1 + overhead(config)))
 
     def largest_batch(self) -> int:
         """The largest multiple of 8 whose step fits the memory, projected from the step's."""
@@ -172,8 +172,8 @@ def images_of(config: Config) -> tuple[Source, str]:
     return synthetic(part), f"made-up {_form(config)}; the data set is not here"
 
 
-def overhead(config: Config, images: int) -> float:
-    """The time of collapse signals and k-NN, as a share of that of the steps; images: an epoch's.
+def overhead(config: Config) -> float:
+    """The time of collapse signals and k-NN, as a share of that of the steps.
 
     By FLOP: the images that the target encoder sees for them, at full size, over those trained on.
     """
@@ -182,7 +182,7 @@ def overhead(config: Config, images: int) -> float:
     step_images = config.data.batch_size * config.optim.accumulate
     share = signals.IMAGES / (signals.EVERY * config.run.log_every * step_images)
     if config.run.eval_every_epochs:
-        share += (BANK + QUERIES) / (config.run.eval_every_epochs * images)
+        share += (BANK + QUERIES) / (config.run.eval_every_epochs * images_per_epoch(config))
     return share * relative
 
 
