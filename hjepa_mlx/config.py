@@ -131,6 +131,8 @@ class Config(Shown, Section):
             self.run.dir = str(Path(self.run.dir).expanduser())
         if self.data.dir:  # a run is evaluated and resumed from other folders too
             self.data.dir = str(Path(self.data.dir).expanduser().absolute())
+        if self.data.labels.endswith(".csv"):
+            self.data.labels = str(Path(self.data.labels).expanduser().absolute())
         self._resolve_model()
         for broken, message in self._rules():
             if broken:

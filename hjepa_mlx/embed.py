@@ -1,4 +1,4 @@
-"""Embeddings: a trained encoder's features of a folder of images, in a file others can read.
+"""Embeddings: a trained encoder's features of a person's images, in a file others can read.
 
 embeddings = embed(hj.load("runs/demo"), "pictures")
 embeddings.levels["level_2"]  # [N, D] float32, in the order of embeddings.paths
@@ -7,7 +7,9 @@ save(embeddings, "features.npz")
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -20,8 +22,9 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.data.frame import Frame
+from hjepa_mlx.data.listing import summary
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import tree
+from hjepa_mlx.data.source import pictures
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import atomic_write, check_space
@@ -36,18 +39,21 @@ class Embeddings:
     """Embeddings of N images, and how they came about.
 
     levels: level_0 (finest), level_1, … → [N, D] float32, or with every cell [N, rows, columns, D].
-    Paths are relative to the folder: N in `paths`, and in `skipped` (path → reason) those left out.
+    Paths are relative to the folder (of several places: to the one that holds them all): N in
+    `paths`, and in `skipped` (path → reason) those that could not be read. left_out: a line about
+    files that are no images.
     """
 
     levels: dict[str, np.ndarray]
     paths: list[str]
     skipped: dict[str, str]
     about: dict[str, str]
+    left_out: str = ""
 
 
 def embed(
     model: HJEPA,
-    folder: str | Path,
+    folder: str | Path | Sequence[str | Path],
     encoder: str = "target",
     pooled: bool = True,
     out: str | Path | None = None,
@@ -56,19 +62,21 @@ def embed(
 ) -> Embeddings:
     """Embed all images under `folder`: the central square of each, at the model's image size.
 
-    encoder: target or context. pooled: the mean over each level's cells; otherwise every cell, on
-    its grid. out: the file for `save`, refused now if saving would fail in the end. image_size:
-    another side, or height and width, in pixels, multiples of the patch. fit: "crop" takes the
-    largest central part of that shape, "whole" resizes the whole picture to it. Images that cannot
-    be read are left out. Other images change an embedding by rounding at most.
+    folder: also an image, a .txt file with a path a line, or several of these. encoder: target or
+    context. pooled: the mean over each level's cells; otherwise every cell, on its grid. out: the
+    file for `save`, refused now if saving would fail in the end. image_size: another side, or
+    height and width, in pixels, multiples of the patch. fit: "crop" takes the largest central part
+    of that shape, "whole" resizes the whole picture to it. Images that cannot be read are left out.
+    Other images change an embedding by rounding at most.
     """
     if encoder not in ("target", "context"):
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
-    if not Path(folder).is_dir():
-        raise UsageError(f"The image folder {folder} does not exist.")
-    source, config, skipped = tree(Path(folder)), model.config, Skipped()
+    config, skipped = model.config, Skipped()
     frame = Frame.of(config, image_size, fit)
-    paths = [_relative(source.name_of(index), folder) for index in range(len(source))]
+    places = [folder] if isinstance(folder, (str, Path)) else folder
+    source, found_in = pictures(places, config.data.bits)
+    names = dict(zip(found_in.paths, map(_text, found_in.names), strict=True))
+    paths = list(names.values())
     if out is not None:
         cells = config.model.levels if pooled else config.cells(frame.height, frame.width)
         _check_out(Path(out), pooled, 4 * cells * int(config.model.dim) * len(source), paths)
@@ -81,17 +89,18 @@ def embed(
     return Embeddings(
         found.pooled,
         [paths[row] for row in found.indices],
-        {_relative(path, folder): why for path, why in skipped.reasons.items()},
-        {**about, "folder": _text(str(folder))},
+        {names[path]: why for path, why in skipped.reasons.items()},
+        {**about, "folder": _text(found_in.root)},
+        summary(found_in.left_out),
     )
 
 
 def save(embeddings: Embeddings, path: str | Path) -> None:
-    """Write `embeddings` to `path`, whole or not at all: .npz, .safetensors or .parquet.
+    """Write `embeddings` to `path`, whole or not at all: .npz, .safetensors, .parquet or .csv.
 
     .npz: arrays level_0 …, `paths` [N], and `about`, a JSON object as a string. .safetensors:
     arrays level_0 …; metadata with `paths`, a JSON list. .parquet: columns `path`, and level_0 … as
-    fixed-size lists; the rest in the schema's metadata.
+    fixed-size lists; the rest in the schema's metadata. .csv: columns path, level_0_0, level_0_1 …
     """
     path = Path(path)
     _check_out(path, next(iter(embeddings.levels.values())).ndim == 2)
@@ -130,11 +139,17 @@ def _parquet(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> N
     pq.write_table(table, file, row_group_size=ROW_GROUP, use_dictionary=False)
 
 
-WRITERS = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet}
+def _csv(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> None:
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    table = csv.writer(text, lineterminator="\n")
+    sizes = {name: x.shape[1] for name, x in embeddings.levels.items()}
+    table.writerow(["path", *(f"{name}_{i}" for name, size in sizes.items() for i in range(size))])
+    for path, *row in zip(embeddings.paths, *embeddings.levels.values(), strict=True):
+        table.writerow([path, *(f"{value:.9g}" for x in row for value in x.tolist())])
+    text.detach()
 
 
-def _relative(path: str, folder: str | Path) -> str:
-    return _text(os.path.relpath(path, folder))
+WRITERS = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet, ".csv": _csv}
 
 
 def _text(path: str) -> str:
@@ -145,9 +160,11 @@ def _text(path: str) -> str:
 def _check_out(path: Path, pooled: bool, size: int = 0, names: Sequence[str] = ()) -> None:
     """Refuse a file that could not be written in the end, with `size` bytes of arrays."""
     if path.suffix not in WRITERS:
-        raise UsageError(f"{path}: the file's name must end in .npz, .safetensors or .parquet.")
-    if path.suffix == ".parquet" and not pooled:
-        raise UsageError("A .parquet file holds one vector per image; for every cell, use .npz.")
+        raise UsageError(f"{path}: the file's name must end in {', '.join(WRITERS)}.")
+    if path.suffix in (".parquet", ".csv") and not pooled:
+        raise UsageError(
+            f"A {path.suffix} file holds one vector per image; for every cell, use .npz."
+        )
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
     if path.is_dir():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from mlx.utils import tree_flatten, tree_map
 
 from hjepa_mlx import backend, schedules
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.pipeline import Skipped, training_batches
-from hjepa_mlx.data.source import Source, make_source, open_source
-from hjepa_mlx.data.storage import Files, image_paths
+from hjepa_mlx.data.source import Source, open_sources, pictures
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval import linear_probe
 from hjepa_mlx.eval.arrays import accuracy, interval
-from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.features import Encoded, Encoder, Features, extract, replica
+from hjepa_mlx.eval.labels import check_evaluable, judged
 from hjepa_mlx.files import atomic_write, sha256, write_json
 from hjepa_mlx.flat import Layout
 from hjepa_mlx.models.hjepa import HJEPA
@@ -98,9 +97,12 @@ def finetune(
     config.data.crop_scale, config.data.flip = config.finetune.crop_scale, config.finetune.flip
     if config.model != model.config.model:
         raise UsageError("The network cannot be changed now: leave model.* as the run has it.")
-    train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    own = (config.data.name, config.data.dir) == (model.config.data.name, model.config.data.dir)
+    record = Path(model.origin.run) / RECORD if own and model.origin else None
+    opened = open_sources(config.data, record, ("train", "test"))
+    train, test, left_out = judged(opened["train"], opened["test"])
     if not train.classes:
-        raise UsageError(f"{train.name} has no classes: a subfolder for each must hold its images.")
+        raise UsageError(f"{train.name} has no labels to learn. {' '.join(left_out)}".rstrip())
     check_evaluable(train, test)
     total = config.finetune.epochs * steps_per_epoch(config, len(train))
     backend.set_memory_limits()
@@ -129,6 +131,7 @@ def finetune(
         "train_images": len(train),
         "test_images": len(test),
         "skipped_images": len(skipped),
+        "left_out": left_out,
     }
 
 
@@ -250,15 +253,12 @@ def load(folder: str | Path) -> Classifier:
 def predict(
     classifier: Classifier, images: list[str]
 ) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """Class probabilities [N, C] of image files, and of all images in folders; with their paths.
+    """Class probabilities [N, C] of images in files, folders and lists; with their paths.
 
-    Also those that could not be read: path → reason.
+    Also what was left out: path → reason.
     """
-    if missing := [given for given in images if not Path(given).exists()]:
-        raise UsageError(f"There is no image or folder {missing[0]}.")
-    parts = [image_paths(Path(given)) if Path(given).is_dir() else [given] for given in images]
-    paths, skipped = list(chain.from_iterable(parts)), Skipped()
-    if not paths:
-        raise UsageError(f"There are no images in {', '.join(images)}.")
-    found = _outputs(classifier, make_source("predict", Files(Path(images[0]), paths)), skipped)
-    return [paths[index] for index in found.indices], found.pooled["probabilities"], skipped.reasons
+    source, listing = pictures(images, classifier.config.data.bits)
+    skipped = Skipped({**listing.left_out})
+    found = _outputs(classifier, source, skipped)
+    paths = [listing.paths[index] for index in found.indices]
+    return paths, found.pooled["probabilities"], skipped.reasons

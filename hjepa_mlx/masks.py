@@ -49,8 +49,7 @@ class Masks(NamedTuple):
             each = len(self.views.boxes) / len(self.context)
             of = slice(round(each * rows.start), round(each * rows.stop))
             views = Views(*(field[of] for field in self.views))
-        masks = (field[rows] for field in (self.context, self.targets, self.centres))
-        return Masks(*masks, self.pool, views)
+        return Masks(self.context[rows], self.targets[rows], self.centres[rows], self.pool, views)
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,15 @@ def load_config(name_or_path: str | Path, overrides: list[str] | None = None) ->
 
 
 def _drop_retired(tree: dict[str, Any]) -> None:
-    """Remove retired keys from the config of a run that was made when they existed."""
+    """Remove retired keys from a run's config; where new ones are missing, keep what was usual."""
     for key in RETIRED:
         section, _, last = key.partition(".")
         if isinstance(tree.get(section), dict):
             value = tree[section].pop(last, None)
             if key == "data.weights" and value not in (None, "auto"):
                 raise UsageError(f"The run used data.weights={value}, which is gone: train anew.")
+    if isinstance(data := tree.get("data"), dict) and "labels" not in data:
+        data |= {"listing": 1, "bits": 16}
 
 
 def resolve(config: Config) -> Config:

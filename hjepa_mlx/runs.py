@@ -216,13 +216,16 @@ def reopen(config: Config) -> Run:
 
 
 def keep_choices(config: Config, before: Config) -> None:
-    """Where `config` says `auto`, take the choice that was made `before`."""
+    """Where `config` says `auto`, take the choice made `before`; list a folder's images as then."""
     if config.precision == "auto":
         config.precision = before.precision
     if config.compile == "auto":
         config.compile = before.compile
     if config.model.init and config.model.init == before.model.init:
         config.model.positions = before.model.positions
+    if config.data.bits == "auto":
+        config.data.bits = before.data.bits
+    config.data.listing = before.data.listing
 
 
 def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -52,7 +52,8 @@ class Data(Section):
 
     progressive: [image size, share of the epochs] of the first stages, at a lower resolution.
     crop_scale: area of the random resized crop, as fractions of the image. limit: use so many
-    images.
+    images. Of a folder: labels: auto, folders, none or a .csv file of path,label. bits: that 16-bit
+    greys use. listing: 1 chooses and splits images as versions without `labels` did.
     """
 
     name: str = "folder"
@@ -61,6 +62,9 @@ class Data(Section):
     progressive: list[Stage] = []
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Count | None = None
+    labels: Annotated[str, Field(pattern=r"^(auto|folders|none)$|\.csv$")] = "auto"
+    bits: Auto | Annotated[int, Field(ge=8, le=16)] = "auto"
+    listing: Literal[1, 2] = 2
     crop_scale: Areas = [0.3, 1.0]
     flip: bool = True
     workers: Auto | Count = "auto"

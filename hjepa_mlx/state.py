@@ -17,11 +17,12 @@ from rich.console import Console
 from hjepa_mlx import backend, pretrained, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
+from hjepa_mlx.data.folder import RECORD, write_record
 from hjepa_mlx.data.pipeline import Position, Skipped
-from hjepa_mlx.data.source import Source, open_source
+from hjepa_mlx.data.source import Source, open_sources
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.evaluation import check_evaluable
 from hjepa_mlx.eval.knn import QuickKNN
+from hjepa_mlx.eval.labels import judged
 from hjepa_mlx.files import check_space
 from hjepa_mlx.longer import last_stage
 from hjepa_mlx.losses import LossFn
@@ -103,12 +104,14 @@ def setup(
     config = resolve(config)
     with world.together():
         _check_own_parts(config, loss_fn, sampler, model)
-        train, test = open_source(config.data, "train"), open_source(config.data, "test")
-        source = open_source(config.data, "pretrain")
-        per_epoch = steps_per_epoch(config, len(source))
-        check_evaluable(train, test)
-        facts = config.model_dump() | {"the images": source.fingerprint}
         run = runs.reopen(config) if resume and world.rank() == 0 else None
+        place = run.path if run else config.run.dir
+        opened = open_sources(config.data, Path(place) / RECORD if resume and place else None)
+        source, test = opened["pretrain"], opened["test"]
+        config.data.bits = (source.folder and source.bits) or config.data.bits
+        per_epoch = steps_per_epoch(config, len(source))
+        bank, queries, left_out = judged(opened["train"], test)
+        facts = config.model_dump() | {"the images": source.fingerprint}
         if not resume:
             runs.check_new(config)
     _check_ranks(facts)
@@ -121,10 +124,11 @@ def setup(
     stages = _stages(config, model, sampler, per_epoch)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
-    signals = Signals(model, test, config, skipped, step.loss_fn)
-    quick = train.classes and config.run.eval_every_epochs
-    knn = QuickKNN(model, train, test, config) if quick else None
-    run = _with_folder(run, config, model)
+    signals = Signals(model, test if len(test) else source, config, skipped, step.loss_fn)
+    quick = bank.classes and config.run.eval_every_epochs
+    knn = QuickKNN(model, bank, queries, config) if quick else None
+    run = _with_folder(run, config, model, source)
+    notes += [*(source.folder.notes if source.folder else ()), *left_out]
     return TrainState(
         config=config,
         run=run,
@@ -143,12 +147,17 @@ def setup(
     )
 
 
-def _with_folder(run: Run | None, config: Config, model: HJEPA) -> Run:
-    """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path."""
+def _with_folder(run: Run | None, config: Config, model: HJEPA, source: Source) -> Run:
+    """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path.
+
+    A new run keeps a record of its images if they come from a folder.
+    """
     with world.together():
         if not run and world.rank() == 0:
             _check_disk(config, model)
             run = runs.create(config)
+            if source.folder:
+                write_record(source.folder, run.path / RECORD)
     run = run or Run("")
     run.path = Path(world.values(str(run.path))[0])
     return run

@@ -226,16 +226,7 @@ def restore(state: TrainState) -> None:
         )
     if newest:
         kept = checkpoint.restore(newest, state.step)
-        if kept["images"] != len(source):
-            raise UsageError(
-                f"{run.path} was trained on {kept['images']} images; {source.name} has "
-                f"{len(source)} now. Give the same --data-dir."
-            )
-        if kept.get("fingerprint", state.fingerprint) != state.fingerprint:
-            raise UsageError(
-                f"{run.path} was trained on other images than {source.name} holds now. Give the "
-                "same --data-dir, or start a new run."
-            )
+        _check_images(state, kept)
         if "fingerprint" not in kept and source.encoded and state.config.data.name != "folder":
             say(
                 state.console,
@@ -249,6 +240,24 @@ def restore(state: TrainState) -> None:
     run.forget_after(state.done if newest else -1)
     if run.config != state.config:  # in keys that may change
         run.store(state.config)
+
+
+def _check_images(state: TrainState, kept: dict[str, Any]) -> None:
+    """Refuse to go on with other images than those that the checkpoint was trained on."""
+    run, source = state.run, state.source
+    gone = f"{source.folder.gone} " if source.folder and source.folder.gone else ""
+    put_back = "Put them back" if gone else "Give the same --data-dir"
+    if kept["images"] != len(source):
+        raise UsageError(
+            f"{run.path} was trained on {kept['images']} images; {source.name} has "
+            f"{len(source)} of them now. {gone}{put_back}, or start a new run."
+        )
+    if kept.get("fingerprint", state.fingerprint) != state.fingerprint:
+        raise UsageError(
+            f"{run.path} was trained on other images than {source.name} holds now: a file has "
+            f"another name, size or label. {gone}{put_back}, or start a new "
+            "run."
+        )
 
 
 def name_skipped(state: TrainState) -> None:

@@ -98,20 +98,18 @@ REFUSED = {
     "evaluate what does not exist": ("eval nowhere", "nowhere is not a run"),
     "evaluate on an unknown data set": ("eval run --data fashon-mnist", "'fashon-mnist'"),
     "evaluate on a folder not given": ("eval run --data folder", "give --data-dir FOLDER"),
-    "evaluate on too few images": ("eval run --data-dir few", "20 training images"),
     "evaluate on images none of which can be read": (
         "eval run --data-dir unreadable",
         "unreadable",
     ),
     "no image left for evaluation": (
-        "train tiny.yaml --data-dir nine --set data.batch_size=4",
+        "eval run --data-dir one",
         "no image is left for evaluation",
     ),
-    "too few images for k-NN while training": (
-        "train tiny.yaml --data-dir few --set run.eval_every_epochs=1",
-        "20 training images",
+    "resume with other images": (
+        "train tiny.yaml --resume --run-dir run --data-dir nine",
+        "Gone since the run began: 31 images (first: a/10.jpg). Put them back",
     ),
-    "resume with other images": ("train tiny.yaml --resume --run-dir run --data-dir more", "36"),
     "result into no folder": ("eval run --json nowhere/scores.json", "nowhere/scores.json"),
 }
 

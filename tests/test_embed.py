@@ -190,7 +190,8 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
     folder, empty = pictures[0], tmp_path / "empty"
     empty.mkdir()
     for asked, words in (
-        ({"out": tmp_path / "f.csv"}, r"must end in \.npz, \.safetensors or \.parquet"),
+        ({"out": tmp_path / "f.txt"}, r"must end in \.npz, \.safetensors, \.parquet, \.csv"),
+        ({"out": tmp_path / "f.csv", "pooled": False}, "one vector per image"),
         ({"out": tmp_path / "no/f.npz"}, "no does not exist or"),
         ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
         ({"encoder": "teacher"}, "there are target and context"),

@@ -83,7 +83,7 @@ def places(
     pictures(root / "few", 4)
     pictures(root / "unlike" / "train", 12)
     pictures(root / "unlike" / "val", 2, ("red", "green"))
-    pictures(root / "nine", 9, ("red",))
+    pictures(root / "four", 4, ("red",))
     model = network(tiny_config, name="folder", dir=str(images))
     run = saved(model, root / "run")
     broken = copy.copy(model.target_encoder.parameters())
@@ -91,7 +91,7 @@ def places(
     saved(model, root / "nan")
     model.config.run.dir = str(root / "untrained")
     runs.create(model.config)
-    names = ("images", "few", "unlike", "nine", "nan", "untrained")
+    names = ("images", "few", "unlike", "four", "nan", "untrained")
     return {"run": run, **{name: str(root / name) for name in names}}
 
 
@@ -104,11 +104,8 @@ def places(
         ("{run} --draws -1", "draws at least 0"),
         ("{run} --attentive-images 9", "needs at least 10 training images; 0 leaves it out"),
         ("{run} --k 0", "k and temperature must be positive"),
-        ("{run} --k 55", "k-NN with k=55 needs at least 55 training images; there are 54"),
-        ("{run} --data-dir {few}", "k=20 needs at least 20 training images; there are 11"),
-        ("{run} --data-dir {unlike}", "different classes: 3 and 2; only blue for training"),
-        ("{run} --data-dir {nine}", "no image is left for evaluation"),
-        ("{run} --data-dir {run}/none", "The image folder {run}/none does not exist"),
+        ("{run} --data-dir {four}", "no image is left for evaluation"),
+        ("{run} --data-dir {run}/none", "{run}/none does not exist. Give a folder"),
         ("{run} --data folder", "give --data-dir FOLDER"),
         ("{run} --data imagnet", "No data set or config 'imagnet'"),
         ("{run} --json {run}/none/scores.json", "the folder {run}/none does not exist"),
@@ -123,3 +120,19 @@ def test_wrong_use_ends_with_one_line_and_status_2(
     assert line.startswith("hjepa-mlx: ")
     assert says.format(**places) in line
     assert ended.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("{run} --k 55", "k=55 needs at least 55 training images with a label; there are 54"),
+        ("{run} --data-dir {few}", "k=20 needs at least 20 training images with a label"),
+        ("{run} --data-dir {unlike}", "No test image is of blue."),
+    ],
+)
+def test_what_the_labels_do_not_allow_is_left_out_in_words(
+    places: dict[str, str], command: str, says: str
+) -> None:
+    ended = invoke(*command.format(**places).split(), "--draws", "0", "--attentive-images", "0")
+    assert ended.exit_code == 0, ended.output
+    assert says in " ".join(ended.stdout.split())

@@ -119,7 +119,7 @@ def test_the_commands_save_a_classifier_and_name_the_class_of_each_image(
         app, ["predict", str(folder), str(images), single, "--out", str(out)]
     )
     assert ended.exit_code == 0, ended.output
-    assert f"Skipped {images / 'torn.jpg'}" in ended.stderr
+    assert f"Left out {images / 'torn.jpg'}" in ended.stderr
     with open(out) as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["label"]) for row in rows] == [

@@ -39,13 +39,17 @@ def test_shards_that_the_first_version_made_still_open(tmp_path):
         sources(old, "stl10")
 
 
-def test_splits_of_different_classes_are_refused(tmp_path):
-    made = layouts.photos(CMC[:3], train=10, val=3)
-    layouts.folders(tmp_path / "mine", made)
-    shutil.rmtree(tmp_path / "mine" / "val" / min(CMC[:3]))
-    with pytest.raises(UsageError, match=r"different classes: 3 and 2; only"):
-        prepare("folder", originals_of("folder", tmp_path / "mine"), tmp_path / "small")
-    assert not (tmp_path / "small").exists()
+def test_splits_of_a_data_set_whose_classes_differ_are_refused_those_of_a_folder_kept(tmp_path):
+    made = layouts.photos(CMC, train=2, val=1)
+    layouts.folders(tmp_path / "imagenet100", made)
+    shutil.rmtree(tmp_path / "imagenet100" / "val" / min(CMC))
+    with pytest.raises(UsageError, match=r"different classes: 100 and 99; only"):
+        layouts.prepared(tmp_path, "imagenet100")
+    root = tmp_path / "imagenet100"
+    prepare("folder", originals_of("folder", root), tmp_path / "small", side=32)
+    train, test = sources(tmp_path / "small", "folder").values()
+    assert train.classes == test.classes == tuple(sorted(CMC))
+    assert sorted(set(test.labels)) == list(range(1, 100))
 
 
 @pytest.fixture(scope="module")

@@ -215,7 +215,8 @@ def test_the_page_holds_every_picture_and_nothing_from_elsewhere(run: Run) -> No
     (run.path / "eval.json").write_text(json.dumps(SCORES))
     html_path, *pictures = page.make(run)
     assert [p.name for p in pictures] == [
-        "masks.png", "pca.png", "similarity.png", "neighbours.png", "curves.png"
+        "masks.png", "pca.png", "similarity.png", "attention.png", "neighbours.png", "map.png",
+        "curves.png",
     ]  # fmt: skip
     html = html_path.read_text()
     assert len(links(html)) == len(pictures)

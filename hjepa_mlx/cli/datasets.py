@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +15,11 @@ from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json,
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.session import awake
 
+if TYPE_CHECKING:
+    from hjepa_mlx.sections import Data
+
 datasets = typer.Typer(
-    help="List, download, prepare, verify and combine data sets.", no_args_is_help=True
+    help="List, download, prepare, verify, check and combine data sets.", no_args_is_help=True
 )
 Name = Annotated[str, typer.Argument(help="Name of a data set: see `hjepa-mlx datasets list`.")]
 NameOrFolder = Annotated[str, typer.Argument(help="Name of a data set, or folder.")]
@@ -120,7 +124,9 @@ def prepare(
         how = options.format(**made) if "short_side" in made else ""
         print(f"It is prepared already{how}. Delete {folder} to do it again.")
     else:
-        run(name, originals_of(name, root), folder, side, quality, workers)
+        originals = originals_of(name, root)
+        print("\n".join(originals["train"].notes))
+        run(name, originals, folder, side, quality, workers)
     _print_contents(name, folder)
 
 
@@ -152,18 +158,48 @@ def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = N
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
     """
+    from hjepa_mlx.data.catalog import CATALOG
+    from hjepa_mlx.sections import Data
+
+    own = data_dir is None and name not in CATALOG and Path(name).exists()
+    _verify(Data(name="folder", dir=name) if own else Data(name=name, dir=data_dir), json_file)
+
+
+@datasets.command()
+@readable
+@awake()
+def check(
+    folder: Annotated[str, typer.Argument(help="Folder, or .txt file with a path a line.")],
+    labels: Annotated[
+        str, typer.Option(help="auto, folders, none, or a .csv file of path,label.")
+    ] = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Show what `train` would use of your own pictures, and what not, and why.
+
+    Formats, sizes, colour, classes, copies, unreadable images. Ends with status 1 when an image
+    cannot be read or is both trained and tested on. Example: `hjepa-mlx datasets check pictures`
+    """
+    from hjepa_mlx.recipes import load_config
+
+    given = [f"data.dir={json.dumps(folder)}", f"data.labels={json.dumps(labels)}"]
+    _verify(load_config("my-folder", given).data, json_file)
+
+
+def _verify(data: Data, json_file: str | None) -> None:
+    """Print what `verify` finds; status 1 when something is wrong."""
     from rich.console import Console
 
     from hjepa_mlx.data.verify import verify as run
     from hjepa_mlx.progress import say
-    from hjepa_mlx.sections import Data
 
     check_writable(json_file)
-    checks = run(Data(name=name, dir=data_dir))
-    for check in checks if json_file != "-" else ():
-        say(Console(), f"{'right' if check.right else 'WRONG'}  {check.what}: {check.found}")
-    output_json([asdict(check) for check in checks], json_file)
-    if not all(check.right for check in checks):
+    checks = run(data)
+    words = {True: "right", False: "WRONG", None: "     "}
+    for one in checks if json_file != "-" else ():
+        say(Console(), f"{words[one.right]}  {one.what}: {one.found}")
+    output_json([asdict(one) for one in checks], json_file)
+    if any(one.right is False for one in checks):
         raise typer.Exit(1)
 
 

@@ -16,9 +16,11 @@ NAMED = 5  # unreadable images that are named in the terminal; the file names th
 @awake()
 def embed(
     run: RunOrCheckpoint,
-    folder: Annotated[str, typer.Argument(help="Images: all in this folder and its subfolders.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Folders, images, and .txt files with a path a line.")
+    ],
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="To write: .npz, .safetensors or .parquet.")
+        str, typer.Option(metavar="FILE", help="To write: .npz, .safetensors, .parquet or .csv.")
     ],
     encoder: Annotated[str, typer.Option(help="target or context.")] = "target",
     tokens: Annotated[
@@ -27,7 +29,7 @@ def embed(
     image_size: ImageSize = None,
     fit: Fit = "crop",
 ) -> None:
-    """Turn a folder of images into one vector per image and level.
+    """Turn images into one vector per image and level.
 
     Example: `hjepa-mlx embed runs/demo-20260101-120000 pictures --out features.npz`
     """
@@ -38,8 +40,10 @@ def embed(
     from hjepa_mlx.progress import say
     from hjepa_mlx.runs import load
 
-    embeddings = run_over(load(run), folder, encoder, not tokens, out, sides(image_size), fit)
+    embeddings = run_over(load(run), images, encoder, not tokens, out, sides(image_size), fit)
     save(embeddings, out)
+    if embeddings.left_out:
+        say(Console(stderr=True), embeddings.left_out)
     unreadable = list(embeddings.skipped.items())
     for path, why in unreadable[:NAMED]:
         say(Console(stderr=True), f"Skipped {path}: {why}")

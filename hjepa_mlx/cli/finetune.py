@@ -106,6 +106,6 @@ def predict(
     with atomic_write(Path(out)) as file:
         file.write(text.getvalue().encode())
     for path, why in list(skipped.items())[:NAMED]:
-        say(Console(stderr=True), f"Skipped {path}: {why}")
-    unread = f" ({len(skipped):,} unreadable)" if skipped else ""
+        say(Console(stderr=True), f"Left out {path}: {why}")
+    unread = f" ({len(skipped):,} left out)" if skipped else ""
     say(Console(), f"{len(paths):,} images named{unread}; in {out}")

@@ -35,6 +35,10 @@ def train(
     run_dir: Annotated[
         str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
     ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Take so long; my-folder (default: 8) also chooses the network by it."),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
@@ -50,11 +54,14 @@ def train(
 ) -> None:
     """Train a recipe, then evaluate what it learned.
 
-    Examples: `hjepa-mlx train demo --set optim.epochs=5`, and longer:
-    `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
+    Examples: `hjepa-mlx train demo`; your own pictures: `hjepa-mlx train my-folder --data-dir
+    PICTURES --hours 8`; longer: `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
     """
     own_run = None if run_dir is not None else _own_run(config)
-    loaded = _loaded(config, own_run, overrides or [], epochs)
+    overrides = overrides or []
+    if hours is not None or (config == "my-folder" and not resume):
+        overrides = [*_chosen(config, overrides, data_dir, hours), *overrides]
+    loaded = _loaded(config, own_run, overrides, epochs)
     resume = resume or (own_run is not None and epochs is not None)
     loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
@@ -68,12 +75,37 @@ def train(
                 print(f"hjepa-mlx: {stopped}", file=sys.stderr, flush=True)
         os._exit(130)  # data threads may still hold images
     if loaded.run.final_eval and world.rank() == 0:
-        try:
-            report(run.path)
-        except KeyboardInterrupt:
-            command = f"hjepa-mlx eval {quote(str(run.path))}"
-            print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
-            raise typer.Exit(130) from None
+        _evaluate(run.path)
+
+
+def _evaluate(run: Path) -> None:
+    """The evaluation at the end of a training; without it the run is whole all the same."""
+    from hjepa_mlx.eval.labels import NoTestImages
+
+    try:
+        report(run)
+    except NoTestImages as error:
+        print(f"hjepa-mlx: trained and saved, but not evaluated: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        command = f"hjepa-mlx eval {quote(str(run))}"
+        print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _chosen(
+    config: str, overrides: list[str], data_dir: str | None, hours: float | None
+) -> list[str]:
+    """Settings that fit the hours, which are printed with the reason."""
+    from rich.console import Console
+
+    from hjepa_mlx.bench.fit import HOURS, fit_hours
+    from hjepa_mlx.progress import say
+
+    say(Console(stderr=True), "Trying this machine's speed …")
+    settings, lines = fit_hours(config, overrides, data_dir, HOURS if hours is None else hours)
+    for line in lines:
+        say(Console(stderr=True), line)
+    return settings
 
 
 def _own_run(given: str) -> str | None:

@@ -23,8 +23,9 @@ from hjepa_mlx.data import prepared
 from hjepa_mlx.data.archives import images_in_tar
 from hjepa_mlx.data.catalog import CATALOG, class_list
 from hjepa_mlx.data.ground_truth import classes_of
+from hjepa_mlx.data.listing import scan
 from hjepa_mlx.data.original import Found, Item, Original, of_files, of_images
-from hjepa_mlx.data.storage import Files, KnownFile, StorageError, image_paths
+from hjepa_mlx.data.storage import Files, KnownFile, StorageError
 from hjepa_mlx.errors import HJEPAError
 
 KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
@@ -202,7 +203,7 @@ def _folder_split(place: Path, train: list[Path], val: Path, split: str) -> Orig
     for folder in folders:
         if not folder.is_dir():
             raise HJEPAError(f"The folder {folder} is missing. Put it there and run again.")
-    paths = [path for folder in folders for path in image_paths(folder)]
+    paths = [path for folder in folders for path in scan([folder], old=True).paths]
     if not paths:
         raise HJEPAError(f"{place}: there are no images in its class folders.")
     names = [os.path.basename(os.path.dirname(path)) for path in paths]

@@ -8,6 +8,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -25,12 +28,12 @@ DAMAGED = (  # PIL has been seen to raise these on damaged files
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
 
 
-def decodable(data: bytes) -> np.ndarray:
+def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
     """Check an image file and return it [bytes] uint8 in a form mlx-data decodes correctly.
 
     An upright RGB JPEG passes as it is, after the cheap check that its end is there. All else
     (greyscale, CMYK, alpha, 16 bit, EXIF rotation, other formats), which mlx-data would decode
-    wrongly or not at all, is decoded here and passed on as a PPM.
+    wrongly or not at all, is decoded here and passed on as a PPM. bits: see `_as_rgb`.
     Raises ValueError when it is not a whole image.
     """
     if _is_plain_jpeg(data):
@@ -38,14 +41,32 @@ def decodable(data: bytes) -> np.ndarray:
     with _open(data) as image:
         if _passes(image, data):
             return np.frombuffer(bytearray(data), np.uint8)
-        return as_ppm(np.asarray(_as_rgb(ImageOps.exif_transpose(image))))
+        return as_ppm(np.asarray(_as_rgb(ImageOps.exif_transpose(image), bits)))
 
 
-def check_decodes(data: bytes) -> None:
-    """Decode the whole image; ValueError when that fails or its end is missing."""
+class Look(NamedTuple):
+    """What an image file holds. hash: equal for images that look alike, 0 for plain ones."""
+
+    format: str
+    mode: str
+    short: int
+    long: int
+    hash: int
+
+
+def look_at(data: bytes) -> Look:
+    """Decode the whole image; ValueError when that fails or its end is missing.
+
+    The hash has a bit for each of 8×8 places: whether it is brighter than the one to its right.
+    """
     decodable(data)
     with _open(data) as image:
         image.load()
+        grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
+        bits = grey[:, :-1] > grey[:, 1:]
+        number = int.from_bytes(np.packbits(bits).tobytes(), "big")
+        short, long = sorted(image.size)
+        return Look(str(image.format), image.mode, short, long, number)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -68,7 +89,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return False
 
 
-def shrunk(data: bytes, side: int, quality: int) -> bytes:
+def shrunk(data: bytes, side: int, quality: int, bits: int | None = None) -> bytes:
     """The image file as an upright RGB JPEG whose shorter side is at most `side` pixels.
 
     A file that is that already stays byte for byte as it is; nothing is enlarged.
@@ -80,7 +101,7 @@ def shrunk(data: bytes, side: int, quality: int) -> bytes:
             image.load()
             return data
         image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction
-        upright = _as_rgb(ImageOps.exif_transpose(image))
+        upright = _as_rgb(ImageOps.exif_transpose(image), bits)
         if not small:
             scale = side / min(upright.size)
             size = [max(side, round(length * scale)) for length in upright.size]
@@ -99,6 +120,8 @@ def _passes(image: Image.Image, data: bytes) -> bool:
 @contextmanager
 def _open(data: bytes) -> Iterator[Image.Image]:
     """The image; whatever PIL raises about its content, here or while it is used: ValueError."""
+    if data[4:8] == b"ftyp":
+        _read_heic()
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -110,13 +133,22 @@ def _open(data: bytes) -> Iterator[Image.Image]:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit greys keep their high byte and transparency becomes white."""
+@cache
+def _read_heic() -> None:
+    """Teach Pillow HEIC, if the extra `heic` is installed."""
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
+    """8-bit RGB; 16-bit greys keep the highest 8 of `bits` bits, transparency becomes white."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
-        image = Image.fromarray(np.clip(levels >> 8, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(levels >> ((bits or 16) - 8), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")

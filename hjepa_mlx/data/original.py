@@ -31,7 +31,8 @@ class Original:
     """A split to prepare; labels are indices of `classes`.
 
     images: how many, exactly or as published. files: not needed any more once it is prepared.
-    shape: of each image's pixels (H, W, C); None: they are image files.
+    shape: of each image's pixels (H, W, C); None: they are image files. bits: that 16-bit greys
+    use. notes: lines about files that are left out.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +41,8 @@ class Original:
     items: Callable[[], Iterator[Item]]
     files: tuple[Path, ...] = ()
     shape: tuple[int, ...] | None = None
+    bits: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -28,10 +29,11 @@ from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import look_up
 from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.original import Item, Original, of_images
-from hjepa_mlx.data.source import check_classes, not_ready, open_folder
+from hjepa_mlx.data.source import not_ready, open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_json
 from hjepa_mlx.progress import bar
+from hjepa_mlx.sections import Data
 
 LOCK = ".lock"
 SIDE, QUALITY = 256, 90
@@ -47,10 +49,14 @@ def originals_of(name: str, root: Path) -> dict[str, Original]:
     Raises HJEPAError with the command that gets the data set when it is not there.
     """
     if name == "folder":
-        folders = {split: open_folder(root, split) for split in ("train", "test")}
+        sources = open_sources(Data(dir=str(root)), splits=("train", "test"))
         return {
-            split: of_images(source.images, source.labels, source.classes, source.rows)
-            for split, source in folders.items()
+            split: replace(
+                of_images(source.images, source.labels, source.classes, source.rows),
+                bits=source.bits,
+                notes=source.folder.notes if source.folder else (),
+            )
+            for split, source in sources.items()
         }
     if name == "demo":
         raise UsageError("The demo's images come with the package and need no preparation.")
@@ -79,13 +85,13 @@ def prepare(
     Returns the manifest. An interrupted call goes on where it stopped; a finished one has nothing
     to do. Raises UsageError when `folder` holds something else, HJEPAError when the disk is small.
     """
-    check_classes(name, originals["train"].classes, originals["test"].classes)
-    shape = originals["train"].shape
+    _check_classes(name, *(set(originals[split].classes) for split in ("train", "test")))
+    shape, bits = originals["train"].shape, originals["train"].bits
     options = {"short_side": side, "jpeg_quality": quality, "pillow": PIL.__version__}
     plan = {
         "format": prepared.FORMAT,
         "name": name,
-        **({} if shape else options),
+        **({} if shape else options | ({"bits": bits} if bits else {})),
         "classes": list(originals["train"].classes),
         "originals": fingerprints(originals),
     }
@@ -93,8 +99,8 @@ def prepare(
         made = prepared.manifest(folder)
         _compare(plan, made, folder)
         return made
-    total = sum(original.images for original in originals.values())
     folder.mkdir(parents=True, exist_ok=True)
+    total = sum(original.images for original in originals.values())
     with locked(folder / LOCK, str(folder)):
         each = int(np.prod(shape)) if shape else IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
         there = sum(path.stat().st_size for path in folder.iterdir())
@@ -108,7 +114,7 @@ def prepare(
             for split, original in originals.items():
                 if shape is None:
                     part = splits.setdefault(split, {"images": 0, "skipped": [], "files": []})
-                    reduced = partial(_reduced, side, quality, workers)
+                    reduced = partial(_reduced, side, quality, bits, workers)
                     _write_shards(folder / split, original, reduced, part, record, advance)
                 else:
                     splits[split] = _write_array(folder / split, original, advance)
@@ -116,6 +122,17 @@ def prepare(
         write_json(folder / prepared.MANIFEST, plan | {"splits": splits})
         (folder / LOCK).unlink()
     return prepared.manifest(folder)
+
+
+def _check_classes(name: str, train: set[str], test: set[str]) -> None:
+    """Refuse splits of a data set whose classes differ."""
+    if train != test:
+        only = [f"{one} for training" for one in sorted(train - test)]
+        only += [f"{one} for testing" for one in sorted(test - train)]
+        raise UsageError(
+            f"{name}: training and test images have different classes: {len(train)} and "
+            f"{len(test)}; only {', '.join(only[:3])}{', …' if len(only) > 3 else ''}."
+        )
 
 
 def _check_readable(none: str, part: dict[str, Any], folder: Path) -> None:
@@ -203,13 +220,13 @@ def _write_shards(
 
 
 def _reduced(
-    side: int, quality: int, workers: int | None, items: Iterator[Item]
+    side: int, quality: int, bits: int | None, workers: int | None, items: Iterator[Item]
 ) -> Generator[Reduced, None, None]:
     """The images in order, read and made smaller by threads (PIL works outside Python's lock)."""
 
     def reduce(item: Item) -> Reduced:
         try:
-            return item, shrunk(bytes(item.read()), side, quality), ""
+            return item, shrunk(bytes(item.read()), side, quality, bits), ""
         except UNREADABLE as error:
             return item, b"", str(error) or type(error).__name__
 
@@ -237,7 +254,7 @@ def _write_shard(
             if error:
                 skipped.append(f"{item.name}: {error}")
                 continue
-            group = classes[item.label] if classes else "images"
+            group = classes[item.label] if classes and item.label >= 0 else "images"
             plain = re.fullmatch(r"[\w-]{1,60}", group, re.ASCII)
             info = tarfile.TarInfo(f"{group if plain else item.label}/{number:08d}.jpg")
             info.size = len(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -13,25 +14,25 @@ import numpy as np
 
 from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.data.images import EXTENSIONS, as_ppm, decodable
-from hjepa_mlx.data.storage import Files, Images, Joined, image_paths
+from hjepa_mlx.data.folder import Folder, bits_of, open_folder
+from hjepa_mlx.data.images import as_ppm, decodable
+from hjepa_mlx.data.listing import Listing, scan
+from hjepa_mlx.data.storage import Files, Images, Joined
 from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
 from hjepa_mlx.rng import generator
-from hjepa_mlx.sections import Data
+from hjepa_mlx.sections import Auto, Data
 
 # images to pretrain on; labelled images that evaluation trains on; labelled images that it tests on
 Split = Literal["pretrain", "train", "test"]
 SOURCES = tuple(name for name, row in CATALOG.items() if not row.parts)
-TRAIN_FOLDERS = "train", "training"
-TEST_FOLDERS = "val", "test", "valid", "validation", "testing"
-HELD_OUT = 10  # a folder without a test split keeps every tenth image for evaluation
 
 
 @dataclass(frozen=True)
 class Source:
     """Images of one split: those numbered `rows` [N] of a storage.
 
-    `labels` [N] int64 index `classes`; both are empty when the data set has no classes.
+    `labels` [N] int64 index `classes`, -1 for none; both are empty when the data set has no
+    classes. bits: that 16-bit greys use. folder: where the images come from, if from one.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Source:
     rows: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    bits: int | None = None
+    folder: Folder | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,7 +65,7 @@ class Source:
         """
         image = self.images.read(int(self.rows[index]))
         if isinstance(image, bytes):
-            return decodable(image)
+            return decodable(image, self.bits)
         if image.shape[2] == 1:
             image = np.repeat(image, 3, 2)
         return as_ppm(image) if self.encoded else np.ascontiguousarray(image)
@@ -98,27 +101,49 @@ def make_source(
     return Source(name, images, np.arange(len(images)), labels, classes)
 
 
-def check_classes(name: str, train: tuple[str, ...], test: tuple[str, ...]) -> None:
-    """Refuse the classes of two splits of data set `name` that differ."""
-    if train != test:
-        only = [f"{one} for training" for one in sorted({*train} - {*test})]
-        only += [f"{one} for testing" for one in sorted({*test} - {*train})]
-        advice = "" if train and test else " (classes are subfolders that hold every image)"
-        raise UsageError(
-            f"{name}: training and test images have different classes: {len(train)} and "
-            f"{len(test)}{advice}; only {', '.join(only[:3])}{', …' if len(only) > 3 else ''}."
-        )
-
-
 def open_source(data: Data, split: Split) -> Source:
-    """The images of a data set's split; `data.limit` cuts the splits for training.
-
-    `a+b` is both: pretraining sees both, evaluation the first. Raises HJEPAError with the command
-    that gets or prepares a data set that is not ready on this machine.
-    """
+    """The images of one split of a data set; see `open_sources`."""
     if split not in get_args(Split):
         raise UsageError(f"No split '{split}'. There are: {', '.join(get_args(Split))}.")
+    return open_sources(data, splits=(split,))[split]
+
+
+def open_sources(
+    data: Data, record: Path | None = None, splits: tuple[Split, ...] = get_args(Split)
+) -> dict[Split, Source]:
+    """The images of a data set's splits; `data.limit` cuts those for training.
+
+    `a+b` is both: pretraining sees both, evaluation the first. record: a run's file of the images
+    of its folder. Raises HJEPAError with the command that gets or prepares a data set that is not
+    ready on this machine.
+    """
     names = check_name(data.name)
+    if names == ["folder"] and not (data.dir and prepared.complete(data_root(data))):
+        opened = open_folder(data, record)
+        train, test = (_of_folder(opened, side) for side in (0, 1))
+        both: dict[Split, Source] = {"pretrain": train.some(data.limit, "limit"), "test": test}
+        return {split: both["test" if split == "test" else "pretrain"] for split in splits}
+    return {split: _open(names, data, split) for split in splits}
+
+
+def _of_folder(opened: Folder, side: int) -> Source:
+    """A split of a folder. A split with a folder of its own is a storage of its own."""
+    rows, paths = np.flatnonzero(opened.sides == side), opened.listing.paths
+    labels = opened.labels[rows] if opened.classes else opened.labels[:0]
+    root = Path(opened.listing.root, opened.tops[side])
+    if opened.tops[0] != opened.tops[1]:
+        paths, rows = [paths[row] for row in rows], np.arange(len(rows))
+    return Source("folder", Files(root, paths), rows, labels, opened.classes, opened.bits, opened)
+
+
+def pictures(places: Sequence[str | Path], bits: Auto | int = "auto") -> tuple[Source, Listing]:
+    """All pictures in folders, list files and single files, without labels; bits: `data.bits`."""
+    found = scan(places)
+    source = make_source("folder", Files(Path(found.root), found.paths))
+    return replace(source, bits=bits_of(found.paths) if bits == "auto" else bits), found
+
+
+def _open(names: list[str], data: Data, split: Split) -> Source:
     if split != "pretrain" or len(names) == 1:
         source = _open_one(names[0], data, split)
         return source if split == "test" else source.some(data.limit, "limit")
@@ -149,14 +174,10 @@ def check_name(name: str) -> list[str]:
 
 
 def _open_one(name: str, data: Data, split: Split) -> Source:
-    if name == "folder":
-        if data.dir is None:
-            raise UsageError("data.name=folder needs the folder of images: give --data-dir FOLDER.")
-        return open_folder(Path(data.dir).expanduser(), split)
     if name == "demo":
         return make_source(name, *importers.fashion(importers.DEMO, split))
     root = data_root(data)
-    folder = prepared.find(name, root)
+    folder = root if name == "folder" else prepared.find(name, root)
     if folder is None:
         raise HJEPAError(not_ready(name, root))
     return make_source(name, *prepared.read(folder, split))
@@ -186,46 +207,3 @@ def not_ready(name: str, root: Path) -> str:
 def data_root(data: Data) -> Path:
     """The folder that holds one folder per data set."""
     return Path(data.dir or os.environ.get("HJEPA_DATA") or "data").expanduser()
-
-
-def open_folder(root: Path, split: Split) -> Source:
-    """Any tree of images. Subfolders of the split (or of the tree) are the classes.
-
-    With `train` and `val` (or `test` and the like, in any case) inside, those are the splits;
-    otherwise every tenth image of a fixed shuffle is held out for evaluation.
-    """
-    if not root.is_dir():
-        raise UsageError(f"The image folder {root} does not exist.")
-    if prepared.complete(root):
-        return make_source("folder", *prepared.read(root, split))
-    folders = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
-    inside = {
-        path.name.lower(): path for path in sorted(folders)
-    }  # where both are, train wins over Train
-    train, held_out = (
-        next((inside[name] for name in names if name in inside), None)
-        for names in (TRAIN_FOLDERS, TEST_FOLDERS)
-    )
-    if train and held_out:
-        return tree(held_out if split == "test" else train)
-    everything = tree(train if train and folders == [train] else root)
-    shuffled = generator(0, "held out").permutation(len(everything))
-    tenth = np.arange(len(shuffled)) % HELD_OUT == HELD_OUT - 1
-    return everything.take(np.sort(shuffled[tenth if split == "test" else ~tenth]))
-
-
-def tree(root: Path) -> Source:
-    """All images under `root`; its subfolders are the classes if every image lies in one."""
-    paths = image_paths(root)
-    if not paths:
-        raise UsageError(
-            f"There are no images in {root} (looked for {', '.join(sorted(EXTENSIONS))})."
-        )
-    start = len(os.path.join(root, ""))
-    tops = [path[start:].partition(os.sep) for path in paths]
-    classes = tuple(sorted({top for top, _, _ in tops}))
-    if len(classes) < 2 or not all(inside for _, inside, _ in tops):
-        return make_source("folder", Files(root, paths))
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[top] for top, _, _ in tops])
-    return make_source("folder", Files(root, paths), labels, classes)

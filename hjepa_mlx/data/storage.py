@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 
-from hjepa_mlx.data.images import EXTENSIONS
 from hjepa_mlx.errors import HJEPAError
 
 ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)  # may concern one file only
@@ -232,27 +231,6 @@ class KnownFile:
         if len(data) < size:
             raise StorageError(f"{self.path} ends before byte {offset + size:,}.")
         return data
-
-
-def image_paths(root: Path) -> list[str]:
-    """Paths of all image files under `root`, sorted; hidden files and folders do not count."""
-    paths: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
-        for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                paths.append(os.path.join(folder, name))
-    return sorted(paths)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _holds_something(folder: str) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +21,8 @@ from hjepa_mlx.data.catalog import (
     KAGGLE_IMAGES,
     class_list_name,
 )
-from hjepa_mlx.data.images import UNREADABLE, check_decodes
-from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_source
+from hjepa_mlx.data.images import UNREADABLE, Look, look_at
+from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_sources
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import sha256
 from hjepa_mlx.progress import bar
@@ -27,14 +30,18 @@ from hjepa_mlx.sections import Data
 
 NAMED = 5  # of the images that are wrong, in a report
 CHUNK = 256  # images a worker takes at once
+NEAR_EMPTY = 5  # images of a class
+
+# Hash of an image's content, why it cannot be read, and what it holds if it is a file
+Read = tuple[bytes, str, Look | None]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a data set, the answer, and whether that is right."""
+    """One question about a data set, the answer, and whether that is right (None: a fact)."""
 
     what: str
-    right: bool
+    right: bool | None
     found: str
 
 
@@ -50,17 +57,20 @@ def _one(name: str, data: Data) -> list[Check]:
     splits: list[Split] = ["pretrain", "test"]
     if name in CATALOG and "pretrain" in CATALOG[name].stored_splits:
         splits.insert(1, "train")
-    sources = {split: open_source(data, split) for split in splits}
+    sources = open_sources(data, splits=tuple(splits))
     checks = _checksums(name, data)
     checks += [_count(name, split, source) for split, source in sources.items()]
     if name.startswith("imagenet"):
         checks.append(_classes(name, sources["pretrain"].classes))
-    digests: dict[Split, list[bytes]] = {}
+    read: dict[Split, list[Read]] = {}
     for split, source in sources.items():
-        digests[split], unreadable = _read_all(source)
+        read[split] = _read_all(source)
+        unreadable = [error for _, error, _ in read[split] if error]
         found = f"{len(unreadable)} of {len(source)}{_named(unreadable)}"
         checks.append(Check(f"{name} {split}: unreadable", not unreadable, found))
-    return [*checks, _duplicates(name, sources, digests)]
+    checks.append(_duplicates(name, sources, read))
+    folder = sources["pretrain"].folder
+    return [*checks, *_facts(folder.notes, sources, read)] if folder else checks
 
 
 def _checksums(name: str, data: Data) -> list[Check]:
@@ -83,10 +93,10 @@ def _checksums(name: str, data: Data) -> list[Check]:
 def _count(name: str, split: Split, source: Source) -> Check:
     found = f"{len(source):,} images"
     if source.classes:
-        counts = np.bincount(source.labels, minlength=len(source.classes))
+        counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
         found += f" in {len(source.classes)} classes of {counts.min():,} to {counts.max():,}"
     if name not in CATALOG:
-        return Check(f"{name} {split}", True, found)
+        return Check(f"{name} {split}", None if len(source) else False, found)
     wanted = CATALOG[name].splits[split]
     if split == "pretrain" and class_list_name(source.classes) == KAGGLE:
         wanted = KAGGLE_IMAGES
@@ -103,11 +113,11 @@ def _classes(name: str, classes: tuple[str, ...]) -> Check:
     return Check(f"{name} classes", which.startswith(known), which)
 
 
-def _read_all(source: Source) -> tuple[list[bytes], list[str]]:
-    """A hash of each image's content, and which images cannot be read; on all cores."""
-    digests, unreadable = [], []
+def _read_all(source: Source) -> list[Read]:
+    """Every image, read on all cores."""
+    found = []
 
-    def read(begin: int) -> list[tuple[bytes, str]]:
+    def read(begin: int) -> list[Read]:
         return [_read(source, i) for i in range(begin, min(begin + CHUNK, len(source)))]
 
     with (
@@ -116,41 +126,83 @@ def _read_all(source: Source) -> tuple[list[bytes], list[str]]:
     ):
         for chunk in pool.map(read, range(0, len(source), CHUNK)):
             advance(len(chunk))
-            digests += [digest for digest, _ in chunk]
-            unreadable += [error for _, error in chunk if error]
-    return digests, unreadable
+            found += chunk
+    return found
 
 
-def _read(source: Source, index: int) -> tuple[bytes, str]:
-    """Hash of the image's content, and why it cannot be read."""
+def _read(source: Source, index: int) -> Read:
     try:
         image = source.images.read(int(source.rows[index]))
-        if isinstance(image, bytes):
-            check_decodes(image)
+        look = look_at(image) if isinstance(image, bytes) else None
     except (HJEPAError, *UNREADABLE) as error:
-        return b"", f"{source.name_of(index)} ({error})"
+        return b"", f"{source.name_of(index)} ({error})", None
     raw = image if isinstance(image, bytes) else image.tobytes()
-    return hashlib.blake2b(raw, digest_size=16).digest(), ""
+    return hashlib.blake2b(raw, digest_size=16).digest(), "", look
 
 
-def _duplicates(
-    name: str, sources: dict[Split, Source], digests: dict[Split, list[bytes]]
-) -> Check:
+def _duplicates(name: str, sources: dict[Split, Source], read: dict[Split, list[Read]]) -> Check:
     """Test images that are also trained on, by content."""
     trained = {
         digest: (split, index)
         for split in sources
         if split != "test"
-        for index, digest in enumerate(digests[split])
+        for index, (digest, _, _) in enumerate(read[split])
     }
     pairs = [
         f"{sources['test'].name_of(index)} is {sources[split].name_of(number)}"
-        for index, digest in enumerate(digests["test"])
+        for index, (digest, _, _) in enumerate(read["test"])
         if digest and digest in trained
         for split, number in [trained[digest]]
     ]
     what = f"{name}: test images that are also trained on"
     return Check(what, not pairs, f"{len(pairs)}{_named(pairs)}")
+
+
+def _facts(
+    notes: tuple[str, ...], sources: dict[Split, Source], read: dict[Split, list[Read]]
+) -> list[Check]:
+    """What a person's folder holds: formats, sizes, colour, small classes, copies; and the rest."""
+    names = [sources[split].name_of(n) for split in read for n in range(len(sources[split]))]
+    every = [item for items in read.values() for item in items]
+    first = {digest: row for row, (digest, _, _) in reversed(list(enumerate(every)))}
+    alike = [
+        look.hash if look and first[digest] == row else 0
+        for row, (digest, _, look) in enumerate(every)
+    ]
+    looks = [look for _, _, look in every if look]
+    shorts = np.array([look.short for look in looks] or [0])
+    longest = max((look.long / look.short for look in looks), default=0)
+    low, middle, high = np.percentile(shorts, (0, 50, 100))
+    classes = sources["pretrain"].classes
+    labels = np.concatenate([source.labels for source in sources.values()])
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    few = [f"{name} ({n})" for name, n in zip(classes, counts, strict=True) if n < NEAR_EMPTY]
+    facts = {
+        "formats": _counted(look.format for look in looks),
+        "short sides": f"{low:.0f} to {high:.0f} pixels, median {middle:.0f}; the longest image is "
+        f"{longest:.1f} times as long as wide",
+        "colour": _counted(look.mode for look in looks),
+        f"classes of fewer than {NEAR_EMPTY} images": f"{len(few)}{_named(few)}",
+        "copies": _copies([digest for digest, _, _ in every], names),
+        "others that look alike": _copies(alike, names),
+        "note": " ".join(notes) or "nothing is left out",
+    }
+    return [Check(f"folder: {what}", None, found) for what, found in facts.items()]
+
+
+def _counted(items: Iterable[str]) -> str:
+    return ", ".join(f"{item} {count:,}" for item, count in Counter(items).most_common())
+
+
+def _copies(keys: list[Any], names: list[str]) -> str:
+    """How many images have the key of an earlier one; empty keys do not count."""
+    first: dict[Any, str] = {}
+    pairs = [
+        f"{name} is like {first[key]}"
+        for key, name in zip(keys, names, strict=True)
+        if key and first.setdefault(key, name) != name
+    ]
+    return f"{len(pairs):,}{_named(pairs)}"
 
 
 def _named(items: list[str]) -> str:

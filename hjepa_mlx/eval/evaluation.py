@@ -16,14 +16,16 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped
-from hjepa_mlx.data.source import SOURCES, Source, check_classes, open_source
+from hjepa_mlx.data.source import SOURCES, Source, open_sources
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval import attentive_probe, features, linear_probe, rank
 from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
 from hjepa_mlx.eval.features import Encoder, Features
 from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
+from hjepa_mlx.eval.labels import check_evaluable, judged
 from hjepa_mlx.eval.report import Report, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -73,14 +75,17 @@ def evaluate(
     """Evaluate a model's frozen features on its own data set, or on `data` found in `data_dir`.
 
     data: name of a data set, or name or path of a config that has one. Probes and k-NN learn from
-    the training split; the test split is classified once. Without classes only the label-free
-    figures are made.
+    the training split; the test split is classified once. Without classes, or with too few images
+    to judge them, only the label-free figures are made.
     """
     protocol = protocol or Protocol()
     config = config_for(model.config, data, data_dir)
     frame = Frame.of(config, protocol.image_size, protocol.fit)
-    sources = open_source(config.data, "train"), open_source(config.data, "test")
-    check_evaluable(*sources, protocol.k)
+    own_data = data is None and data_dir is None and model.origin
+    record = Path(model.origin.run) / RECORD if own_data and model.origin else None
+    opened = open_sources(config.data, record, ("train", "test"))
+    *sources, left_out = judged(opened["train"], opened["test"], protocol.k)
+    check_evaluable(*sources)
     tokens = bool(sources[0].classes) and protocol.attentive_images != 0
     backend.set_memory_limits()
     skipped, make = Skipped(), _encoders(model, tokens)
@@ -101,6 +106,7 @@ def evaluate(
         "attentive_query_images": len(test[0].token_rows) if tokens else 0,
         "skipped_images": len(skipped),
         **frame._asdict(),
+        "left_out": left_out,
     }
     usual = data is None and frame == Frame.of(config)
     own["promises"] = promises(own, model.config.data.name) if usual else []
@@ -284,17 +290,3 @@ def _name_and_dir(data: str) -> tuple[str, str | None]:
         f"No data set or config '{data}'.{hint} Data sets: {', '.join(SOURCES)}, folder; configs: "
         f"{', '.join(config_names())}."
     )
-
-
-def check_evaluable(train: Source, test: Source, k: int = K) -> None:
-    """Refuse data that would only fail after the features have been computed."""
-    if not len(test):
-        raise UsageError(
-            f"{train.name}: no image is left for evaluation. It needs at least 10 images in all; "
-            f"there are {len(train)}."
-        )
-    least = max(k, HELD_OUT)
-    if train.classes and len(train) < least:
-        who = f"k-NN with k={k}" if k >= HELD_OUT else "The linear probe"
-        raise UsageError(f"{who} needs at least {least} training images; there are {len(train)}.")
-    check_classes(train.name, train.classes, test.classes)

@@ -54,8 +54,10 @@ class Report(tables.Shown):
         """The figures in words."""
         skipped = self.scores["protocol"].get("skipped_images")
         unread = [f"{skipped} images could not be read."] if skipped else []
+        unread += (left_out := self.scores["protocol"].get("left_out", []))
         if not self.scores.get("linear_probe"):
-            return ["This data set has no labels, so there are no k-NN and no probes.", *unread]
+            none = "This data set has no labels, so there are no k-NN and no probes."
+            return unread if left_out else [none, *unread]
         level, best = _best(self.scores["linear_probe"])
         random, pixels = (self.scores["baselines"][name] for name in ("random_init", "pixels"))
         low, high = self.scores["confidence_95"]["linear_probe"][level]

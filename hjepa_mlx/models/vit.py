@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
             patches, positions = take_tokens(patches, indices), positions[indices]
         x = self.patch_embed(patches)
         x = x + positions.astype(x.dtype)  # [B, N, D]
-        outputs = {}
+        outputs = {0: x}
         for number, block in enumerate(self.blocks[: max(after)], 1):
             x = self._run(block)(x)
             outputs[number] = x

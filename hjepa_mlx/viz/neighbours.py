@@ -13,14 +13,23 @@ BATCH = 128
 SAME, OTHER = ("✓", COLOURS[2], "-"), ("✗", COLOURS[1], (0, (2, 1.5)))  # sign, colour, dashes
 
 
-def draw(model: HJEPA, queries: Samples, bank: Samples, level: int = -1, k: int = 7) -> Picture:
+def draw(
+    model: HJEPA,
+    queries: Samples,
+    bank: Samples,
+    level: int = -1,
+    k: int = 7,
+    bank_means: np.ndarray | None = None,
+) -> Picture:
     """Each query and the k images of the bank whose mean features at `level` are most like its own.
 
     With classes, ✓ and a whole frame mark a neighbour of the query's class, ✗ and a broken one
-    any other.
+    any other. bank_means: the bank's features, where they are known already.
     """
     level %= model.config.model.levels
-    bank_means, query_means = (level_means(model, x.images, level) for x in (bank, queries))
+    if bank_means is None:
+        bank_means = level_means(model, bank.images, level)
+    query_means = level_means(model, queries.images, level)
     similarity, found = nearest(bank_means, query_means, min(k, len(bank.images)))
     heading = f"Nearest of {len(bank.images):,} training images by level {level} features"
     if queries.classes:

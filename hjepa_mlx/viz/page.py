@@ -9,14 +9,15 @@ from string import Template
 
 from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.data.source import open_source
+from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.eval.evaluation import check_evaluable
+from hjepa_mlx.eval.labels import check_evaluable, judged
 from hjepa_mlx.files import atomic_write
 from hjepa_mlx.runs import Run, load
 from hjepa_mlx.sections import Data
 from hjepa_mlx.signals import reading
-from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours
+from hjepa_mlx.viz import attention, curves, embedding_map, feature_maps, mask_overlay, neighbours
 from hjepa_mlx.viz.canvas import Picture, png
 from hjepa_mlx.viz.samples import samples
 
@@ -28,6 +29,10 @@ CAPTIONS = {
     "predicts the features of every cell inside the target blocks.",
     "pca": "Patches with like features have like colours, within a level.",
     "similarity": "How like each cell's features are to those of the marked one.",
+    "attention": "Bright patches get the most attention from all others, in the block of the "
+    "coarsest level.",
+    "map": "Images with like features of the coarsest level lie close together: groups are "
+    "clusters. Where several fall on one place, one is shown. Below are the outliers.",
     "neighbours": "Test images (left) and the training images nearest to them.",
     "curves": "A loss above its dashed line has learned nothing about the images yet. A rank or a "
     "standard deviation that falls towards its lower end is collapse.",
@@ -54,7 +59,8 @@ def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list
 def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     """Every picture of a run, by name; no curves without metrics, no masks of your own sampler."""
     model = load(run.path)
-    train, test = open_source(data, "train"), open_source(data, "test")
+    opened = open_sources(data, run.path / RECORD if data == run.config.data else None)
+    train, test, _ = judged(opened["train"], opened["test"])
     check_evaluable(train, test)
     bank, queries = samples(train, model.config, BANK), samples(test, model.config, QUERIES)
     images = samples(test, model.config, max(MASKED, SHOWN)).images
@@ -63,7 +69,10 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
         drawn["masks"] = mask_overlay.draw(model.config, images[:MASKED])
     drawn["pca"] = feature_maps.draw_pca(model, images[:SHOWN])
     drawn["similarity"] = feature_maps.draw_similarity(model, images[:SHOWN])
-    drawn["neighbours"] = neighbours.draw(model, queries, bank)
+    drawn["attention"] = attention.draw(model, images[:SHOWN])
+    means = neighbours.level_means(model, bank.images, model.config.model.levels - 1)
+    drawn["neighbours"] = neighbours.draw(model, queries, bank, bank_means=means)
+    drawn["map"] = embedding_map.draw(means, bank)
     if rows := run.metrics:
         drawn["curves"] = curves.draw(rows)
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from hjepa_mlx.rng import generator
 
 
 class Samples(NamedTuple):
-    """N images of one size; labels [N] index `classes`, both empty where there are none."""
+    """N images of one size and their names; labels [N] index `classes`, both empty if none."""
 
     images: np.ndarray  # [N, S, S, 3] uint8
     labels: np.ndarray
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 def samples(source: Source, config: Config, count: int) -> Samples:
@@ -37,4 +39,5 @@ def samples(source: Source, config: Config, count: int) -> Samples:
     if not found:
         raise HJEPAError(f"{source.name}: no image can be read. {skipped.first()}")
     labels = source.labels[list(found)] if source.classes else source.labels
-    return Samples(np.stack(list(found.values())), labels, source.classes)
+    names = tuple(os.path.basename(source.name_of(row)) for row in found)
+    return Samples(np.stack(list(found.values())), labels, source.classes, names)
