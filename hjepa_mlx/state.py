@@ -105,12 +105,9 @@ def setup(
     with world.together():
         _check_own_parts(config, loss_fn, sampler, model)
         run = runs.reopen(config) if resume and world.rank() == 0 else None
-        place = run.path if run else config.run.dir
-        opened = open_sources(config.data, Path(place) / RECORD if resume and place else None)
-        source, test = opened["pretrain"], opened["test"]
-        config.data.bits = (source.folder and source.bits) or config.data.bits
+        source, train, test = _sources(config, resume, run)
         per_epoch = steps_per_epoch(config, len(source))
-        bank, queries, left_out = judged(opened["train"], test)
+        bank, queries, left_out = judged(train, test)
         facts = config.model_dump() | {"the images": source.fingerprint}
         if not resume:
             runs.check_new(config)
@@ -145,6 +142,15 @@ def setup(
         own_parts={kind: _name(part) for kind, part in own.items()},
         next_save=time.monotonic() + 60 * config.run.checkpoint_minutes,
     )
+
+
+def _sources(config: Config, resume: bool, run: Run | None) -> tuple[Source, Source, Source]:
+    """The images to train on, and those to evaluate with: train and test."""
+    place = run.path if run else config.run.dir
+    opened = open_sources(config.data, Path(place) / RECORD if resume and place else None)
+    source = opened["pretrain"]
+    config.data.bits = (source.folder and source.bits) or config.data.bits
+    return source, opened["train"], opened["test"]
 
 
 def _with_folder(run: Run | None, config: Config, model: HJEPA, source: Source) -> Run:

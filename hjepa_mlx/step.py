@@ -24,6 +24,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 
 Metrics = dict[str, mx.array]
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
+LARGEST_FLOAT16 = 65_504
 CONTEXT, TARGET = "context_encoder", "target_encoder"  # parts of the model
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
@@ -218,7 +219,7 @@ class Step:
         half = self.dtype == mx.float16
         if half:
             scale = self.scaler["scale"] / world.size()
-            gradients = tree_map(lambda g: g / scale, gradients)
+            gradients = tree_map(lambda g: self._overflowing(g) / scale, gradients)
         norm = mx.sqrt(tree_reduce(lambda n, g: n + g.square().sum(-1).sum(), gradients, 0.0))
         if self.config.optim.grad_clip:
             factor = mx.minimum(self.config.optim.grad_clip / (norm + 1e-6), 1.0)
@@ -242,6 +243,13 @@ class Step:
         self.optimizer.state.update(state)
         self._adapt_scale(finite)
         return {"grad_norm": norm, "loss_scale": self.scaler["scale"], "overflow": ~finite}
+
+    @staticmethod
+    def _overflowing(gradient: mx.array) -> mx.array:
+        """The mean over ranks; infinite where their sum, which one process computes, would be."""
+        if world.size() == 1:
+            return gradient
+        return mx.where(mx.abs(gradient) * world.size() > LARGEST_FLOAT16, mx.inf, gradient)
 
     def _followed(self) -> dict[str, mx.array]:
         """The context encoder's weights, in the places of the target encoder's."""

@@ -5,24 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
-from shlex import quote
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from rich.console import Console
 
-from hjepa_mlx import backend, checkpoint, world
+from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, training_batches
 from hjepa_mlx.data.storage import StorageError
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import locked
 from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks
-from hjepa_mlx.models.hjepa import HJEPA, Origin
+from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
+from hjepa_mlx.saving import restore, save, save_after_loss, stopped
 from hjepa_mlx.session import awake, interruptible, watched
 from hjepa_mlx.signals import EVERY, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup, share
@@ -55,7 +55,7 @@ def train(
     """
     console = console or lasting_console()
     with ExitStack() as inside:
-        beat = None
+        beat: Callable[[], None] = lambda: None  # noqa: E731
         if world.backend():  # before the ranks connect
             beat = inside.enter_context(watched(60 * config.run.rank_timeout_minutes))
             console = Console(quiet=True) if world.rank() else console
@@ -70,14 +70,12 @@ def train(
     return state.run
 
 
-def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
+def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
     """Evaluate, step, report, save, until all steps are done or the user asks to stop.
 
     Every rank steps; rank 0 alone evaluates, reports and saves. beat: called after each step.
     """
     c, leads = state.config, world.rank() == 0
-    for line in state.notes:
-        say(state.console, line)
     previous: Metrics = {}
     work, key, stop = _work(state.stages), random_key(), False
     bar = training_bar(state.console, c.optim.epochs, state.total, state.done, work)
@@ -88,10 +86,7 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
         awake(),
         bar as show,
     ):
-        if leads and not state.run.metrics:
-            own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
-            write({"step": 0, "epoch": 0.0, **own, **state.signals()})
-        state.meter.start()
+        begin(state, write)
         try:
             for batches, position in steps:
                 values = schedule(c, state.scheduled, state.per_epoch * c.optim.epochs)
@@ -100,8 +95,7 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
                 previous = metrics
                 state.done, state.position, key = state.done + 1, position, random_key()
                 state.meter.add(metrics)
-                if beat:
-                    beat()
+                beat()
                 log(state, values, show, write)
                 due = time.monotonic() > state.next_save or state.done == state.total
                 stop, due = world.anywhere(interrupt.wanted, due)
@@ -111,19 +105,29 @@ def fit(state: TrainState, beat: Callable[[], None] | None) -> None:
                 if stop:
                     break
         except StorageError as error:
-            raise HJEPAError(f"{error} {_save_after_loss(state, 'When it is back')}") from error
+            raise HJEPAError(f"{error} {save_after_loss(state, 'When it is back')}") from error
         except RuntimeError as error:
             if world.size() == 1:
                 raise
             reseed(key)  # nothing else has changed in the step that was not completed
             lost = f"Rank {world.rank()} has lost another one ({error})."
-            raise HJEPAError(f"{lost} {_save_after_loss(state, 'Go on with')}") from error
+            raise HJEPAError(f"{lost} {save_after_loss(state, 'Go on with')}") from error
         finally:
             name_skipped(state)
     if stop or interrupt.wanted:
-        raise Interrupted(_stopped(state))
+        raise Interrupted(stopped(state))
     for line in reading(state.run.last_stage) if leads else ():
         say(state.console, line)
+
+
+def begin(state: TrainState, write: Write) -> None:
+    """Say what is about to be done; write down the signals before the first step."""
+    for line in state.notes:
+        say(state.console, line)
+    if world.rank() == 0 and not state.run.metrics:
+        own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
+        write({"step": 0, "epoch": 0.0, **own, **state.signals()})
+    state.meter.start()
 
 
 def log(state: TrainState, values: Schedule, show: Write, write: Write) -> None:
@@ -191,75 +195,6 @@ def evaluate(state: TrainState) -> dict[str, float]:
     return row
 
 
-def save(state: TrainState) -> None:
-    """Write a checkpoint, unless a loss since the last report is not finite (HJEPAError)."""
-    c = state.config.run
-    state.meter.read(state.done, state.run.latest)
-    kept = {
-        "epoch": state.epoch,
-        "images": len(state.source),
-        "fingerprint": state.fingerprint,
-        "position": list(state.position),
-        "own_parts": state.own_parts,
-        "window": state.meter.metrics,
-    }
-    if world.rank() == 0:
-        with state.meter.paused():
-            checkpoint.save(state.run.checkpoints, state.step, state.done, kept, c.keep_last)
-    state.step.model.origin = Origin(str(state.run.path), state.done, state.epoch)
-    state.next_save = time.monotonic() + 60 * c.checkpoint_minutes
-
-
-def restore(state: TrainState) -> None:
-    """Go back to the run's newest checkpoint, if it has one; drop metrics logged after it."""
-    run, source = state.run, state.source
-    newest, rows = run.latest, run.metrics
-    if newest:
-        before = checkpoint.read_state(newest)["own_parts"]
-    else:
-        before = rows[0].get("own_parts") if rows else state.own_parts
-    before = before or dict.fromkeys(state.own_parts)
-    if before != state.own_parts:
-        raise UsageError(
-            f"{run.path} was trained with {before}, not with {state.own_parts}. Resume it by "
-            "hj.train(…, resume=True) with the same parts."
-        )
-    if newest:
-        kept = checkpoint.restore(newest, state.step)
-        _check_images(state, kept)
-        if "fingerprint" not in kept and source.encoded and state.config.data.name != "folder":
-            say(
-                state.console,
-                "This run began before data sets had to be prepared. If it read the original "
-                "files, it goes on with images that differ slightly: they were made smaller.",
-                style="yellow",
-            )
-        state.done, state.position = kept["step"], Position(*kept["position"])
-        state.meter.metrics = kept["window"]
-        say(state.console, f"Resuming {run.path} at step {state.done} of {state.total}.")
-    run.forget_after(state.done if newest else -1)
-    if run.config != state.config:  # in keys that may change
-        run.store(state.config)
-
-
-def _check_images(state: TrainState, kept: dict[str, Any]) -> None:
-    """Refuse to go on with other images than those that the checkpoint was trained on."""
-    run, source = state.run, state.source
-    gone = f"{source.folder.gone} " if source.folder and source.folder.gone else ""
-    put_back = "Put them back" if gone else "Give the same --data-dir"
-    if kept["images"] != len(source):
-        raise UsageError(
-            f"{run.path} was trained on {kept['images']} images; {source.name} has "
-            f"{len(source)} of them now. {gone}{put_back}, or start a new run."
-        )
-    if kept.get("fingerprint", state.fingerprint) != state.fingerprint:
-        raise UsageError(
-            f"{run.path} was trained on other images than {source.name} holds now: a file has "
-            f"another name, size or label. {gone}{put_back}, or start a new "
-            "run."
-        )
-
-
 def name_skipped(state: TrainState) -> None:
     """Report images that could not be read since the last call; skipped.txt names them all."""
     if world.rank():
@@ -273,33 +208,6 @@ def name_skipped(state: TrainState) -> None:
             f"Skipped {new[0][0]} ({new[0][1]}){more}; {len(state.skipped)} unreadable so far, "
             "all in skipped.txt.",
         )
-
-
-def _save_after_loss(state: TrainState, then: str) -> str:
-    """Save the last complete step after data or a rank was lost; in words, how that went."""
-    if not state.done:
-        return "Nothing was trained."
-    if world.rank():
-        return f"Rank 0 has the run. {then}: {_resume(state)}"
-    try:
-        save(state)
-    except (OSError, HJEPAError) as error:
-        return f"The run could not be saved: {error}"
-    return _stopped(state, then)
-
-
-def _stopped(state: TrainState, then: str = "Go on with") -> str:
-    if state.done == state.total:
-        path = quote(str(state.run.path))
-        return f"Trained and saved. Evaluate with: hjepa-mlx eval {path}"
-    return f"Stopped at step {state.done} of {state.total}; saved. {then}: {_resume(state)}"
-
-
-def _resume(state: TrainState) -> str:
-    if any(state.own_parts.values()):
-        return "hj.train(…, resume=True), with your own parts again."
-    ranks = f"mlx.launch -n {world.size()} -- " if world.size() > 1 else ""
-    return f"{ranks}hjepa-mlx train {quote(str(state.run.path / 'config.yaml'))} --resume"
 
 
 def _work(stages: list[Stage]) -> Callable[[int], float]:

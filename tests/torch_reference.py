@@ -136,7 +136,7 @@ class TorchHJEPA:
 
     def linear(self, name, x):
         """Affine map."""
-        return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+        return F.linear(x, self.w[f"{name}.weight"], self.w.get(f"{name}.bias"))
 
     def norm(self, name, x):
         """LayerNorm with affine."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from hjepa_mlx import backend, world
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.frame import Box, Frame
+from hjepa_mlx.data.frame import CROP_NUMBERS, Frame, random_box
 from hjepa_mlx.data.images import UNREADABLE, as_ppm
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.data.storage import StorageError
@@ -29,9 +29,6 @@ from hjepa_mlx.rng import generator
 
 CHUNK = 32_768  # images whose order mlx-data is told at once: this bounds memory
 RAW_CHUNK = 512  # likewise where the chunk's pixels are read at once
-CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
-CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
-CROP_ASPECT = (3 / 4, 4 / 3)  # likewise
 END_WAIT = 5.0  # seconds that leaving Python waits for mlx-data's threads
 
 
@@ -63,25 +60,6 @@ class Skipped:
     def first(self) -> str:
         """The first one, in words."""
         return next((f"First: {name}: {why}." for name, why in self.reasons.items()), "")
-
-
-def random_box(numbers: np.ndarray, height: int, width: int, scale: list[float]) -> Box:
-    """A random resized crop from CROP_NUMBERS uniform numbers.
-
-    Area is uniform in `scale`, aspect (width/height) log-uniform in CROP_ASPECT; the first try
-    that fits is taken. Where none does, the largest central crop within CROP_ASPECT.
-    """
-    low, high = np.log(CROP_ASPECT)
-    for u, v in numbers[: 2 * CROP_TRIES].reshape(CROP_TRIES, 2):
-        area = height * width * (scale[0] + u * (scale[1] - scale[0]))
-        aspect = np.exp(low + v * (high - low))
-        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
-        if 0 < w <= width and 0 < h <= height:
-            row, column = numbers[2 * CROP_TRIES], numbers[2 * CROP_TRIES + 1]
-            return int(row * (height - h + 1)), int(column * (width - w + 1)), h, w
-    w = min(width, max(1, round(height * CROP_ASPECT[1])))
-    h = min(height, max(1, round(width / CROP_ASPECT[0])))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def training_batches(

@@ -57,6 +57,7 @@ class HJEPA(nn.Module):
             self.image_predictor = MLP(dim, WIDE, dim)
             if config.loss.projection and (config.loss.vicreg or config.loss.sigreg):
                 self.projector = MLP(dim, WIDE, config.loss.projection)
+                self.projector.fc2.pop("bias")  # VICReg takes the mean off, so it would only wander
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
         """Images [B, H, W, 3] uint8 as the encoders see them: patches [B, H/p · W/p, p·p·3]."""

@@ -1,0 +1,111 @@
+"""Saving a run, going back to what was saved, and what is said when a run stops."""
+
+from __future__ import annotations
+
+import time
+from shlex import quote
+from typing import Any
+
+from hjepa_mlx import checkpoint, world
+from hjepa_mlx.data.pipeline import Position
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.models.hjepa import Origin
+from hjepa_mlx.progress import say
+from hjepa_mlx.state import TrainState
+
+
+def save(state: TrainState) -> None:
+    """Write a checkpoint, unless a loss since the last report is not finite (HJEPAError)."""
+    c = state.config.run
+    state.meter.read(state.done, state.run.latest)
+    kept = {
+        "epoch": state.epoch,
+        "images": len(state.source),
+        "fingerprint": state.fingerprint,
+        "position": list(state.position),
+        "own_parts": state.own_parts,
+        "window": state.meter.metrics,
+    }
+    if world.rank() == 0:
+        with state.meter.paused():
+            checkpoint.save(state.run.checkpoints, state.step, state.done, kept, c.keep_last)
+    state.step.model.origin = Origin(str(state.run.path), state.done, state.epoch)
+    state.next_save = time.monotonic() + 60 * c.checkpoint_minutes
+
+
+def restore(state: TrainState) -> None:
+    """Go back to the run's newest checkpoint, if it has one; drop metrics logged after it."""
+    run, source = state.run, state.source
+    newest, rows = run.latest, run.metrics
+    if newest:
+        before = checkpoint.read_state(newest)["own_parts"]
+    else:
+        before = rows[0].get("own_parts") if rows else state.own_parts
+    before = before or dict.fromkeys(state.own_parts)
+    if before != state.own_parts:
+        raise UsageError(
+            f"{run.path} was trained with {before}, not with {state.own_parts}. Resume it by "
+            "hj.train(…, resume=True) with the same parts."
+        )
+    if newest:
+        kept = checkpoint.restore(newest, state.step)
+        _check_images(state, kept)
+        if "fingerprint" not in kept and source.encoded and state.config.data.name != "folder":
+            say(
+                state.console,
+                "This run began before data sets had to be prepared. If it read the original "
+                "files, it goes on with images that differ slightly: they were made smaller.",
+                style="yellow",
+            )
+        state.done, state.position = kept["step"], Position(*kept["position"])
+        state.meter.metrics = kept["window"]
+        say(state.console, f"Resuming {run.path} at step {state.done} of {state.total}.")
+    run.forget_after(state.done if newest else -1)
+    if run.config != state.config:  # in keys that may change
+        run.store(state.config)
+
+
+def _check_images(state: TrainState, kept: dict[str, Any]) -> None:
+    """Refuse to go on with other images than those that the checkpoint was trained on."""
+    run, source = state.run, state.source
+    gone = f"{source.folder.gone} " if source.folder and source.folder.gone else ""
+    put_back = "Put them back" if gone else "Give the same --data-dir"
+    if kept["images"] != len(source):
+        raise UsageError(
+            f"{run.path} was trained on {kept['images']} images; {source.name} has "
+            f"{len(source)} of them now. {gone}{put_back}, or start a new run."
+        )
+    if kept.get("fingerprint", state.fingerprint) != state.fingerprint:
+        raise UsageError(
+            f"{run.path} was trained on other images than {source.name} holds now: a file has "
+            f"another name, size or label. {gone}{put_back}, or start a new "
+            "run."
+        )
+
+
+def save_after_loss(state: TrainState, then: str) -> str:
+    """Save the last complete step after data or a rank was lost; in words, how that went."""
+    if not state.done:
+        return "Nothing was trained."
+    if world.rank():
+        return f"Rank 0 has the run. {then}: {_resume(state)}"
+    try:
+        save(state)
+    except (OSError, HJEPAError) as error:
+        return f"The run could not be saved: {error}"
+    return stopped(state, then)
+
+
+def stopped(state: TrainState, then: str = "Go on with") -> str:
+    """What is said when a run stops, in words."""
+    if state.done == state.total:
+        path = quote(str(state.run.path))
+        return f"Trained and saved. Evaluate with: hjepa-mlx eval {path}"
+    return f"Stopped at step {state.done} of {state.total}; saved. {then}: {_resume(state)}"
+
+
+def _resume(state: TrainState) -> str:
+    if any(state.own_parts.values()):
+        return "hj.train(…, resume=True), with your own parts again."
+    ranks = f"mlx.launch -n {world.size()} -- " if world.size() > 1 else ""
+    return f"{ranks}hjepa-mlx train {quote(str(state.run.path / 'config.yaml'))} --resume"
