@@ -123,6 +123,7 @@ def values(value: Any) -> list[Any]:
         return [value]
     own = mx.array([*json.dumps(value).encode().ljust(LONGEST)], mx.uint8)
     found = mx.distributed.all_gather(own[None], stream=_stream())
+    mx.eval(found)  # this raises when a rank is lost; reading the array alone would not
     return [json.loads(bytes(row)) for row in np.array(found)]
 
 
