@@ -41,6 +41,7 @@ from hjepa_mlx.bench.machine import describe
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.costs import average_gflop
 from hjepa_mlx.files import write_json
+from hjepa_mlx.runs import differences
 from hjepa_mlx.signals import warnings
 from hjepa_mlx.state import steps_per_epoch
 from hjepa_mlx.train import Interrupted
@@ -97,9 +98,8 @@ def run(
     recipe["data"].pop("dir")
     if file.is_file():
         kept: Result = json.loads(file.read_text())["recipe"]
-        for one in (kept, recipe):
-            one["data"].pop("weights", None)  # a key of earlier versions, auto in all of these
-        if kept != recipe:
+        kept["data"].pop("weights", None)  # a key of earlier versions, auto in all of these
+        if differences(kept, recipe):  # keys that came later are off
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
     with stopped_at(end):
