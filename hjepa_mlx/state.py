@@ -102,13 +102,14 @@ def setup(
 ) -> TrainState:
     """Check all that was asked for, and build the parts of the run; the arguments are `train`'s."""
     config = resolve(config)
+    facts = config.model_dump()
     with world.together():
         _check_own_parts(config, loss_fn, sampler, model)
         run = runs.reopen(config) if resume and world.rank() == 0 else None
         source, train, test = _sources(config, resume, run)
         per_epoch = steps_per_epoch(config, len(source))
         bank, queries, left_out = judged(train, test)
-        facts = config.model_dump() | {"the images": source.fingerprint}
+        facts["the images"] = source.fingerprint
         if not resume:
             runs.check_new(config)
     _check_ranks(facts)
@@ -118,7 +119,6 @@ def setup(
     backend.set_memory_limits()
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": type(model)}
     model, loaded = pretrained.start(config, model, init=not resume)
-    stages = _stages(config, model, sampler, per_epoch)
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
     signals = Signals(model, test if len(test) else source, config, skipped, step.loss_fn)
@@ -133,7 +133,7 @@ def setup(
         notes=[*_introduction(config, model, run, source, test, per_epoch), *loaded, *notes],
         source=source,
         fingerprint=facts["the images"],
-        stages=stages,
+        stages=_stages(config, model, sampler, per_epoch),
         per_epoch=per_epoch,
         step=step,
         signals=signals,

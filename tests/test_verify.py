@@ -25,7 +25,7 @@ def checks(name: str, root) -> dict[str, Check]:
 
 
 def wrong(name: str, root) -> set[str]:
-    return {what for what, check in checks(name, root).items() if not check.right}
+    return {what for what, check in checks(name, root).items() if check.right is False}
 
 
 @pytest.fixture
