@@ -115,17 +115,17 @@ def setup(
     _check_ranks(facts)
     if backend.on_gpu() and "auto" in (config.precision, config.compile):
         say(console, "Trying precisions and compilation …")
-    notes = settle(config, per_epoch * config.optim.epochs)
+    notes = [*settle(config, per_epoch * config.optim.epochs), *source.notes, *left_out]
     backend.set_memory_limits()
     own = {"loss_fn": loss_fn, "sampler": sampler, "model": type(model)}
     model, loaded = pretrained.start(config, model, init=not resume)
+    stages = _stages(config, model, sampler, per_epoch)  # refuses a grid that is too small
     mx.random.seed(config.seed)  # whatever was drawn before, by the trials above or the caller
     step, skipped = Step(model, config, loss_fn), Skipped()
     signals = Signals(model, test if len(test) else source, config, skipped, step.loss_fn)
     quick = bank.classes and config.run.eval_every_epochs
     knn = QuickKNN(model, bank, queries, config) if quick else None
     run = _with_folder(run, config, model, source)
-    notes += [*(source.folder.notes if source.folder else ()), *left_out]
     return TrainState(
         config=config,
         run=run,
@@ -133,7 +133,7 @@ def setup(
         notes=[*_introduction(config, model, run, source, test, per_epoch), *loaded, *notes],
         source=source,
         fingerprint=facts["the images"],
-        stages=_stages(config, model, sampler, per_epoch),
+        stages=stages,
         per_epoch=per_epoch,
         step=step,
         signals=signals,

@@ -54,7 +54,7 @@ def originals_of(name: str, root: Path) -> dict[str, Original]:
             split: replace(
                 of_images(source.images, source.labels, source.classes, source.rows),
                 bits=source.bits,
-                notes=source.folder.notes if source.folder else (),
+                notes=source.notes,
             )
             for split, source in sources.items()
         }

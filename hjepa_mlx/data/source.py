@@ -52,6 +52,11 @@ class Source:
         return self.images.encoded
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of the folder, if the images come from one."""
+        return self.folder.notes if self.folder else ()
+
+    @property
     def fingerprint(self) -> str:
         """A string that other images, another order or other labels would change."""
         digest = hashlib.sha256(self.images.fingerprint().encode())
