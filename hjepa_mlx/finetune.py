@@ -260,5 +260,6 @@ def predict(
     source, listing = pictures(images, classifier.config.data.bits)
     skipped = Skipped({**listing.left_out})
     found = _outputs(classifier, source, skipped)
-    paths = [listing.paths[index] for index in found.indices]
+    names = dict(zip(listing.paths, listing.names, strict=True))
+    paths = [names[listing.paths[index]] for index in found.indices]
     return paths, found.pooled["probabilities"], skipped.reasons

@@ -53,7 +53,7 @@ def test_a_frozen_encoder_gets_the_linear_probe_as_its_head(model: hj.HJEPA) -> 
     name = hj.open_source(model.config.data, "test").name_of
     paths, found, _ = predict(classifier, [name(index) for index in test.indices])
     np.testing.assert_array_equal(found.argmax(1), expected)
-    assert paths == [name(index) for index in test.indices]
+    assert [Path(path).name for path in paths] == [Path(name(i)).name for i in test.indices]
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     encoder = dict(tree_flatten(model.target_encoder.parameters()))
     for key, value in tree_flatten(classifier.encoder.parameters()):
@@ -123,7 +123,7 @@ def test_the_commands_save_a_classifier_and_name_the_class_of_each_image(
     with open(out) as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["label"]) for row in rows] == [
-        (str(images / f"{name}/00{n}.png"), name) for name in sorted(COLOURS) for n in range(3)
+        (f"{name}/00{n}.png", name) for name in sorted(COLOURS) for n in range(3)
     ]  # `single` is in the folder, and named once
     assert all(0.5 < float(row["probability"]) <= 1 for row in rows)
     refused = CliRunner().invoke(app, ["finetune", run])

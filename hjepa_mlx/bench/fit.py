@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -44,18 +44,26 @@ EXACT = 5  # epochs; for fewer, `data.limit` makes the time right
 
 
 def fit_hours(
-    recipe: str, overrides: Sequence[str], data_dir: str | None, hours: float
+    recipe: str,
+    overrides: Sequence[str],
+    data_dir: str | None,
+    hours: float,
+    tell: Callable[[str], None] = print,
 ) -> tuple[list[str], list[str]]:
     """Settings that make a recipe take `hours` on this machine, and lines that explain them.
 
-    overrides: the user's, which stay. Measures for some seconds. Raises UsageError when not even
-    one step fits.
+    overrides: the user's, which stay. Measures for some seconds, and tells so before. Raises
+    UsageError when not even one step fits.
     """
     given = [*overrides, *([f"data.dir={data_dir}"] if data_dir else [])]
     if not 0 < hours < math.inf:
         raise UsageError(f"--hours {hours}: it must be above 0.")
     opened = open_sources(load_config(recipe, given).data)
     source, test = opened["pretrain"], opened["test"]
+    if len(source) < BATCHES[-1]:
+        few = f"{source.name}: {len(source)} images to train on"
+        raise UsageError(f"{few} are too few; a batch takes at least {BATCHES[-1]}.")
+    tell("Trying this machine's speed …")
     budget, lines, settings = 3600 * hours, [], []
     if recipe == OWN:
         sides = _short_sides(source)

@@ -47,7 +47,7 @@ def embed(
     unreadable = list(embeddings.skipped.items())
     for path, why in unreadable[:NAMED]:
         say(Console(stderr=True), f"Skipped {path}: {why}")
-    more = f" ({len(unreadable):,} unreadable, named in the file)" if unreadable else ""
+    more = f" ({len(unreadable):,} unreadable)" if unreadable else ""
     levels = ", ".join(
         f"{name} {'×'.join(map(str, array.shape[1:]))}" for name, array in embeddings.levels.items()
     )

@@ -69,6 +69,9 @@ def finetune(
         found += [f"fine-tuned {scores[key]:.1f} %" for key in scores if key == "fine_tuned"]
         count = f"{scores['test_images']:,} test images"
         say(Console(), f"Right on {count}: {', '.join(found)}. The classifier is in {folder}")
+        if scores.get("fine_tuned", 100.0) < scores["frozen"]:
+            advice = "Try more finetune.epochs or a lower finetune.lr, or take --freeze."
+            say(Console(stderr=True), f"Fine-tuning made it worse. {advice}", style="yellow")
 
 
 @readable
@@ -93,8 +96,8 @@ def predict(
     from hjepa_mlx.finetune import predict as run_over
     from hjepa_mlx.progress import say
 
-    if Path(out).is_dir() or not Path(out).parent.is_dir():
-        raise UsageError(f"--out {out}: give a file in a folder that exists.")
+    if Path(out).suffix != ".csv" or Path(out).is_dir() or not Path(out).parent.is_dir():
+        raise UsageError(f"--out {out}: give a .csv file in a folder that exists.")
     classifier = load(model)
     paths, probabilities, skipped = run_over(classifier, images)
     text = io.StringIO()

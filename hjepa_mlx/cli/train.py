@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,7 @@ Init = Annotated[
 
 @readable
 def train(
-    config: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    config: Annotated[str, typer.Argument(help="Name of a recipe, path of a YAML file, or a run.")],
     overrides: Overrides = None,
     data_dir: DataDir = None,
     run_dir: Annotated[
@@ -59,6 +60,8 @@ def train(
     """
     own_run = None if run_dir is not None else _own_run(config)
     overrides = overrides or []
+    if hours is not None and epochs is not None:
+        raise UsageError("--hours chooses the epochs itself: give either --hours or --epochs.")
     if hours is not None or (config == "my-folder" and not resume):
         overrides = [*_chosen(config, overrides, data_dir, hours), *overrides]
     loaded = _loaded(config, own_run, overrides, epochs)
@@ -101,10 +104,11 @@ def _chosen(
     from hjepa_mlx.bench.fit import HOURS, fit_hours
     from hjepa_mlx.progress import say
 
-    say(Console(stderr=True), "Trying this machine's speed …")
-    settings, lines = fit_hours(config, overrides, data_dir, HOURS if hours is None else hours)
+    console = Console(stderr=True)
+    hours = HOURS if hours is None else hours
+    settings, lines = fit_hours(config, overrides, data_dir, hours, partial(say, console))
     for line in lines:
-        say(Console(stderr=True), line)
+        say(console, line)
     return settings
 
 

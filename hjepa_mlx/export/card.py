@@ -32,7 +32,10 @@ def card(
         library=library,
         what=f"The {encoder} encoder" if encoder else "All three networks",
         positions=f"{'learned' if learned else 'sin-cos'} table of {grid}×{grid} patches",
-        levels="; ".join(f"{n}: block {block}, pooled by {pool}" for n, (block, pool) in levels),
+        levels="; ".join(
+            f"{number}: block {block}, {'mean over' if pool == 'image' else 'pooled by'} {pool}"
+            for number, (block, pool) in levels
+        ),
         trained=f"{origin.step:,} steps, {origin.epoch:g} epochs" if origin else "not told",
         data="; ".join(data) or "the trainer's own pictures",
         scores=_scores(scores, origin.step if origin else None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mlx.core as mx
 import numpy as np
 from matplotlib.patheffects import withStroke
 
@@ -19,7 +20,7 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    drawn = [pca_colours(np.array(x, np.float32)) for x in model.encode(images)]
+    drawn = [pca_colours(np.array(x, np.float32)) for x in _of_parts(model, images)]
     maps = [colours for colours, _ in drawn]
     figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
     for ax, (_, share) in zip(axes[1:, 0], drawn, strict=True):
@@ -40,7 +41,7 @@ def draw_similarity(
     if not (0 <= row < grid and 0 <= column < grid):
         raise UsageError(f"There is no patch {(row, column)} in a {grid}x{grid} grid.")
     maps = []
-    for features, pool in zip(model.encode(images), pools, strict=True):
+    for features, pool in zip(_of_parts(model, images), pools):  # noqa: B905 (the image level)
         x = np.array(features, np.float32)
         cell = on_patches(np.arange(x.shape[1]), grid, pool)[row, column]
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
@@ -49,12 +50,18 @@ def draw_similarity(
     for line in axes[1:]:
         figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
     edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
-    for line, size in zip(axes, (1, *pools), strict=True):
+    for line, size in zip(axes, (1, *pools)):  # noqa: B905
         left, top = column // size * size, row // size * size
         box = left, top, min(size, grid - left), min(size, grid - top)
         for ax in line:
             outline(ax, box, "white", 1.1, clip_on=False, zorder=3, path_effects=edge)
     return figure
+
+
+def _of_parts(model: HJEPA, images: np.ndarray) -> list[mx.array]:
+    """Features of the levels that have several cells: all but the image level."""
+    levels = model.encode(images)
+    return levels[:-1] if model.config.model.level_pool[-1] == "image" else levels
 
 
 def pca_colours(features: np.ndarray) -> tuple[np.ndarray, float]:
