@@ -98,6 +98,11 @@ class Config(Shown, Section):
         """Patches along each side of a view; 0 if the image level is not predicted."""
         return int(self.views.size) // self.model.patch_size if self.masked != self.predicted else 0
 
+    def view_size(self, image_size: int) -> int:
+        """Pixels along a view's side at another image size: as large a share, in whole patches."""
+        patches = int(self.views.size) / self.data.image_size * image_size / self.model.patch_size
+        return self.model.patch_size * max(1, round(patches))
+
     @property
     def stages(self) -> list[tuple[int, float]]:
         """(image size, share of the epochs) in order, `data.image_size` last."""
@@ -110,8 +115,7 @@ class Config(Shown, Section):
         other.data.image_size, other.data.progressive = image_size, []
         share = int(self.masks.context_tokens) / self.grid**2
         other.masks.context_tokens = max(1, round(share * other.grid**2))
-        patches = int(self.views.size) / self.data.image_size * other.grid
-        other.views.size = self.model.patch_size * max(1, round(patches))
+        other.views.size = self.view_size(image_size)
         return other
 
     def with_batch(self, batch: int) -> Config:

@@ -94,6 +94,7 @@ def finetune(
     images, before ("frozen": the linear probe) and after. Raises UsageError without classes.
     """
     config = (config or model.config).model_copy(deep=True)
+    config.optim.accumulate = 1
     config.data.crop_scale, config.data.flip = config.finetune.crop_scale, config.finetune.flip
     if config.model != model.config.model:
         raise UsageError("The network cannot be changed now: leave model.* as the run has it.")

@@ -25,14 +25,26 @@ def longer(path: str | Path, epochs: int, overrides: list[str] | None = None) ->
     """
     run = Run(path)
     before, newest = run.config, run.latest
-    config = load_config(run.path / "config.yaml", [*(overrides or []), f"optim.epochs={epochs}"])
+    overrides = [*(overrides or []), f"optim.epochs={epochs}"]
+    sized = any(one.startswith("views.size=") for one in overrides)
+    # the views of before may be larger than the images now
+    config = load_config(
+        run.path / "config.yaml", overrides if sized else ["views.size=auto", *overrides]
+    )
     config.run.dir = str(run.path)
+    if not sized:
+        config.views.size = before.views.size
     if config.data.image_size != before.data.image_size:
+        if before.model.positions == "learned":
+            raise UsageError(
+                "Learned positions belong to one image size. Start a new run with another: "
+                f"--init {path} --set data.image_size={config.data.image_size}."
+            )
         scaled = before.at_size(config.data.image_size)
         config.model.positions = before.position_grid
         if config.masks.context_tokens == before.masks.context_tokens:
             config.masks.context_tokens = scaled.masks.context_tokens
-        if config.views.size == before.views.size:
+        if not sized:
             config.views.size = scaled.views.size
     if not differences(before.model_dump(), config.model_dump()):
         return config

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from hjepa_mlx import weights
 from hjepa_mlx.config import Config
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, resize_matrix, stretched
 from hjepa_mlx.weights import ENCODERS, NETWORKS, Weights
@@ -27,11 +27,16 @@ def start(config: Config, model: HJEPA | None = None, init: bool = True) -> tupl
 
     Sets `model.positions` of `config` as those weights need it. Returns also the lines of a table.
     """
-    found = weights.read(config.model.init) if init and config.model.init else None
-    if found:
+    if not init or not config.model.init:
+        return HJEPA(config) if model is None else model, []
+    try:
+        found = weights.read(config.model.init)
         config.model.positions = _positions(found, config)  # type: ignore[assignment]
-    model = HJEPA(config) if model is None else model
-    return model, _lines(found, put(found, model)) if found else []
+        model = HJEPA(config) if model is None else model
+        return model, _lines(found, put(found, model))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        where = f"{config.model.init} holds weights or settings of an unknown form"
+        raise HJEPAError(f"{where}: {error}.") from error
 
 
 def put(found: Weights, model: HJEPA, whole: bool = False) -> Outcomes:

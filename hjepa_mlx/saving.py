@@ -6,12 +6,15 @@ import time
 from shlex import quote
 from typing import Any
 
+import mlx.core as mx
+
 from hjepa_mlx import checkpoint, world
 from hjepa_mlx.data.pipeline import Position
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.models.hjepa import Origin
 from hjepa_mlx.progress import say
 from hjepa_mlx.state import TrainState
+from hjepa_mlx.step import random_key, reseed
 
 
 def save(state: TrainState) -> None:
@@ -109,3 +112,17 @@ def _resume(state: TrainState) -> str:
         return "hj.train(…, resume=True), with your own parts again."
     ranks = f"mlx.launch -n {world.size()} -- " if world.size() > 1 else ""
     return f"{ranks}hjepa-mlx train {quote(str(state.run.path / 'config.yaml'))} --resume"
+
+
+def share(state: TrainState) -> None:
+    """Take rank 0's weights, optimizer, random numbers and place in the run."""
+    step, place = state.step, mx.array([state.done, *state.position])
+    own = [step.model.parameters(), step.optimizer.state, step.scaler, random_key(), place]
+    parameters, optimizer, scaler, key, place = world.of_rank_0(own)
+    step.model.update(parameters)
+    step.adopt()
+    step.optimizer.state.update(optimizer)
+    step.scaler.update(scaler)
+    reseed(key)
+    state.done, *position = place.tolist()
+    state.position = Position(*position)

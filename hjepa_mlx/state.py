@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_reduce
 from rich.console import Console
 
-from hjepa_mlx import backend, pretrained, runs, world
+from hjepa_mlx import backend, pretrained, ranks, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.folder import RECORD, write_record
@@ -33,7 +32,7 @@ from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import resolve
 from hjepa_mlx.runs import Run
 from hjepa_mlx.signals import Signals
-from hjepa_mlx.step import Step, random_key, reseed
+from hjepa_mlx.step import Step
 from hjepa_mlx.timing import settle
 from hjepa_mlx.trackers import check_installed
 
@@ -103,16 +102,16 @@ def setup(
     """Check all that was asked for, and build the parts of the run; the arguments are `train`'s."""
     config = resolve(config)
     facts = config.model_dump()
+    config, run = _reopened(config, resume)
     with world.together():
         _check_own_parts(config, loss_fn, sampler, model)
-        run = runs.reopen(config) if resume and world.rank() == 0 else None
         source, train, test = _sources(config, resume, run)
         per_epoch = steps_per_epoch(config, len(source))
         bank, queries, left_out = judged(train, test)
         facts["the images"] = source.fingerprint
         if not resume:
             runs.check_new(config)
-    _check_ranks(facts)
+    ranks.check(facts)
     if backend.on_gpu() and "auto" in (config.precision, config.compile):
         say(console, "Trying precisions and compilation …")
     notes = [*settle(config, per_epoch * config.optim.epochs), *source.notes, *left_out]
@@ -144,6 +143,13 @@ def setup(
     )
 
 
+def _reopened(config: Config, resume: bool) -> tuple[Config, Run | None]:
+    """The config, with what the run that is resumed keeps; on rank 0 also that run."""
+    with world.together():
+        run = runs.reopen(config) if resume and world.rank() == 0 else None
+    return ranks.of_rank_0(config), run
+
+
 def _sources(config: Config, resume: bool, run: Run | None) -> tuple[Source, Source, Source]:
     """The images to train on, and those to evaluate with: train and test."""
     place = run.path if run else config.run.dir
@@ -167,40 +173,6 @@ def _with_folder(run: Run | None, config: Config, model: HJEPA, source: Source) 
     run = run or Run("")
     run.path = Path(world.values(str(run.path))[0])
     return run
-
-
-def share(state: TrainState) -> None:
-    """Take rank 0's weights, optimizer, random numbers and place in the run."""
-    step, place = state.step, mx.array([state.done, *state.position])
-    own = [step.model.parameters(), step.optimizer.state, step.scaler, random_key(), place]
-    parameters, optimizer, scaler, key, place = world.of_rank_0(own)
-    step.model.update(parameters)
-    step.adopt()
-    step.optimizer.state.update(optimizer)
-    step.scaler.update(scaler)
-    reseed(key)
-    state.done, *position = place.tolist()
-    state.position = Position(*position)
-
-
-def _check_ranks(facts: dict[str, Any]) -> None:
-    """Refuse ranks that differ, or a batch that they cannot share; HJEPAError on all of them."""
-    from hjepa_mlx import __version__  # here: the package imports this module
-
-    facts["version"] = {"hjepa-mlx": __version__, "mlx": version("mlx")}
-    first, *others = world.values(facts)
-    for rank, other in enumerate(others, 1):
-        for key, (here, there) in runs.differences(first, other).items():
-            raise world.shared_error(
-                f"Rank 0 and rank {rank} differ: {key} is {here!r:.40} and {there!r:.40}. Start "
-                "all ranks with the same config, images and versions."
-            )
-    batch, ranks = first["data"]["batch_size"], world.size()
-    if batch % ranks:
-        raise world.shared_error(
-            f"data.batch_size={batch} cannot be shared by {ranks} ranks. Use a multiple of "
-            f"{ranks}, for example {batch - batch % -ranks}."
-        )
 
 
 def steps_per_epoch(config: Config, images: int) -> int:

@@ -22,10 +22,10 @@ from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
-from hjepa_mlx.saving import restore, save, save_after_loss, stopped
+from hjepa_mlx.saving import restore, save, save_after_loss, share, stopped
 from hjepa_mlx.session import awake, interruptible, watched
 from hjepa_mlx.signals import EVERY, reading, warnings
-from hjepa_mlx.state import Sampler, Stage, TrainState, setup, share
+from hjepa_mlx.state import Sampler, Stage, TrainState, setup
 from hjepa_mlx.step import Metrics, Schedule, random_key, reseed, schedule
 from hjepa_mlx.trackers import logging
 

@@ -60,6 +60,14 @@ def test_a_frozen_encoder_gets_the_linear_probe_as_its_head(model: hj.HJEPA) -> 
         assert mx.array_equal(value, encoder[key]), key
 
 
+def test_epochs_are_whole_also_where_training_accumulated(model: hj.HJEPA) -> None:
+    config = but_for(model, epochs=1, lr=1e-3)
+    once = weights(finetune(model, config)[0])
+    config.optim.accumulate = 1000  # batches an update, of pretraining
+    for name, weight in weights(finetune(model, config)[0]).items():
+        np.testing.assert_array_equal(weight, once[name])
+
+
 def test_a_layers_update_falls_by_the_decay_towards_the_image(model: hj.HJEPA) -> None:
     start, whole, decayed = (
         weights(finetune(model, but_for(model, epochs=epochs, layer_decay=decay, mixup=0.5))[0])

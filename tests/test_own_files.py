@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import picture
+from commands import picture, pictures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -192,3 +192,13 @@ def test_check_says_what_is_there_and_what_is_wrong(tmp_path):
         assert "like.png" in words["others that look alike"]
         wrong = [what for what, one in found.items() if one["right"] is False]
         assert any("unreadable" in what for what in wrong)
+
+
+def test_what_is_no_file_is_left_out_and_not_waited_for(tmp_path):
+    made = tmp_path / "made"
+    pictures(made, 12)
+    os.mkfifo(made / "pipe.png")
+    (made / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = scan([made])
+    assert len(found.paths) == 12
+    assert {Path(path).name for path in found.left_out} == {"pipe.png", "lost.png"}

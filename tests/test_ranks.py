@@ -149,7 +149,7 @@ def test_a_rank_that_hangs_is_left_and_the_run_goes_on_with_fewer_ranks_or_more(
     ("others", "line"),
     [
         (["--set", "optim.lr=3e-4"], "Rank 0 and rank 1 differ: optim.lr is 0.001 and 0.0003."),
-        (["--set", "data.name=stl10"], "Rank 1: STL-10 is not in "),
+        (["--set", "data.name=stl10"], "Rank 0 and rank 1 differ: data.name is "),
     ],
 )
 def test_ranks_that_differ_are_refused_in_one_line(place, others, line):

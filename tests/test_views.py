@@ -184,14 +184,15 @@ def test_no_step_with_views_is_traced_anew_after_the_block_shapes(image_config):
     assert seen[-1] <= shapes
 
 
-def test_a_smaller_image_has_smaller_views(image_config):
-    config = image_config(views={"size": 16})
-    smaller = config.at_size(16)
-    assert (smaller.views.size, smaller.view_grid) == (8, 2)
+@pytest.mark.parametrize(("size", "smaller", "grid"), [(32, 16, 2), (48, 32, 4), (48, 20, 2)])
+def test_a_smaller_image_has_smaller_views(image_config, size, smaller, grid):
+    config = image_config(data={"image_size": size}, views={"size": size // 8 * 4})
+    at = config.at_size(smaller)
+    assert (at.views.size, at.view_grid) == (4 * grid, grid)
     step = Step(HJEPA(config), config)
-    masks = MaskSampler(config)(0, 2)
-    drawn = tuple(map(mx.array, masks.views))
-    assert step.model.views(mx.zeros((2, 16, 16, 3), mx.uint8), drawn).shape == (2, 4, 48)
+    drawn = tuple(map(mx.array, MaskSampler(config)(0, 2).views))
+    images = mx.zeros((2, smaller, smaller, 3), mx.uint8)
+    assert step.model.views(images, drawn).shape == (2, at.view_grid**2, 48)
 
 
 def test_three_views_an_image_are_the_mean_of_single_ones(image_config):

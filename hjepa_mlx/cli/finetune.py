@@ -55,7 +55,8 @@ def finetune(
 
     check_writable(json_file)
     model = load(run)
-    assert model.origin
+    if model.origin is None:
+        raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
     config = config_for(load_config(model.origin.run, overrides), data, data_dir)
     folder = Path(out or f"{run}/finetuned")
     if folder.exists() and any(folder.iterdir()):

@@ -134,7 +134,10 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"data.labels={file} cannot be read: {error.strerror}.") from None
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:
+        raise UsageError(f"data.labels={file} is no CSV file: {error}.") from None
     if rows and [cell.lower() for cell in rows[0][:2]] == ["path", "label"]:
         rows = rows[1:]
     if bad := next((row for row in rows if len(row) < 2), None):
@@ -200,13 +203,17 @@ def write_record(folder: Folder, path: Path) -> None:
     """Write which images a run trains on, and which are held out."""
     pairs = list(zip(folder.listing.names, folder.sides.tolist(), strict=True))
     train, test = ([name for name, side in pairs if side == number] for number in (0, 1))
-    write_json(path, {"train": train, "test": test})
+    root = os.path.abspath(folder.listing.root)
+    write_json(path, {"root": root, "train": train, "test": test})
 
 
 def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     """The recorded split of each image, -1 where it was not there then; a line about lost ones."""
     made = json.loads(record.read_text())
     side = {name: number for number, split in enumerate(("train", "test")) for name in made[split]}
-    gone = sorted(side.keys() - set(found.names))
+    names = found.names
+    if not side.keys() & set(names):  # a list whose images lie in another common folder now
+        names = [os.path.relpath(path, made.get("root", found.root)) for path in found.paths]
+    gone = sorted(side.keys() - set(names))
     line = f"Gone since the run began: {len(gone):,} images (first: {gone[0]})." if gone else ""
-    return np.array([side.get(name, -1) for name in found.names]), line
+    return np.array([side.get(name, -1) for name in names]), line

@@ -142,6 +142,8 @@ def _add(
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         left_out[path] = HIDDEN
+    elif not os.path.isfile(path):
+        left_out[path] = "no file, or a link to nothing"
     elif suffix in known:
         paths.append(path)
     elif SUFFIX.fullmatch(suffix) or known is EXTENSIONS:

@@ -108,8 +108,7 @@ class HJEPA(nn.Module):
 
     def views(self, images: mx.array, views: Sequence[mx.array]) -> mx.array:
         """Views of images [B, S, S, 3] as the context encoder sees them: [V, n, p·p·3]."""
-        size = self.config.view_grid * self.config.model.patch_size * images.shape[1]
-        return self.patches(render(images, views, size // self.config.data.image_size))
+        return self.patches(render(images, views, self.config.view_size(images.shape[1])))
 
     def encode(
         self, images: mx.array | np.ndarray, encoder: str = "target", grid: bool = False
