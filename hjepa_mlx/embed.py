@@ -27,7 +27,7 @@ from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import pictures
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.features import extract, model_features
-from hjepa_mlx.files import atomic_write, check_space
+from hjepa_mlx.files import as_unicode, atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
 
 LONGEST_HEADER = 90_000_000  # bytes: readers of safetensors refuse 100 MB
@@ -75,7 +75,7 @@ def embed(
     frame = Frame.of(config, image_size, fit)
     places = [folder] if isinstance(folder, (str, Path)) else folder
     source, found_in = pictures(places, config.data.bits)
-    names = dict(zip(found_in.paths, map(_text, found_in.names), strict=True))
+    names = dict(zip(found_in.paths, map(as_unicode, found_in.names), strict=True))
     paths = list(names.values())
     if out is not None:
         cells = config.model.levels if pooled else config.cells(frame.height, frame.width)
@@ -90,7 +90,7 @@ def embed(
         found.pooled,
         [paths[row] for row in found.indices],
         {names[path]: why for path, why in skipped.reasons.items()},
-        {**about, "folder": _text(found_in.root)},
+        {**about, "folder": as_unicode(found_in.root)},
         summary(found_in.left_out),
     )
 
@@ -150,11 +150,6 @@ def _csv(file: BinaryIO, embeddings: Embeddings, about: dict[str, str]) -> None:
 
 
 WRITERS = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet, ".csv": _csv}
-
-
-def _text(path: str) -> str:
-    """A path as Unicode that every format can hold: bytes that are no UTF-8 become \\xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_out(path: Path, pooled: bool, size: int = 0, names: Sequence[str] = ()) -> None:

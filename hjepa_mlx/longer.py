@@ -33,7 +33,7 @@ def longer(path: str | Path, epochs: int, overrides: list[str] | None = None) ->
     )
     config.run.dir = str(run.path)
     if not sized:
-        config.views.size = before.views.size
+        config.views.size = before.view_size(config.data.image_size)
     if config.data.image_size != before.data.image_size:
         if before.model.positions == "learned":
             raise UsageError(
@@ -44,8 +44,6 @@ def longer(path: str | Path, epochs: int, overrides: list[str] | None = None) ->
         config.model.positions = before.position_grid
         if config.masks.context_tokens == before.masks.context_tokens:
             config.masks.context_tokens = scaled.masks.context_tokens
-        if not sized:
-            config.views.size = scaled.views.size
     if not differences(before.model_dump(), config.model_dump()):
         return config
     if newest is None:

@@ -34,7 +34,7 @@ def start(config: Config, model: HJEPA | None = None, init: bool = True) -> tupl
         config.model.positions = _positions(found, config)  # type: ignore[assignment]
         model = HJEPA(config) if model is None else model
         return model, _lines(found, put(found, model))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (LookupError, *weights.WRONG) as error:
         where = f"{config.model.init} holds weights or settings of an unknown form"
         raise HJEPAError(f"{where}: {error}.") from error
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.frame import CROP_ASPECT
 
-ASPECT = (3 / 4, 4 / 3)  # width / height, as in torchvision's RandomResizedCrop
 JITTER = (0.8, 0.8, 0.8, 0.2)  # SimCLR's: brightness, contrast, saturation; turns of the hue
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
 YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # from RGB, as in NTSC
@@ -35,7 +35,7 @@ def draw(rng: np.random.Generator, config: Config, images: int) -> Views:
     """`views.count` views of each image."""
     views, count = config.views, images * config.views.count
     area = rng.uniform(views.area[0], views.area[1], count)
-    low, high = np.log(ASPECT)
+    low, high = np.log(CROP_ASPECT)
     root = np.exp(rng.uniform(low, high, count) / 2)
     sides = np.minimum(np.stack([np.sqrt(area) / root, np.sqrt(area) * root], 1), 1.0)
     corners = rng.random((count, 2)) * (1 - sides)

@@ -123,11 +123,11 @@ def _network(
         settings = [f"data.image_size={pixels}", f"model.patch_size={patch}", f"model.size={name}",
                     f"model.predictor_dim={width}", f"model.predictor_depth={depth}"]  # fmt: skip
         config = load_config(recipe, [*settings, *given])
-        if budget * speed / costs(config, HJEPA(config)).gflop >= ENOUGH * len(source):
+        networks = HJEPA(config)
+        if budget * speed / costs(config, networks).gflop >= ENOUGH * len(source):
             break
     for batch in BATCHES:
-        other = config.with_batch(batch)
-        fits = costs(other, HJEPA(other)).memory_gb < backend.step_memory_gb()
+        fits = costs(config.with_batch(batch), networks).memory_gb < backend.step_memory_gb()
         if fits and len(source) >= LEAST_STEPS * batch:
             break
     lr = min(1e-3, 5e-4 * (batch / 16) ** 0.5)  # as fashion-mnist (16) and imagenet100 (128)
@@ -138,12 +138,13 @@ def _rate(source: Source, config: Config) -> float:
     """Images per second of steps and pipeline together, measured with steps that are short."""
     config = config.model_copy(deep=True)
     settle(config, 1)
-    guess = USUAL_MFU * machine.matmul_gflops() / average_gflop(config, HJEPA(config))
+    networks = HJEPA(config)
+    average = average_gflop(config, networks)
+    guess = USUAL_MFU * machine.matmul_gflops() / average
     while config.data.batch_size > max(2.0, LONGEST_STEP * guess):
         config.data.batch_size //= 2
-    gflop = costs(config, HJEPA(config)).gflop
     rate, _ = machine.time_end_to_end(source, config, SECONDS)
-    return rate * gflop / average_gflop(config, HJEPA(config))
+    return rate * costs(config, networks).gflop / average
 
 
 def _looks(config: Config, source: Source, test: Source) -> tuple[float, float]:

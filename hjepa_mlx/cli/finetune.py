@@ -88,11 +88,10 @@ def predict(
     """
     import csv
     import io
-    import os
 
     from rich.console import Console
 
-    from hjepa_mlx.files import atomic_write
+    from hjepa_mlx.files import as_unicode, atomic_write
     from hjepa_mlx.finetune import load
     from hjepa_mlx.finetune import predict as run_over
     from hjepa_mlx.progress import say
@@ -105,8 +104,7 @@ def predict(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "probability"])
     for path, row in zip(paths, probabilities, strict=True):
-        name = os.fsencode(path).decode("utf-8", "backslashreplace")
-        writer.writerow([name, classifier.classes[row.argmax()], f"{row.max():.6f}"])
+        writer.writerow([as_unicode(path), classifier.classes[row.argmax()], f"{row.max():.6f}"])
     with atomic_write(Path(out)) as file:
         file.write(text.getvalue().encode())
     for path, why in list(skipped.items())[:NAMED]:
