@@ -1,7 +1,8 @@
 """What the tests share: a small real config, and MLX imported the way the package wants it."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,6 +35,15 @@ TINY: dict[str, Any] = {
     "loss": {"vicreg": 0.0},
     "run": {"eval_every_epochs": 0},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def large_disk() -> Iterator[None]:
+    """A terabyte is free: the stand-ins of data sets are asked for the room of the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        usage = shutil.disk_usage("/")._replace(free=10**12)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        yield
 
 
 @pytest.fixture(scope="session")
