@@ -24,7 +24,7 @@ def script(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["memory.py", "estimates.py", "kernels.py"])
+@pytest.mark.parametrize("name", ["memory.py", "estimates.py", "kernels.py", "ranks.py"])
 def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     """Importing MLX before the package gives its reference BLAS, 30 times slower."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); import hjepa_mlx as hj; "
@@ -40,6 +40,10 @@ def test_an_update_launches_no_more_kernels_for_a_deeper_network(tiny_config):
     assert shallow["update"] == deep["update"]
     assert shallow["update"].total() < 200
     assert shallow["gradients"]["Matmul"] < deep["gradients"]["Matmul"]
+
+
+def test_two_ranks_of_this_machine_are_measured():
+    assert script("ranks.py").measured("demo", batch=4, ranks=2, steps=2) > 0
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(tiny_config):
