@@ -1,12 +1,176 @@
 """Commands are killed at any moment, and repeated until done: the result is the undisturbed one."""
 
+from __future__ import annotations
+
+import hashlib
 import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import trials
+from run import once
+from trials import TRAIN, assert_same, inputs, log_of, result, succeed, trained
+
+NAME = "cifar-10-binary.tar.gz"
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MOST = 4  # kills of a trial
 
 
-def nothing(rng: random.Random, folder: Path) -> str:
-    assert not list(folder.iterdir())
-    return "looked at an empty folder"
+class Command(NamedTuple):
+    """A command that is killed."""
+
+    put: Callable[[Path], object]  # its inputs into a folder
+    arguments: Callable[[Path], tuple[str, ...]]  # in that folder, as it is now
+    root: str  # the part of the folder that it writes
+    hooks: dict[str, Any] = {}  # noqa: RUF012
+
+    def run(self, folder: Path, **traced: Any) -> None:
+        """Let it run to its end."""
+        succeed(folder, *self.arguments(folder), root=self.root, hooks=self.hooks, **traced)
+
+    def undisturbed(self, name: str) -> Path:
+        """A folder with its undisturbed result, the log of its operations and how long it took."""
+
+        def make(place: Path) -> None:
+            self.put(place)
+            began = time.monotonic()
+            self.run(place, log="log")
+            (place / "seconds").write_text(str(time.monotonic() - began))
+
+        return once(f"undisturbed-{name}", make)
 
 
-TRIALS = {"nothing": nothing}
+def moment(rng: random.Random, log: list[tuple]) -> int:
+    """The number of an operation: as often between two files as inside one."""
+    rare = [number for number, (kind, *_) in enumerate(log) if kind != "write"]
+    return rng.choice(rare) if rng.random() < 0.5 else rng.randrange(len(log))
+
+
+def killed(rng: random.Random, folder: Path, what: Command, log: list[tuple], wait: float) -> str:
+    """Run it and send a signal; in words what came of it, or "" if it was done before."""
+    number = rng.choice(SIGNALS)
+    how: dict[str, Any] = {"root": what.root, "hooks": what.hooks}
+    inside, at = rng.random() < 0.75, moment(rng, log)
+    if inside:
+        how["signals"] = {str(at): number}
+        if number == signal.SIGINT and rng.random() < 0.5:  # again, soon after
+            how["signals"][str(at + rng.randrange(1, 60))] = number
+    arguments = what.arguments(folder)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    environment = trials.environment(**how)
+    with subprocess.Popen(
+        trials.command(*arguments), env=environment, cwd=folder, preexec_fn=_by_default, **pipes
+    ) as process:
+        try:
+            wait = trials.TIMEOUT if inside else rng.uniform(0, wait)
+            said = process.communicate(timeout=wait)[1]
+        except subprocess.TimeoutExpired:
+            assert not inside, f"{arguments} still runs after {trials.TIMEOUT} s."
+            process.send_signal(number)
+            said = process.communicate(timeout=trials.TIMEOUT)[1]
+    status, name = process.returncode, signal.Signals(number).name
+    assert status in (0, 130, -number), f"{name}: {arguments} ended with {status}: {said}"
+    assert "Traceback" not in said or not inside, f"{name} at {how}: {said}"
+    if not status:
+        return ""
+    return f"{name} at operation {at}" if inside else f"{name} at some time"
+
+
+def _by_default() -> None:
+    """Signals mean what they usually do, though this may run under nohup."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def until_done(rng: random.Random, folder: Path, name: str, what: Command) -> str:
+    """Kill it a few times, let it end, and compare."""
+    what.put(folder)
+    whole = what.undisturbed(name)
+    log, kills = log_of(whole), list[str]()
+    wait = float((whole / "seconds").read_text())
+    for _ in range(rng.randint(1, MOST)):
+        how = killed(rng, folder, what, log, wait)
+        if not how:
+            break
+        kills.append(how)
+    if not kills or how:
+        what.run(folder)
+    assert_same(result(folder, what.root), result(whole, what.root))
+    return f"{len(kills)} kills: {'; '.join(kills)}"
+
+
+def train_or_resume(folder: Path) -> tuple[str, ...]:
+    return (*TRAIN, "--resume") if (folder / "run/config.yaml").exists() else TRAIN
+
+
+def training(rng: random.Random, folder: Path) -> str:
+    return until_done(rng, folder, "training", Command(inputs, train_or_resume, "run"))
+
+
+def prepare_photographs(rng: random.Random, folder: Path) -> str:
+    arguments = ("datasets", "prepare", "folder", "--data-dir", "pictures", "--out", "made")
+    shards = {"small_shards": 5}
+    return until_done(rng, folder, "shards", Command(inputs, lambda _: arguments, "made", shards))
+
+
+def small_cifar(place: Path) -> None:
+    """CIFAR-10 in its published layout, with few images."""
+    import layouts
+
+    layouts.cifar10(place / "data/cifar10", 20)
+
+
+def prepare_arrays(rng: random.Random, folder: Path) -> str:
+    arguments = ("datasets", "prepare", "cifar10", "--data-dir", "data")
+    what = Command(small_cifar, lambda _: arguments, "data/cifar10/prepared")
+    return until_done(rng, folder, "arrays", what)
+
+
+def download(rng: random.Random, folder: Path) -> str:
+    """From a server on this machine that sometimes breaks off."""
+    import layouts
+    import servers
+
+    def make(place: Path) -> None:
+        layouts.cifar10(place / "made", 20)
+        layouts.archive(place / "made/cifar-10-batches-bin", place / NAME)
+
+    archive = once("archive", make) / NAME
+    content = archive.read_bytes()
+    with servers.serving() as server:
+        server.files[NAME] = content
+        cuts = [servers.cut_after(rng.randrange(len(content))) for _ in range(rng.randrange(3))]
+        server.manners += cuts
+        published = {f"{server.url}/{NAME}": [hashlib.md5(content).hexdigest(), len(content)]}
+        arguments = ("datasets", "download", "cifar10", "--data-dir", "data")
+        what = Command(lambda _: None, lambda _: arguments, "data", {"published": published})
+        return until_done(rng, folder, "download", what)
+
+
+def with_run(place: Path) -> None:
+    shutil.copytree(trained(), place, dirs_exist_ok=True)
+
+
+def export(rng: random.Random, folder: Path) -> str:
+    arguments = ("export", "run", "--to", "safetensors", "--out", "to/made")
+    return until_done(rng, folder, "export", Command(with_run, lambda _: arguments, "to"))
+
+
+def finetune(rng: random.Random, folder: Path) -> str:
+    arguments = ("finetune", "run", "--out", "to/tuned")
+    return until_done(rng, folder, "finetune", Command(with_run, lambda _: arguments, "to"))
+
+
+TRIALS = {
+    "training": training,
+    "prepare photographs": prepare_photographs,
+    "prepare arrays": prepare_arrays,
+    "download": download,
+    "export": export,
+    "finetune": finetune,
+}

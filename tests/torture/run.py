@@ -31,12 +31,12 @@ MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 def once(name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first trial that needs it fills with `make`, and all later ones share."""
     folder = Path(tempfile.gettempdir()) / f"shared-{name}"
-    if not folder.exists():
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        make(part)
-        part.rename(folder)
+    done = folder.with_suffix(".done")
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        make(folder)
+        done.touch()
     return folder
 
 

@@ -1,0 +1,148 @@
+"""What the trials share: commands run under the tracer, small inputs, and results compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from run import once
+
+HERE = Path(__file__).parent
+TIMEOUT = 600  # seconds: a busy machine is slow
+TIMING = ("images_per_second", "peak_memory_gb")
+RECIPE = """
+name: tiny
+precision: float32
+compile: false
+data: {name: folder, dir: pictures, image_size: 16, batch_size: 4, crop_scale: [0.3, 1.0]}
+model: {size: custom, dim: 16, depth: 2, levels: 2, heads: 1, patch_size: 4, predictor_dim: 16,
+  predictor_depth: 1}
+optim: {epochs: 2, warmup_epochs: 0.5}
+finetune: {epochs: 2}
+run: {log_every: 2, checkpoint_minutes: 1.0e-9, final_eval: false, eval_every_epochs: 1}
+"""  # 10 steps
+
+
+def environment(**traced: Any) -> dict[str, str]:
+    """Of a process that traced.py disturbs like this."""
+    here = {"PYTHONPATH": str(HERE.parent.parent), "TRACED": json.dumps(traced)}
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", **here}
+
+
+def command(*arguments: str) -> list[str]:
+    """`hjepa-mlx ARGUMENTS`, as a process of its own."""
+    return [sys.executable, str(HERE / "traced.py"), *arguments]
+
+
+def hjepa(folder: Path, *arguments: str, root: str = ".", **traced: Any) -> Any:
+    """Run `hjepa-mlx ARGUMENTS` in `folder`; a CompletedProcess."""
+    how = {"capture_output": True, "text": True, "timeout": TIMEOUT, "cwd": folder}
+    return subprocess.run(command(*arguments), env=environment(root=root, **traced), **how)
+
+
+def succeed(folder: Path, *arguments: str, **traced: Any) -> str:
+    """Run it to its end; what it said."""
+    ended = hjepa(folder, *arguments, **traced)
+    assert ended.returncode == 0, f"{arguments} ended with {ended.returncode}: {ended.stderr}"
+    return ended.stderr
+
+
+def assert_one_line(ended: Any, *parts: str) -> None:
+    """It ended with status 1 or 2 and one foreseen line that says all of `parts`."""
+    said = ended.stderr
+    assert ended.returncode in (1, 2), f"It ended with {ended.returncode}: {said}"
+    last = said.splitlines()[-1]
+    assert "Traceback" not in said, said
+    assert last.startswith("hjepa-mlx: "), said
+    assert "unexpected" not in last, said
+    for part in parts:
+        assert part in last, f"{part!r} is not in: {last}"
+
+
+def inputs(folder: Path) -> None:
+    """Put a recipe and pictures there."""
+
+    def make(place: Path) -> None:
+        from commands import pictures
+
+        pictures(place / "pictures", 24)
+        (place / "tiny.yaml").write_text(RECIPE)
+
+    shutil.copytree(once("inputs", make), folder, dirs_exist_ok=True)
+
+
+TRAIN = ("train", "tiny.yaml", "--run-dir", "run")
+
+
+def trained() -> Path:
+    """A folder with the inputs, the undisturbed run of them, and the log of its operations."""
+
+    def make(place: Path) -> None:
+        inputs(place)
+        succeed(place, *TRAIN, root="run", log="log")
+
+    return once("trained", make)
+
+
+def log_of(folder: Path) -> list[tuple]:
+    return pickle.loads((folder / "log").read_bytes())
+
+
+def tensors(path: Path) -> dict[str, tuple]:
+    """The arrays of a safetensors file: type, shape and bytes."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header.pop("__metadata__", None)
+    return {
+        name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+    }
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """What a run logged, without how long it took."""
+    made = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in made]
+
+
+def result(place: Path, root: str) -> dict[str, Any]:
+    """All files of `place`/`root` as they may be compared: without clocks, locks and `place`."""
+    folder, found = place / root, dict[str, Any]()
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or path.name == ".lock":
+            continue
+        if path.name == "metrics.jsonl":
+            found[name] = rows(path.parent)
+        elif path.suffix == ".safetensors":
+            found[name] = tensors(path)
+        elif path.name == "state.json":
+            state = json.loads(path.read_text())
+            found[name] = {key: value for key, value in state.items() if key != "sha256"}
+        else:
+            found[name] = path.read_bytes().replace(os.fsencode(place), b"PLACE")
+    return found
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Two results are the same, bit for bit."""
+    only = sorted(found.keys() ^ expected.keys())
+    assert not only, f"There is only on one side: {only}"
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing, f"These differ: {differing}" + _first(found, expected, differing[0])
+
+
+def _first(found: dict[str, Any], expected: dict[str, Any], name: str) -> str:
+    one, other = found[name], expected[name]
+    if isinstance(one, dict):
+        return f", in {[k for k in one.keys() | other.keys() if one.get(k) != other.get(k)][:5]}"
+    if isinstance(one, list):
+        return f": {len(one)} and {len(other)} rows"
+    return f": {one[:80]!r} and {other[:80]!r}"
