@@ -21,7 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import atomic_write, sha256, sync_folder
+from hjepa_mlx.files import atomic_folder, atomic_write, sha256, sync
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step, random_key, reseed
 
@@ -41,15 +41,15 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
     state: the training loop's own. Raises HJEPAError when the checkpoint cannot be written.
     """
     final = folder / f"step-{number:08d}"
-    part = folder / f".{final.name}.part"
+    if latest(folder) == final:  # another rank or the data was lost just after it
+        return final
     try:
-        _write(part, step, {"format": FORMAT, "step": number, **state})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
+        shutil.rmtree(final, ignore_errors=True)  # a part of one, without state.json
+        with atomic_folder(final) as part:
+            _write(part, step, {"format": FORMAT, "step": number, **state})
         with atomic_write(folder / "latest") as file:
             file.write(final.name.encode())
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise HJEPAError(
             f"Checkpoint {final} could not be written ({error.strerror}). The last good one is "
             f"{latest(folder) or 'none yet'}. Fix the cause, then go on with --resume."
@@ -59,22 +59,19 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
 
 
 def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     weights = {
         "model.safetensors": dict(tree_flatten(step.model.parameters())),
         "optimizer.safetensors": _optimizer_arrays(step),
     }
     for file_name, arrays in weights.items():
-        with atomic_write(part / file_name) as file:
+        with open(part / file_name, "wb") as file:
             mx.save_safetensors(file, arrays)
     state |= {
         "random_state": random_key().tolist(),
         "loss_scale": {key: value.item() for key, value in step.scaler.items()},
         "sha256": {file_name: sha256(part / file_name) for file_name in weights},
     }
-    with atomic_write(part / "state.json") as file:
-        file.write(json.dumps(state, indent=1).encode())
+    (part / "state.json").write_text(json.dumps(state, indent=1))
 
 
 def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
@@ -234,6 +231,6 @@ def _prune(folder: Path, keep_last: int) -> None:
     for path in [path for path in complete(folder) if not _kept_for_good(path)][:-keep_last]:
         with suppress(OSError):
             os.replace(path, folder / f".{path.name}.part")  # a half of it would be no checkpoint
+    sync(folder)  # before anything inside goes
     for part in folder.glob(".step-*.part"):  # also of a save that was killed
         shutil.rmtree(part, ignore_errors=True)
-    sync_folder(folder)

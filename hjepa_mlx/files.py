@@ -34,13 +34,41 @@ def publish(file: BinaryIO, part: Path, path: Path) -> None:
     file.flush()
     _to_disk(file.fileno())
     os.replace(part, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as a JSON file, whole or not at all."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name once all in it is safely on disk.
+
+    A `folder` that is there already has to be empty.
+    """
+    folder = Path(os.path.abspath(folder))  # "." has no name
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        make_folder(part)
+        yield part
+        for path in [*part.rglob("*"), part]:
+            sync(path)
+        os.replace(part, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, to last."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 @contextmanager
@@ -69,9 +97,12 @@ def _is_still(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` last."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content last, or names inside a folder."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # in a folder that one may write to, but not list
+        return
     try:
         _to_disk(handle)
     except OSError as error:

@@ -27,7 +27,7 @@ from hjepa_mlx.eval import linear_probe
 from hjepa_mlx.eval.arrays import accuracy, interval
 from hjepa_mlx.eval.features import Encoded, Encoder, Features, extract, replica
 from hjepa_mlx.eval.labels import check_evaluable, judged
-from hjepa_mlx.files import atomic_write, sha256, write_json
+from hjepa_mlx.files import atomic_folder, sha256, write_json
 from hjepa_mlx.flat import Layout
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import VisionTransformer, patchify
@@ -224,14 +224,13 @@ def _train(
 
 def save(classifier: Classifier, folder: Path, scores: dict[str, Any]) -> None:
     """Write a folder that `load` reads: safetensors, the config, and the classes with `scores`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as file:
-        mx.save_safetensors(file, dict(tree_flatten(classifier.parameters())))
-    with atomic_write(folder / "config.yaml") as file:
-        file.write(classifier.config.to_yaml().encode())
-    checksum = sha256(folder / WEIGHTS)
-    about = {"classes": classifier.classes, "scores": scores, "sha256": checksum}
-    write_json(folder / ABOUT, about)
+    with atomic_folder(folder) as part:
+        with open(part / WEIGHTS, "wb") as file:
+            mx.save_safetensors(file, dict(tree_flatten(classifier.parameters())))
+        (part / "config.yaml").write_text(classifier.config.to_yaml())
+        checksum = sha256(part / WEIGHTS)
+        about = {"classes": classifier.classes, "scores": scores, "sha256": checksum}
+        write_json(part / ABOUT, about)
 
 
 def load(folder: str | Path) -> Classifier:

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from hjepa_mlx import checkpoint, hub, pretrained, weights
 from hjepa_mlx.config import Config
+from hjepa_mlx.data.folder import RECORD, Folder, write_record
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
-from hjepa_mlx.files import atomic_write
+from hjepa_mlx.files import atomic_write, make_folder, sync
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.tables import Shown, table
@@ -154,12 +155,18 @@ def check_new(config: Config) -> None:
         )
 
 
-def create(config: Config) -> Run:
-    """Make the folder of a new run: `run.dir`, or runs/<config>-<time>."""
+def create(config: Config, images: Folder | None = None) -> Run:
+    """Make the folder of a new run: `run.dir`, or runs/<config>-<time>.
+
+    It keeps a record of its images if they come from a folder. config.yaml comes last: with it, it
+    is a run.
+    """
     check_new(config)
     try:
         run = Run(config.run.dir or _free_name(config.name))
-        run.path.mkdir(parents=True, exist_ok=True)
+        make_folder(run.path)
+        if images:
+            write_record(images, run.path / RECORD)
         run.store(config)
     except OSError as error:
         raise HJEPAError(
@@ -173,12 +180,13 @@ def _free_name(name: str) -> Path:
     """A new folder runs/<name>-<time>, a second later if another run began in this one."""
     while True:
         path = Path(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         try:
             path.mkdir()
         except FileExistsError:
             time.sleep(0.1)
         else:
+            sync(path.parent)
             return path
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from hjepa_mlx import backend, pretrained, ranks, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
-from hjepa_mlx.data.folder import RECORD, write_record
+from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.pipeline import Position, Skipped
 from hjepa_mlx.data.source import Source, open_sources
 from hjepa_mlx.errors import UsageError
@@ -160,16 +160,11 @@ def _sources(config: Config, resume: bool, run: Run | None) -> tuple[Source, Sou
 
 
 def _with_folder(run: Run | None, config: Config, model: HJEPA, source: Source) -> Run:
-    """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path.
-
-    A new run keeps a record of its images if they come from a folder.
-    """
+    """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path."""
     with world.together():
         if not run and world.rank() == 0:
             _check_disk(config, model)
-            run = runs.create(config)
-            if source.folder:
-                write_record(source.folder, run.path / RECORD)
+            run = runs.create(config, source.folder)
     run = run or Run("")
     run.path = Path(world.values(str(run.path))[0])
     return run

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from hjepa_mlx.data.catalog import Remote
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import locked, publish
+from hjepa_mlx.files import locked, make_folder, publish
 from hjepa_mlx.progress import bar
 
 CHUNK = 1 << 20
@@ -34,7 +34,7 @@ def download(remote: Remote, path: Path) -> None:
     Until then its bytes are kept as `.NAME.part`, and resumed after a broken connection or in the
     next call. Raises HJEPAError that names the URL and the reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
     with locked(part, str(path)) as file:
         with bar(path.name, remote.size) as advance:

@@ -10,7 +10,7 @@ from hjepa_mlx.data.catalog import Dataset, look_up
 from hjepa_mlx.data.download import download, md5_of
 from hjepa_mlx.data.prepare import IMAGE_BYTES, fingerprints, originals_of, prepare
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import check_space, sha256
+from hjepa_mlx.files import check_space, make_folder, sha256
 from hjepa_mlx.progress import bar
 
 IMAGENET_STEPS = """\
@@ -59,7 +59,7 @@ def size_of(path: Path) -> int:
 
 def _check_disk(row: Dataset, download: int, folder: Path) -> None:
     """Refuse a disk too small for the download and the prepared form; files there already count."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     images = sum(row.splits[split] for split in row.stored_splits)
     size = 3 * max(32, row.resolution) ** 2 if row.resolution < 224 else IMAGE_BYTES
     advice = "Free some, or choose another folder with --data-dir."

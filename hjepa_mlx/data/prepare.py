@@ -31,7 +31,7 @@ from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.original import Item, Original, of_images
 from hjepa_mlx.data.source import not_ready, open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write, check_space, locked, sha256, write_json
+from hjepa_mlx.files import atomic_write, check_space, locked, make_folder, sha256, write_json
 from hjepa_mlx.progress import bar
 from hjepa_mlx.sections import Data
 
@@ -99,7 +99,7 @@ def prepare(
         made = prepared.manifest(folder)
         _compare(plan, made, folder)
         return made
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     total = sum(original.images for original in originals.values())
     with locked(folder / LOCK, str(folder)):
         each = int(np.prod(shape)) if shape else IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
@@ -16,6 +14,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.export.card import card
 from hjepa_mlx.export.formats import FORMATS, WEIGHTS
+from hjepa_mlx.files import atomic_folder
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.rng import generator
 from hjepa_mlx.runs import Run, load
@@ -51,18 +50,12 @@ def export(
         raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
     if folder.exists():
         raise UsageError(f"{folder} exists already. Delete it, or give another --out.")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as part:
         (part / "config.yaml").write_text(shareable(model.config).to_yaml())
         (part / "README.md").write_text(card(model, to, encoder, scores or {}, licence))
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")  # torch and coremltools have many of their own
             difference, compared = _compared(model, to, encoder, part)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return Exported({name: p.stat().st_size for name, p in files.items()}, difference, compared)
 

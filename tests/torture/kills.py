@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import trials
-from run import once
+from run import Trial, once
 from trials import TRAIN, assert_same, inputs, log_of, result, succeed, trained
 
 NAME = "cifar-10-binary.tar.gz"
@@ -108,16 +108,6 @@ def train_or_resume(folder: Path) -> tuple[str, ...]:
     return (*TRAIN, "--resume") if (folder / "run/config.yaml").exists() else TRAIN
 
 
-def training(rng: random.Random, folder: Path) -> str:
-    return until_done(rng, folder, "training", Command(inputs, train_or_resume, "run"))
-
-
-def prepare_photographs(rng: random.Random, folder: Path) -> str:
-    arguments = ("datasets", "prepare", "folder", "--data-dir", "pictures", "--out", "made")
-    shards = {"small_shards": 5}
-    return until_done(rng, folder, "shards", Command(inputs, lambda _: arguments, "made", shards))
-
-
 def small_cifar(place: Path) -> None:
     """CIFAR-10 in its published layout, with few images."""
     import layouts
@@ -125,10 +115,33 @@ def small_cifar(place: Path) -> None:
     layouts.cifar10(place / "data/cifar10", 20)
 
 
-def prepare_arrays(rng: random.Random, folder: Path) -> str:
-    arguments = ("datasets", "prepare", "cifar10", "--data-dir", "data")
-    what = Command(small_cifar, lambda _: arguments, "data/cifar10/prepared")
-    return until_done(rng, folder, "arrays", what)
+def with_run(place: Path) -> None:
+    shutil.copytree(trained(), place, dirs_exist_ok=True)
+
+
+def always(line: str) -> Callable[[Path], tuple[str, ...]]:
+    return lambda _: tuple(line.split())
+
+
+COMMANDS = {
+    "training": Command(inputs, train_or_resume, "run"),
+    "prepare photographs": Command(
+        inputs,
+        always("datasets prepare folder --data-dir pictures --out made"),
+        "made",
+        {"small_shards": 5},
+    ),
+    "prepare arrays": Command(
+        small_cifar, always("datasets prepare cifar10 --data-dir data"), "data/cifar10/prepared"
+    ),
+    "export": Command(with_run, always("export run --to safetensors --out to/made"), "to"),
+    "finetune": Command(with_run, always("finetune run --out to/tuned"), "to"),
+}
+
+
+def kill(name: str) -> Trial:
+    """The trial of one of the commands."""
+    return lambda rng, folder: until_done(rng, folder, name, COMMANDS[name])
 
 
 def download(rng: random.Random, folder: Path) -> str:
@@ -147,30 +160,9 @@ def download(rng: random.Random, folder: Path) -> str:
         cuts = [servers.cut_after(rng.randrange(len(content))) for _ in range(rng.randrange(3))]
         server.manners += cuts
         published = {f"{server.url}/{NAME}": [hashlib.md5(content).hexdigest(), len(content)]}
-        arguments = ("datasets", "download", "cifar10", "--data-dir", "data")
-        what = Command(lambda _: None, lambda _: arguments, "data", {"published": published})
+        arguments = always("datasets download cifar10 --data-dir data")
+        what = Command(lambda _: None, arguments, "data", {"published": published})
         return until_done(rng, folder, "download", what)
 
 
-def with_run(place: Path) -> None:
-    shutil.copytree(trained(), place, dirs_exist_ok=True)
-
-
-def export(rng: random.Random, folder: Path) -> str:
-    arguments = ("export", "run", "--to", "safetensors", "--out", "to/made")
-    return until_done(rng, folder, "export", Command(with_run, lambda _: arguments, "to"))
-
-
-def finetune(rng: random.Random, folder: Path) -> str:
-    arguments = ("finetune", "run", "--out", "to/tuned")
-    return until_done(rng, folder, "finetune", Command(with_run, lambda _: arguments, "to"))
-
-
-TRIALS = {
-    "training": training,
-    "prepare photographs": prepare_photographs,
-    "prepare arrays": prepare_arrays,
-    "download": download,
-    "export": export,
-    "finetune": finetune,
-}
+TRIALS = {**{name: kill(name) for name in COMMANDS}, "download": download}

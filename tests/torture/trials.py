@@ -123,9 +123,9 @@ def result(place: Path, root: str) -> dict[str, Any]:
             found[name] = rows(path.parent)
         elif path.suffix == ".safetensors":
             found[name] = tensors(path)
-        elif path.name == "state.json":
-            state = json.loads(path.read_text())
-            found[name] = {key: value for key, value in state.items() if key != "sha256"}
+        elif path.name in ("state.json", "images.json"):
+            content = json.loads(path.read_text())
+            found[name] = {k: v for k, v in content.items() if k not in ("sha256", "root")}
         else:
             found[name] = path.read_bytes().replace(os.fsencode(place), b"PLACE")
     return found
