@@ -51,7 +51,7 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
             file.write(final.name.encode())
     except OSError as error:
         raise HJEPAError(
-            f"Checkpoint {final} could not be written ({error.strerror}). The last good one is "
+            f"Saving {final} failed ({error.strerror}). The last good checkpoint is "
             f"{latest(folder) or 'none yet'}. Fix the cause, then go on with --resume."
         ) from error
     _prune(folder, keep_last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import trials
 from run import Trial, once
-from trials import TRAIN, assert_same, inputs, log_of, result, succeed, trained
+from trials import TRAIN, assert_same, inputs, log_of, result, succeed, with_run
 
 NAME = "cifar-10-binary.tar.gz"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -113,10 +112,6 @@ def small_cifar(place: Path) -> None:
     import layouts
 
     layouts.cifar10(place / "data/cifar10", 20)
-
-
-def with_run(place: Path) -> None:
-    shutil.copytree(trained(), place, dirs_exist_ok=True)
 
 
 def always(line: str) -> Callable[[Path], tuple[str, ...]]:

@@ -3,14 +3,16 @@
 TRACED in the environment is a JSON object about the operations under the folder `root`: each
 opening for writing, write, truncation, sync, renaming, removal and new folder. `signals`: from an
 operation's number to the signal that comes just before it. `fails`: number and errno; that
-operation and all later ones that take room on the disk fail. `slow`: seconds more that each takes.
-`log`: a file that gets them all, for power.py. `hooks`: what to change in the package (hooks.py).
+operation and all later ones fail, on a full disk those that take room. `slow`: seconds that each
+takes more. `log`: a file that gets them all, for power.py. `hooks`: changes of the package, see
+hooks.py.
 """
 
 from __future__ import annotations
 
 import atexit
 import builtins
+import errno
 import io
 import json
 import os
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 GROWS = ("open", "write", "mkdir")  # what a full disk refuses
 
 
@@ -49,7 +52,7 @@ class Tracer:
         if sent := self.how.get("signals", {}).get(str(number)):
             os.kill(os.getpid(), sent)
         first, error = self.how.get("fails", (sys.maxsize, 0))
-        if number >= first and kind in GROWS:
+        if number >= first and (kind in GROWS or error not in FULL):
             raise OSError(error, os.strerror(error))
         self.log.append((kind, *what))
 
