@@ -7,6 +7,7 @@ from shlex import quote
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from hjepa_mlx import checkpoint, world
 from hjepa_mlx.data.pipeline import Position
@@ -18,9 +19,9 @@ from hjepa_mlx.step import random_key, reseed
 
 
 def save(state: TrainState) -> None:
-    """Write a checkpoint, unless a loss since the last report is not finite (HJEPAError)."""
+    """Write a checkpoint, unless a loss since the last report or a weight is not finite."""
     c = state.config.run
-    state.meter.read(state.done, state.run.latest)
+    check_finite(state)
     kept = {
         "epoch": state.epoch,
         "images": len(state.source),
@@ -34,6 +35,18 @@ def save(state: TrainState) -> None:
             checkpoint.save(state.run.checkpoints, state.step, state.done, kept, c.keep_last)
     state.step.model.origin = Origin(str(state.run.path), state.done, state.epoch)
     state.next_save = time.monotonic() + 60 * c.checkpoint_minutes
+
+
+def check_finite(state: TrainState) -> None:
+    """Raise HJEPAError if a loss since the last report, a weight or a moment is not finite."""
+    state.meter.read(state.done, state.run.latest)
+    arrays = [x for _, x in tree_flatten([state.step.weights, state.step.optimizer.state])]
+    if not mx.stack([mx.isfinite(x).all() for x in arrays]).all():
+        raise world.shared_error(
+            f"Training stopped at step {state.done}: a weight, or what the optimizer keeps of it, "
+            f"is not finite. The last good checkpoint is {state.run.latest or 'none yet'}. Go on "
+            "from there with --resume. If it happens again, lower optim.lr."
+        )
 
 
 def restore(state: TrainState) -> None:

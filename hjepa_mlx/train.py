@@ -22,7 +22,7 @@ from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
-from hjepa_mlx.saving import restore, save, save_after_loss, share, stopped
+from hjepa_mlx.saving import check_finite, restore, save, save_after_loss, share, stopped
 from hjepa_mlx.session import awake, interruptible, watched
 from hjepa_mlx.signals import EVERY, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup
@@ -184,13 +184,16 @@ def evaluate(state: TrainState) -> dict[str, float]:
     """Collapse signals and k-NN, when they are due; a warning when the features collapse."""
     c = state.config.run
     row: dict[str, float] = {}
+    looks = state.due(EVERY * c.log_every)
+    judges = state.knn and state.scheduled % (state.per_epoch * c.eval_every_epochs) == 0
     with state.meter.paused():
-        if state.due(EVERY * c.log_every):
+        if looks or judges:
+            check_finite(state)
+        if looks:
             row = state.signals()
             for warning in warnings(state.run.metrics[0], row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
-        if state.knn and state.scheduled % (state.per_epoch * c.eval_every_epochs) == 0:
-            state.meter.read(state.done, state.run.latest)
+        if state.knn and judges:
             row |= state.knn()
     return row
 

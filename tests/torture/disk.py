@@ -12,11 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import kills
-import trials
-from kills import COMMANDS
-from run import Trial
-from trials import TRAIN, assert_one_line, assert_same, hjepa, inputs, log_of, result, succeed
+from torture import kills, trials
+from torture.kills import COMMANDS
+from torture.run import Trial
+from torture.trials import (
+    TRAIN,
+    assert_one_line,
+    assert_same,
+    hjepa,
+    inputs,
+    log_of,
+    result,
+    succeed,
+)
 
 ERRORS = (errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 RESUME = (*TRAIN, "--resume")
@@ -49,7 +57,7 @@ def fail(name: str) -> Trial:
 
 def each_write(rng: random.Random, folder: Path) -> str:
     """The disk is full at each single write of one save; the checkpoint before it stays whole."""
-    from traced import Tracer, hook
+    from torture.traced import Tracer, hook
 
     import hjepa_mlx as hj
     from hjepa_mlx import checkpoint

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import trials
-from run import Trial, once
-from trials import TRAIN, assert_same, inputs, log_of, result, succeed, with_run
+from torture import trials
+from torture.run import Trial, once
+from torture.trials import TRAIN, assert_same, inputs, log_of, result, succeed, with_run
 
 NAME = "cifar-10-binary.tar.gz"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

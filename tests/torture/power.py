@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import kills
-from kills import Command
-from run import Trial
-from trials import assert_same, hjepa, log_of, result
+from torture import kills
+from torture.kills import Command
+from torture.run import Trial
+from torture.trials import assert_same, hjepa, log_of, result
 
 
 @dataclass

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+sys.path[:1] = [str(HERE.parent), str(HERE.parent.parent)]  # kinds are torture.NAME
 Trial = Callable[[random.Random, Path], str]
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
@@ -43,7 +43,7 @@ def once(name: str, make: Callable[[Path], object]) -> Path:
 def kinds() -> dict[str, dict[str, Trial]]:
     """The trials of every kind."""
     names = sorted(path.stem for path in HERE.glob("*.py") if path != Path(__file__))
-    modules = {name: importlib.import_module(name) for name in names}
+    modules = {name: importlib.import_module(f"torture.{name}") for name in names}
     return {name: module.TRIALS for name, module in modules.items() if hasattr(module, "TRIALS")}
 
 

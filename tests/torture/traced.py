@@ -162,7 +162,8 @@ def changing(tracer: Tracer, name: str, original: Callable) -> Callable:
 
 if __name__ == "__main__":
     how = json.loads(os.environ["TRACED"])
-    import hooks
+
+    from torture import hooks
 
     import hjepa_mlx.cli  # loaded before anything is disturbed
 

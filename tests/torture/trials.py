@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from run import once
+from torture.run import once
 
 HERE = Path(__file__).parent
 TIMEOUT = 600  # seconds: a busy machine is slow
@@ -31,13 +31,14 @@ run: {log_every: 2, checkpoint_minutes: 1.0e-9, final_eval: false, eval_every_ep
 
 def environment(**traced: Any) -> dict[str, str]:
     """Of a process that traced.py disturbs like this."""
-    here = {"PYTHONPATH": str(HERE.parent.parent), "TRACED": json.dumps(traced)}
+    places = os.pathsep.join([str(HERE.parent.parent), str(HERE.parent)])
+    here = {"PYTHONPATH": places, "TRACED": json.dumps(traced)}
     return {**os.environ, "OPENBLAS_NUM_THREADS": "1", **here}
 
 
 def command(*arguments: str) -> list[str]:
     """`hjepa-mlx ARGUMENTS`, as a process of its own."""
-    return [sys.executable, str(HERE / "traced.py"), *arguments]
+    return [sys.executable, "-m", "torture.traced", *arguments]
 
 
 def hjepa(folder: Path, *arguments: str, root: str = ".", **traced: Any) -> Any:
