@@ -24,6 +24,15 @@ def published(files: dict[str, list]) -> None:
     catalog.CATALOG["cifar10"] = row
 
 
+def clock_jumps(seed: int) -> None:
+    """The clock on the wall says anything within ten years."""
+    import random
+    import time
+
+    rng, plain = random.Random(seed), time.time
+    time.time = lambda: plain() + rng.uniform(-1, 1) * 10 * 365 * 86_400
+
+
 def install(asked: dict[str, Any]) -> None:
     """Call the functions above by name."""
     for name, argument in asked.items():
