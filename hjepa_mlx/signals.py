@@ -31,8 +31,10 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (0, 0): "Loss and rank have levelled off: longer training would change little.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
-# Below these shares of their initial values a warning is due
-LEAST = {"effective_rank": 0.5, "feature_std": 0.2, "position_only_loss": 0.1}
+# Below these shares of the highest values so far a warning is due; sound runs kept 0.86 of them.
+# The rank of an untrained network is hardly above 1, the least there is: its excess counts.
+LEAST = {"effective_rank": 0.5, "feature_std": 0.5, "position_only_loss": 0.25}
+ALIKE = 1e-3  # feature std of images that look alike
 
 
 class Signals:
@@ -72,16 +74,22 @@ def position_only_loss(features: np.ndarray, loss_fn: LossFn = smooth_l1) -> flo
     return float(loss_fn(mx.broadcast_to(x.mean(0), x.shape), x))
 
 
-def warnings(first: dict[str, float], now: dict[str, float]) -> list[str]:
-    """A warning for each signal that has fallen far below the run's first one."""
+def warnings(before: list[dict[str, Any]], now: dict[str, float]) -> list[str]:
+    """A warning for each signal that is far below its highest value in the rows `before`."""
     found = []
     for key, value in now.items():
         kind, _, level = key.partition("_level_")
-        if kind in LEAST and value < LEAST[kind] * first[key] and first[key] > 0:
+        if kind not in LEAST:
+            continue
+        highest = max([0.0, *(row[key] for row in before if key in row)])
+        least = float(kind == "effective_rank")
+        if highest > 0 and value - least < LEAST[kind] * (highest - least):
             found.append(
-                f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.3g}, at the "
-                f"start {first[key]:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."
+                f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.3g}, it was "
+                f"{highest:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."
             )
+        elif kind == "feature_std" and value < ALIKE:
+            found.append(f"Level {level}: all images look alike to it. Are they different?")
     return found
 
 

@@ -191,7 +191,7 @@ def evaluate(state: TrainState) -> dict[str, float]:
             check_finite(state)
         if looks:
             row = state.signals()
-            for warning in warnings(state.run.metrics[0], row):
+            for warning in warnings(state.run.metrics, row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
         if state.knn and judges:
             row |= state.knn()

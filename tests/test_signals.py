@@ -32,15 +32,25 @@ def test_position_only_loss_is_zero_when_only_position_matters() -> None:
 
 @pytest.mark.parametrize(
     ("signal", "sound", "collapsed"),
-    [("effective_rank", 11.0, 9.0), ("feature_std", 4.1, 3.9), ("position_only_loss", 2.1, 1.9)],
+    [("effective_rank", 2.1, 1.9), ("feature_std", 1.6, 1.4), ("position_only_loss", 0.8, 0.7)],
 )
 def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) -> None:
-    first = {f"{signal}_level_1": 20.0, "loss_level_1": 1.0}
-    assert warnings(first, {f"{signal}_level_1": sound, "loss_level_1": 0.0}) == []
-    assert warnings({f"{signal}_level_1": -1.0}, {f"{signal}_level_1": -1.1}) == []
-    (said,) = warnings(first, {f"{signal}_level_1": collapsed})
+    key = f"{signal}_level_1"
+    before = [{key: 1.2}, {key: 3.0, "loss_level_1": 1.0}, {"loss_level_1": 2.0}]
+    assert warnings(before, {key: sound, "loss_level_1": 0.0}) == []
+    assert (
+        warnings([{"position_only_loss_level_1": -1.0}], {"position_only_loss_level_1": -9}) == []
+    )
+    (said,) = warnings(before, {key: collapsed})
     words = signal.replace("_", " ")
-    assert f"Level 1 may be collapsing: {words} {collapsed:g}, at the start 20." in said
+    assert f"Level 1 may be collapsing: {words} {collapsed:g}, it was 3." in said
+
+
+def test_the_rank_of_an_untrained_network_can_fall_and_images_that_look_alike_are_said() -> None:
+    (said,) = warnings([{"effective_rank_level_0": 1.4}], {"effective_rank_level_0": 1.1})
+    assert "effective rank 1.1, it was 1.4." in said
+    (said,) = warnings([{"feature_std_level_0": 0.0}], {"feature_std_level_0": 0.0})
+    assert said == "Level 0: all images look alike to it. Are they different?"
 
 
 @pytest.mark.parametrize(
