@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torture.trials import (
     log_of,
     result,
     succeed,
+    wait_for,
 )
 
 ERRORS = (errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -103,13 +104,6 @@ def training(folder: Path, *more: str, **traced: float) -> Iterator[subprocess.P
         wait_for(lambda: list(folder.glob("run/checkpoints/step-*")) or process.poll() is not None)
         yield process
         process.kill()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + trials.TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, "It took too long."
-        time.sleep(0.01)
 
 
 def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pty
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +16,13 @@ from typing import Any, NamedTuple
 
 from torture import trials
 from torture.run import Trial, once
-from torture.trials import TRAIN, assert_same, inputs, log_of, result, succeed, with_run
+from torture.trials import TRAIN, assert_same, inputs, log_of, result, succeed, wait_for, with_run
 
 NAME = "cifar-10-binary.tar.gz"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MOST = 4  # kills of a trial
+STEPS = 10  # of the recipe
+SELDOM = ("--set", "run.checkpoint_minutes=1000")
 
 
 class Command(NamedTuple):
@@ -160,4 +165,29 @@ def download(rng: random.Random, folder: Path) -> str:
         return until_done(rng, folder, "download", what)
 
 
-TRIALS = {**{name: kill(name) for name in COMMANDS}, "download": download}
+def terminal(rng: random.Random, folder: Path) -> str:
+    """The terminal of a training is closed: it saves, though nobody reads what it says."""
+    inputs(folder)
+    whole = COMMANDS["training"].undisturbed("training")
+    environment = trials.environment(root="run", slow=0.002)
+    child, screen = pty.fork()
+    if not child:
+        os.chdir(folder)
+        os.execve(sys.executable, trials.command(*TRAIN, *SELDOM), environment)
+    wait_for(lambda: (folder / "run/metrics.jsonl").is_file())
+    time.sleep(rng.uniform(0, 0.5))
+    os.close(screen)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 130), f"It ended with {status}."
+    assert (folder / "run/checkpoints/latest").is_file(), "It did not save."
+    succeed(folder, *TRAIN, *SELDOM, "--resume")
+    last = f"run/checkpoints/step-{STEPS:08}"
+    assert_same(result(folder, last), result(whole, last))
+    return "before the end" if status else "after the end"
+
+
+TRIALS = {
+    **{name: kill(name) for name in COMMANDS},
+    "download": download,
+    "terminal closed": terminal,
+}

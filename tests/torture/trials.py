@@ -8,6 +8,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,13 @@ def assert_one_line(ended: Any, *parts: str) -> None:
     assert "unexpected" not in last, said
     for part in parts:
         assert part in last, f"{part!r} is not in: {last}"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, "It took too long."
+        time.sleep(0.01)
 
 
 def inputs(folder: Path) -> None:
