@@ -40,7 +40,7 @@ def save(state: TrainState) -> None:
 def check_finite(state: TrainState) -> None:
     """Raise HJEPAError if a loss since the last report, a weight or a moment is not finite."""
     state.meter.read(state.done, state.run.latest)
-    arrays = [x for _, x in tree_flatten([state.step.weights, state.step.optimizer.state])]
+    arrays = dict(tree_flatten([state.step.weights, state.step.optimizer.state])).values()
     if not mx.stack([mx.isfinite(x).all() for x in arrays]).all():
         raise world.shared_error(
             f"Training stopped at step {state.done}: a weight, or what the optimizer keeps of it, "

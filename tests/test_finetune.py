@@ -40,6 +40,15 @@ def weights(classifier: Classifier) -> dict[str, np.ndarray]:
     return {name: np.array(w) for name, w in tree_flatten(classifier.layers)}
 
 
+def test_a_classifier_is_whole_or_absent(
+    model: hj.HJEPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hjepa_mlx.finetune.write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(Classifier(model.config, ("a", "b")), tmp_path / "made", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_frozen_encoder_gets_the_linear_probe_as_its_head(model: hj.HJEPA) -> None:
     classifier, scores = finetune(model, but_for(model, epochs=0))
     assert "fine_tuned" not in scores

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint
-from hjepa_mlx.files import write_json
+from hjepa_mlx.files import atomic_folder, write_json
 from hjepa_mlx.losses import mse
 from hjepa_mlx.meter import Meter
 from hjepa_mlx.signals import position_only_loss, reading, warnings
@@ -119,6 +120,51 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
     monkeypatch.undo()
     checkpoint._prune(tmp_path, keep_last=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_folder_has_its_name_once_all_in_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def name(handle: int) -> str:
+        open_now = os.fstat(handle)
+        paths = [tmp_path, *tmp_path.rglob("*")]
+        return next(path.name for path in paths if os.path.samestat(path.stat(), open_now))
+
+    monkeypatch.setattr(os, "fsync", lambda handle: [done.append(name(handle)), fsync(handle)])
+    monkeypatch.setattr(os, "replace", lambda *both: [done.append("!"), replace(*both)])
+    with atomic_folder(tmp_path / "new/made") as part:
+        (part / "inner").mkdir()
+        (part / "inner/file").write_text("content")
+    named = done.index("!")
+    assert done[:2] == [tmp_path.name, "new"]
+    assert {*done[2:named]} == {".made.part", "inner", "file"}
+    assert done[named + 1 :] == ["new"]
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "other") as part:
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "made", "inner", "file"]
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    made = tmp_path / "step-00000003"
+    made.mkdir()
+    (made / "state.json").touch()
+    assert checkpoint.save(tmp_path, None, 3, {}, 1) == made
+
+
+def test_old_checkpoints_lose_their_names_for_good_before_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, rmtree = [], shutil.rmtree
+    for step in (1, 2):
+        (tmp_path / f"step-0000000{step}").mkdir()
+        state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT, "own_parts": {}}
+        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(state))
+    monkeypatch.setattr(os, "fsync", lambda _: done.append("synced"))
+    monkeypatch.setattr(shutil, "rmtree", lambda *x, **more: [done.append("gone"), rmtree(*x)])
+    checkpoint._prune(tmp_path, keep_last=1)
+    assert done == ["synced", "gone"]
 
 
 def test_a_file_system_that_syncs_no_folders_will_do(

@@ -106,6 +106,37 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
     assert Run(tmp_path / "run").latest.name == "step-00000003"
 
 
+@pytest.mark.parametrize(("log_every", "minutes"), [(1000, 1e-6), (1, 1000)])
+def test_a_moment_that_is_not_finite_ends_the_run_before_it_is_saved(
+    log_every: int, minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run"), "log_every": log_every}}))
+    config.run.checkpoint_minutes, plain, calls = minutes, hj.Step.__call__, []
+
+    def spoilt(step: hj.Step, *given: object) -> object:
+        calls.append(step)
+        if len(calls) == 3:  # the loss never tells of an infinite second moment
+            kinds = step.optimizer.state["predictor"]
+            name = next(iter(kinds))
+            kinds[name]["v"] = mx.full(kinds[name]["v"].shape, mx.inf)
+        return plain(step, *given)
+
+    monkeypatch.setattr(hj.Step, "__call__", spoilt)
+    step, kept = ("3", "step-00000002") if log_every == 1000 else ("10", "none yet")
+    with pytest.raises(hj.HJEPAError, match=f"stopped at step {step}: a weight.*{kept}"):
+        hj.train(config)
+
+
+def test_a_run_is_one_once_it_has_a_record_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "write_record", lambda *_: 1 / 0)
+    config = resolve(parse(TINY | {"run": {"dir": str(tmp_path / "run")}}))
+    with pytest.raises(ZeroDivisionError):
+        runs.create(config, object())
+    runs.check_new(config)
+
+
 def test_a_run_with_a_loss_of_ones_own_is_only_resumed_with_it(tmp_path: Path) -> None:
     def absolute(prediction: mx.array, target: mx.array) -> mx.array:
         return mx.abs(prediction - target).mean()

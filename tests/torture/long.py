@@ -16,7 +16,7 @@ from torture import trials
 from torture.kills import COMMANDS
 from torture.trials import TRAIN, assert_same, inputs, result, succeed
 
-A_MINUTE, MOST = 1_000, 50_000  # steps
+A_MINUTE, LEAST, MOST = 400, 1_000, 50_000  # steps
 SETTINGS = [
     *("run.dir=run", "run.log_every=50", "run.checkpoint_minutes=0.1", "run.eval_every_epochs=100"),
     *("compile=true", "data.workers=1"),
@@ -39,7 +39,7 @@ def steady(rng: random.Random, folder: Path) -> str:
 
     inputs(folder)
     os.chdir(folder)
-    steps = int(min(MOST, max(A_MINUTE, A_MINUTE * float(os.environ["TORTURE_MINUTES"]))))
+    steps = int(min(MOST, max(LEAST, A_MINUTE * float(os.environ["TORTURE_MINUTES"]))))
     config = hj.load_config("tiny.yaml", [*SETTINGS, f"optim.epochs={steps // 5}"])
     begins, ends, saved = list[float](), list[float](), set[int]()
     sizes, files = list[int](), list[int]()
