@@ -32,10 +32,15 @@ class Command(NamedTuple):
     arguments: Callable[[Path], tuple[str, ...]]  # in that folder, as it is now
     root: str  # the part of the folder that it writes
     hooks: dict[str, Any] = {}  # noqa: RUF012
+    new: str = ""  # a folder that is not written again once it is there
 
-    def run(self, folder: Path, **traced: Any) -> None:
-        """Let it run to its end."""
-        succeed(folder, *self.arguments(folder), root=self.root, hooks=self.hooks, **traced)
+    def run(self, folder: Path, **traced: Any) -> str:
+        """Let it run to its end; what it says."""
+        return succeed(folder, *self.arguments(folder), root=self.root, hooks=self.hooks, **traced)
+
+    def done(self, folder: Path) -> bool:
+        """Whether only the end of its process was disturbed."""
+        return bool(self.new) and (folder / self.new).exists()
 
     def undisturbed(self, name: str) -> Path:
         """A folder with its undisturbed result, the log of its operations and how long it took."""
@@ -99,10 +104,10 @@ def until_done(rng: random.Random, folder: Path, name: str, what: Command) -> st
     wait = float((whole / "seconds").read_text())
     for _ in range(rng.randint(1, MOST)):
         how = killed(rng, folder, what, log, wait)
-        if not how:
+        kills += [how] if how else []
+        if not how or what.done(folder):
             break
-        kills.append(how)
-    if not kills or how:
+    else:
         what.run(folder)
     assert_same(result(folder, what.root), result(whole, what.root))
     return f"{len(kills)} kills: {'; '.join(kills)}"
@@ -134,8 +139,10 @@ COMMANDS = {
     "prepare arrays": Command(
         small_cifar, always("datasets prepare cifar10 --data-dir data"), "data/cifar10/prepared"
     ),
-    "export": Command(with_run, always("export run --to safetensors --out to/made"), "to"),
-    "finetune": Command(with_run, always("finetune run --out to/tuned"), "to"),
+    "export": Command(
+        with_run, always("export run --to safetensors --out to/made"), "to", {}, "to/made"
+    ),
+    "finetune": Command(with_run, always("finetune run --out to/tuned"), "to", {}, "to/tuned"),
 }
 
 

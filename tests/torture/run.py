@@ -75,15 +75,18 @@ def tried(trial: Trial, seed: str) -> tuple[str, str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="such as kills; all if none")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="such as kills, or kills/export; all if none"
+    )
     parser.add_argument("--minutes", type=float, default=5, help="each trial runs at least once")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--repeat", metavar="KIND/TRIAL/NUMBER", help="exactly this one")
     options = parser.parse_args()
     every, first = kinds(), 0
-    if unknown := set(options.kinds) - set(every):
-        parser.error(f"{', '.join(unknown)} is no kind. There are: {', '.join(every)}.")
-    chosen = [(kind, trial) for kind in options.kinds or every for trial in every[kind]]
+    both = [(kind, trial) for kind in every for trial in every[kind]]
+    chosen = [x for x in both if not options.kinds or {x[0], "/".join(x)} & {*options.kinds}]
+    if not chosen:
+        parser.error(f"There are these kinds: {', '.join(every)}; and such as {'/'.join(both[0])}.")
     if options.repeat:
         kind, trial, number = options.repeat.split("/")
         chosen, first, options.minutes = [(kind, trial)], int(number), 0.0
