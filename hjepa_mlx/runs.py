@@ -17,7 +17,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.folder import RECORD, Folder, write_record
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
-from hjepa_mlx.files import atomic_write, make_folder, sync
+from hjepa_mlx.files import atomic_write, locked, make_folder, sync
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.tables import Shown, table
@@ -161,13 +161,14 @@ def create(config: Config, images: Folder | None = None) -> Run:
     It keeps a record of its images if they come from a folder. config.yaml comes last: with it, it
     is a run.
     """
-    check_new(config)
     try:
         run = Run(config.run.dir or _free_name(config.name))
         make_folder(run.path)
-        if images:
-            write_record(images, run.path / RECORD)
-        run.store(config)
+        with locked(run.path / ".lock", str(run.path)):  # two may begin it at once
+            check_new(config)
+            if images:
+                write_record(images, run.path / RECORD)
+            run.store(config)
     except OSError as error:
         raise HJEPAError(
             f"The run folder {config.run.dir or 'runs/…'} cannot be made ({error.strerror}). "

@@ -152,18 +152,19 @@ def started_twice(rng: random.Random, folder: Path) -> str:
     """Two commands begin the same new run at the same moment: one does it."""
     inputs(folder)
     how = {"stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    both = [
-        subprocess.Popen(trials.command(*TRAIN), env=trials.environment(root="run"), **how)
-        for _ in range(2)
-    ]
+    own = [(*TRAIN, "--set", f"seed={seed}") for seed in (1, 0)]
+    rng.shuffle(own)
+    environment = trials.environment(root="run", slow=rng.choice([0, 0.02]))
+    both = [subprocess.Popen(trials.command(*one), env=environment, **how) for one in own]
     done = [ended(process) for process in both]
     won = [one for one in done if one.returncode == 0]
-    for one in done:
-        if one.returncode:
-            assert_one_line(one, "run")
     assert len(won) == 1, f"{len(won)} of them ended well: {[one.stderr for one in done]}"
-    same_run(folder)
-    return "one was refused"
+    assert_one_line(next(one for one in done if one is not won[0]), "run")
+    its = won[0].args[-1].replace("=", ": ")
+    assert f"\n{its}\n" in (folder / "run/config.yaml").read_text(), f"{its} is not in config.yaml."
+    if its == "seed: 0":
+        same_run(folder)
+    return f"{its} was trained"
 
 
 def copied(rng: random.Random, folder: Path) -> str:

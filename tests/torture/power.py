@@ -168,10 +168,8 @@ def lose_power(rng: random.Random, folder: Path, name: str, what: Command) -> st
     said = "" if what.done(folder) else what.run(folder)
     assert_same(result(folder, what.root), result(whole, what.root))
     if steps := checkpoints(log[:at]):
-        resumed = re.search(r" at step (\d+) of", said)
-        assert resumed and int(resumed[1]) >= steps[-1], (
-            f"operation {at}: checkpoint {steps[-1]} was lost: {said}"
-        )
+        at_step = int([*re.findall(r" at step (\d+) of", said), "-1"][0])
+        assert at_step >= steps[-1], f"operation {at}: checkpoint {steps[-1]} was lost: {said}"
     return f"power lost at operation {at} of {len(log)}; kept {share:.0%} of what no fsync followed"
 
 

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:1] = [str(HERE.parent), str(HERE.parent.parent)]  # kinds are torture.NAME
+sys.path[:] = [str(HERE.parent), str(HERE.parent.parent), *sys.path[1:], str(HERE)]
 Trial = Callable[[random.Random, Path], str]
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
