@@ -109,8 +109,7 @@ def run(
     pictures = rows[-1]["step"] * config.data.batch_size * config.optim.accumulate if rows else 0
     gflop = average_gflop(config, model)
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
-    looks = [(at, row) for at, row in enumerate(rows) if "effective_rank_level_0" in row]
-    said = {row["step"]: warnings(rows[:at], row) for at, row in looks}
+    said = {row["step"]: warnings(rows[:at], row) for at, row in enumerate(rows)}
     result = {
         "recipe": recipe,
         "cost": {
