@@ -44,6 +44,9 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
     if latest(folder) == final:  # another rank or the data was lost just after it
         return final
     try:
+        if not folder.is_dir():
+            folder.mkdir()  # but not the run's folder again, which was moved away
+            sync(folder.parent)
         shutil.rmtree(final, ignore_errors=True)  # a part of one, without state.json
         with atomic_folder(final) as part:
             _write(part, step, {"format": FORMAT, "step": number, **state})

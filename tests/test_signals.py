@@ -153,6 +153,12 @@ def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path: Path) -> None
     assert checkpoint.save(tmp_path, None, 3, {}, 1) == made
 
 
+def test_a_run_that_was_moved_away_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(hj.HJEPAError, match=r"Saving .*step-00000001 failed \(No such file"):
+        checkpoint.save(tmp_path / "run/checkpoints", None, 1, {}, 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_old_checkpoints_lose_their_names_for_good_before_what_is_in_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def moved(rng: random.Random, folder: Path) -> str:
         result_of = ended(process)
     if result_of.returncode:
         assert_one_line(result_of, "No such file")
-        assert not (folder / "run").exists(), "A second folder was made."
+    assert not (folder / "run").exists(), "A second folder was made."
     if removed:
         shutil.rmtree(folder / "elsewhere")
         assert_one_line(hjepa(folder, *RESUME), "run is not a run")
