@@ -19,10 +19,12 @@ from torture.trials import (
     TRAIN,
     assert_one_line,
     assert_same,
+    ended,
     hjepa,
     inputs,
     log_of,
     result,
+    start,
     succeed,
     wait_for,
 )
@@ -95,21 +97,12 @@ def each_write(rng: random.Random, folder: Path) -> str:
 
 
 @contextmanager
-def training(folder: Path, *more: str, **traced: float) -> Iterator[subprocess.Popen]:
+def training(folder: Path, **traced: float) -> Iterator[subprocess.Popen]:
     """A training that has begun to save."""
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    environment = trials.environment(**{"root": "run", "slow": 0.002, **traced})
-    with subprocess.Popen(
-        trials.command(*TRAIN, *more), env=environment, cwd=folder, **pipes
-    ) as process:
+    with start(folder, *TRAIN, **{"root": "run", "slow": 0.002, **traced}) as process:
         wait_for(lambda: list(folder.glob("run/checkpoints/step-*")) or process.poll() is not None)
         yield process
         process.kill()
-
-
-def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    said = process.communicate(timeout=trials.TIMEOUT)[1]
-    return subprocess.CompletedProcess(process.args, process.returncode, "", said)
 
 
 def moved(rng: random.Random, folder: Path) -> str:
@@ -151,11 +144,10 @@ def opened_twice(rng: random.Random, folder: Path) -> str:
 def started_twice(rng: random.Random, folder: Path) -> str:
     """Two commands begin the same new run at the same moment: one does it."""
     inputs(folder)
-    how = {"stderr": subprocess.PIPE, "text": True, "cwd": folder}
     own = [(*TRAIN, "--set", f"seed={seed}") for seed in (1, 0)]
     rng.shuffle(own)
-    environment = trials.environment(root="run", slow=rng.choice([0, 0.02]))
-    both = [subprocess.Popen(trials.command(*one), env=environment, **how) for one in own]
+    late = rng.choice([0, 0.02])
+    both = [start(folder, *one, root="run", slow=late) for one in own]
     done = [ended(process) for process in both]
     won = [one for one in done if one.returncode == 0]
     assert len(won) == 1, f"{len(won)} of them ended well: {[one.stderr for one in done]}"

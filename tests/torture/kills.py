@@ -70,30 +70,21 @@ def killed(rng: random.Random, folder: Path, what: Command, log: list[tuple], wa
         if number == signal.SIGINT and rng.random() < 0.5:  # again, soon after
             how["signals"][str(at + rng.randrange(1, 60))] = number
     arguments = what.arguments(folder)
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    environment = trials.environment(**how)
-    with subprocess.Popen(
-        trials.command(*arguments), env=environment, cwd=folder, preexec_fn=_by_default, **pipes
-    ) as process:
+    with trials.start(folder, *arguments, **how) as process:
         try:
-            wait = trials.TIMEOUT if inside else rng.uniform(0, wait)
-            said = process.communicate(timeout=wait)[1]
+            said = process.communicate(timeout=trials.TIMEOUT if inside else rng.uniform(0, wait))[
+                1
+            ]
         except subprocess.TimeoutExpired:
-            assert not inside, f"{arguments} still runs after {trials.TIMEOUT} s."
-            process.send_signal(number)
+            process.send_signal(number if not inside else signal.SIGKILL)
             said = process.communicate(timeout=trials.TIMEOUT)[1]
+            assert not inside, f"{arguments} still ran after {trials.TIMEOUT} s."
     status, name = process.returncode, signal.Signals(number).name
     assert status in (0, 130, -number), f"{name}: {arguments} ended with {status}: {said}"
     assert "Traceback" not in said or not inside, f"{name} at {how}: {said}"
     if not status:
         return ""
     return f"{name} at operation {at}" if inside else f"{name} at some time"
-
-
-def _by_default() -> None:
-    """Signals mean what they usually do, though this may run under nohup."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def until_done(rng: random.Random, folder: Path, name: str, what: Command) -> str:

@@ -12,9 +12,8 @@ from statistics import mean, median
 from typing import Any
 from unittest.mock import patch
 
-from torture import trials
 from torture.kills import COMMANDS
-from torture.trials import TRAIN, assert_same, inputs, result, succeed
+from torture.trials import TRAIN, assert_same, ended, inputs, result, start, succeed
 
 A_MINUTE, LEAST, MOST = 400, 1_000, 50_000  # steps
 SETTINGS = [
@@ -98,9 +97,7 @@ def sleeps(rng: random.Random, folder: Path) -> str:
     inputs(folder)
     minutes = float(os.environ["TORTURE_MINUTES"])
     slept, asleep = 0.0, min(120.0, 3 + minutes)
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    environment = trials.environment(root="run", slow=0.001)
-    with subprocess.Popen(trials.command(*TRAIN), env=environment, cwd=folder, **pipes) as process:
+    with start(folder, *TRAIN, root="run", slow=0.001) as process:
         for _ in range(2):
             time.sleep(rng.uniform(0.5, 2))
             if process.poll() is None:
@@ -108,8 +105,8 @@ def sleeps(rng: random.Random, folder: Path) -> str:
                 time.sleep(asleep / 2)
                 process.send_signal(signal.SIGCONT)
                 slept += asleep / 2
-        said = process.communicate(timeout=trials.TIMEOUT)[1]
-    assert process.returncode == 0, said
+        done = ended(process)
+    assert done.returncode == 0, done.stderr
     same_run(folder)
     return f"for {slept:.0f} s"
 

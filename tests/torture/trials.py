@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,14 +44,42 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torture.traced", *arguments]
 
 
-def hjepa(folder: Path, *arguments: str, root: str = ".", **traced: Any) -> Any:
-    """Run `hjepa-mlx ARGUMENTS` in `folder`; a CompletedProcess."""
-    how = {"capture_output": True, "text": True, "timeout": TIMEOUT, "cwd": folder}
-    return subprocess.run(command(*arguments), env=environment(root=root, **traced), **how)
+def start(folder: Path, *arguments: str, root: str = ".", **traced: Any) -> subprocess.Popen:
+    """Begin `hjepa-mlx ARGUMENTS` in `folder`."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(root=root, **traced),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_by_default,
+    )
+
+
+def _by_default() -> None:
+    """Signals mean what they usually do, though this may run under nohup."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """The process at its end, with what it said on stderr."""
+    said = process.communicate(timeout=TIMEOUT)[1]
+    return subprocess.CompletedProcess(process.args, process.returncode, "", said)
+
+
+def hjepa(folder: Path, *arguments: str, **traced: Any) -> subprocess.CompletedProcess:
+    """Run `hjepa-mlx ARGUMENTS` in `folder` to its end."""
+    with start(folder, *arguments, **traced) as process:
+        try:
+            return ended(process)
+        finally:
+            process.kill()
 
 
 def succeed(folder: Path, *arguments: str, **traced: Any) -> str:
-    """Run it to its end; what it said."""
+    """The same; it has to end well. What it said."""
     ended = hjepa(folder, *arguments, **traced)
     assert ended.returncode == 0, f"{arguments} ended with {ended.returncode}: {ended.stderr}"
     return ended.stderr
