@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from array import array
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -40,7 +41,7 @@ def steady(rng: random.Random, folder: Path) -> str:
     os.chdir(folder)
     steps = int(min(MOST, max(LEAST, A_MINUTE * float(os.environ["TORTURE_MINUTES"]))))
     config = hj.load_config("tiny.yaml", [*SETTINGS, f"optim.epochs={steps // 5}"])
-    begins, ends, saved = list[float](), list[float](), set[int]()
+    begins, ends, saved = array("d"), array("d"), set[int]()  # small: memory is measured
     sizes, files = list[int](), list[int]()
     plain, save = hj.Step.__call__, checkpoint.save
 
