@@ -144,8 +144,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"format {FORMAT}."
             )
         _State.model_validate(state)
-        parts = state["own_parts"]
+        parts = {"model": None, "sampler": None} | state["own_parts"]
         parts.setdefault("loss_fn", parts.pop("error", None))  # its earlier name
+        state["own_parts"] = parts
     except (OSError, ValueError, AttributeError) as error:
         wrong = [".".join(map(str, e["loc"])) for e in getattr(error, "errors", list)()]
         reason = f"{', '.join(wrong[:3])} is missing or wrong" if wrong else error

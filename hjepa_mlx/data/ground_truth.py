@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import struct
-import zlib
 from pathlib import Path
 
 from hjepa_mlx.data.archives import DAMAGED, opened_member
+from hjepa_mlx.data.matlab import structs
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.files import read
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 NUMBERS, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"  # in its folder `data`
-LARGEST = 1 << 25  # bytes of a file in it, or of the kit, unpacked
-COMPRESSED = 15  # the type of such a part of a MATLAB file
+LARGEST = 1 << 25  # bytes of the kit, or a file in it
+DAMAGE = (*DAMAGED, OSError, LookupError, TypeError, HJEPAError)
 KAGGLE_TABLE = "LOC_val_solution.csv"
 
 
@@ -52,21 +51,16 @@ def _from_table(table: Path) -> dict[str, str]:
 
 
 def _from_kit(kit: Path) -> dict[str, str]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    damage = (*DAMAGED, OSError, LookupError, TypeError, NameError, MatReadError, MemoryError,
-              AttributeError, HJEPAError)  # fmt: skip
     name = META
     try:
-        synsets = loadmat(io.BytesIO(_unpacked(_kit_file(kit, META))), squeeze_me=True)["synsets"]
-        leaves = synsets[synsets["num_children"].astype(int) == 0]
-        pairs = zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)
-        ids = {int(number): str(wordnet) for number, wordnet in pairs}
+        synsets = structs(_kit_file(kit, META), "synsets")
+        keys = ("ILSVRC2012_ID", "WNID", "num_children")
+        rows = list(zip(*(synsets[key] for key in keys), strict=True))
+        ids = {int(number[0]): "".join(map(chr, wnid)) for number, wnid, n in rows if not n[0]}
         name = NUMBERS
         numbers = map(int, _kit_file(kit, NUMBERS).split())
         return {f"ILSVRC2012_val_{n:08d}": ids[number] for n, number in enumerate(numbers, 1)}
-    except damage as error:
+    except DAMAGE as error:
         raise StorageError(f"{kit}: {name} cannot be read ({error!r}).") from error
 
 
@@ -75,15 +69,3 @@ def _kit_file(kit: Path, name: str) -> bytes:
         return read(kit / "data" / name, LARGEST)
     with opened_member(kit, f"{DEVKIT}/data/{name}", LARGEST, LARGEST) as file:
         return b"".join(iter(lambda: file.read(1 << 16), b""))
-
-
-def _unpacked(mat: bytes) -> bytes:
-    """A MATLAB file whose parts, unpacked, are not larger than LARGEST; else ValueError."""
-    at, order = 128, "<II" if mat[126:128] == b"IM" else ">II"
-    while at + 8 <= len(mat):
-        kind, size = struct.unpack(order, mat[at : at + 8])
-        part = mat[at + 8 : at + 8 + size] if kind == COMPRESSED else b""
-        if len(zlib.decompressobj().decompress(part, LARGEST + 1)) > LARGEST:
-            raise ValueError("it is too large")
-        at += 8 + size
-    return mat

@@ -111,7 +111,7 @@ def mutated_tree(rng: random.Random, tree: Any) -> Any:
             container[rng.choice(("", "x" * 100, "\0", "../a", "__class__"))] = container.pop(key)
         elif kind == 3:
             deep: Any = container[key]
-            for _ in range(rng.choice((1, 50, 900))):
+            for _ in range(rng.choice((1, 50, 300))):
                 deep = [deep] if rng.random() < 0.5 else {"a": deep}
             container[key] = deep
         else:

@@ -26,7 +26,6 @@ MEMORY = 2_000_000_000  # bytes
 SECONDS = 60  # of CPU time
 WALL = 600.0  # seconds on the clock
 ADDRESSES = 40_000_000_000  # bytes of address space: a bomb must not take the machine along
-USERS_WAY = 25  # one command in so many is run as users run it, in a Python of its own
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 ENDINGS = ("Traceback", "unexpected ", "Fatal Python error", "terminate called", "Aborted")
 
@@ -53,15 +52,25 @@ def everything() -> None:
             importlib.import_module(name)
 
 
-def run(command: str, place: Path, users_way: bool = False) -> Ended:
-    """`hjepa-mlx COMMAND` in the folder `place`; what it says goes beside that folder."""
+def run(
+    command: str,
+    place: Path,
+    users_way: bool = False,
+    change: Callable[[], None] = lambda: None,
+) -> Ended:
+    """`hjepa-mlx COMMAND` in the folder `place`; what it says goes beside that folder.
+
+    users_way: in a Python of its own, as users run it, and not in a fork of this one. change: is
+    called in the fork first.
+    """
     said = place.parent / "said"
-    for folder in (said, place.parent / "tmp", place.parent / "home"):
+    for folder in (said, place.parent / "home", Path(tempfile.gettempdir()) / "compiled"):
         folder.mkdir(exist_ok=True)
     child = os.fork()
     if not child:
         status = 70
         try:
+            change()
             status = _in_child(command, place, said, users_way)
         finally:
             os._exit(status)
@@ -89,7 +98,8 @@ def _in_child(command: str, place: Path, said: Path, users_way: bool) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 5, SECONDS + 10))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    os.environ |= {"TMPDIR": str(place.parent / "tmp"), "HOME": str(place.parent / "home")}
+    compiled = str(Path(tempfile.gettempdir()) / "compiled")  # MLX keeps its kernels there
+    os.environ |= {"TMPDIR": compiled, "HOME": str(place.parent / "home")}
     if users_way:
         path = str(Path(hjepa_mlx.__file__).parent.parent)
         environment = os.environ | {"PYTHONPATH": path}
@@ -126,25 +136,21 @@ def hand_over(
     place: Path,
     may_write: tuple[str, ...] = (),
     users_way: bool = False,
-    before: Callable[[], None] = lambda: None,
+    change: Callable[[], None] = lambda: None,
 ) -> str:
     """Run each command in `place`, and check the rules; returns the statuses, in words.
 
-    may_write: places that the commands were told to write to, relative to `place`. before: is
-    called before each command.
+    may_write: places that the commands were told to write to, relative to `place`.
     """
     statuses, allowed = [], tuple(str(place / name) for name in may_write)
-    temporary = str(place.parent / "tmp")
     for command in commands:
-        before()
         earlier = seen(place.parent)
-        ended = run(command, place, users_way)
+        ended = run(command, place, users_way, change)
         if fault := broken(ended):
             raise AssertionError(f"{command}: {fault}\n{ended.stderr[-3000:]}{ended.stdout[-500:]}")
-        now = seen(place.parent)
-        changed = {path for path, _ in earlier.items() ^ now.items()}
-        outside = [p for p in sorted(changed) if not p.startswith((*allowed, temporary, "said"))]
-        beside = [p for p in outside if Path(p).name not in ("tmp", "home", "out", "err", "said")]
+        changed = {path for path, _ in earlier.items() ^ seen(place.parent).items()}
+        outside = [path for path in sorted(changed) if not path.startswith(allowed)]
+        beside = [path for path in outside if path != str(place.parent / "home")]
         assert not beside, f"{command}: changed {beside[:3]}\n{ended.stderr[-1000:]}"
         statuses.append(f"{command.split(' --')[0].split(' ')[0]} {ended.status}")
     return ", ".join(statuses)
