@@ -57,7 +57,7 @@ def open_folder(data: Data, record: Path | None = None) -> Folder:
         raise UsageError("data.name=folder needs the folder of images: give --data-dir FOLDER.")
     old = data.listing == 1
     notes: list[str] = []
-    found = scan([Path(data.dir).expanduser()], old)
+    found = scan([Path(os.path.expanduser(data.dir))], old)
     sides, groups, tops = _sides([name.split(os.sep) for name in found.names])
     why = "beside the folders of the splits"
     gone = ""
@@ -102,7 +102,7 @@ def _labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels [N] and classes, from each image's folder or from a file."""
     if data.labels.endswith(".csv"):
-        names = _from_csv(Path(data.labels).expanduser(), found, notes)
+        names = _from_csv(Path(os.path.expanduser(data.labels)), found, notes)
     counts = Counter(names)
     stray = counts.pop("", 0)
     classes, labelled = tuple(sorted(counts)), sum(counts.values())

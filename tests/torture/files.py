@@ -17,7 +17,7 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TI
 def picture(rng: random.Random, folder: Path) -> str:
     """Mutated pictures among good ones."""
     place = place_in(folder)
-    for number in range(6):
+    for number in range(20):
         suffix = rng.choice([*FORMATS])
         mode = rng.choice(("RGB", "RGB", "L", "RGBA", "P", "I;16", "CMYK", "1"))
         try:
@@ -26,7 +26,7 @@ def picture(rng: random.Random, folder: Path) -> str:
             data = saved(FORMATS[suffix], 40, 30)
         path = place / "pictures" / rng.choice("ab") / f"{number}.{rng.choice((suffix, 'jpg'))}"
         path.write_bytes(mutated(rng, data))
-    return "6 mutated: " + handed(rng, place, OF_PICTURES)
+    return "20 mutated: " + handed(rng, place, OF_PICTURES)
 
 
 def picture_bomb(rng: random.Random, folder: Path) -> str:

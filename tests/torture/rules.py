@@ -64,7 +64,7 @@ def run(
     called in the fork first.
     """
     said = place.parent / "said"
-    for folder in (said, place.parent / "home", Path(tempfile.gettempdir()) / "compiled"):
+    for folder in (said, place.parent / "home"):
         folder.mkdir(exist_ok=True)
     child = os.fork()
     if not child:
@@ -98,8 +98,7 @@ def _in_child(command: str, place: Path, said: Path, users_way: bool) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 5, SECONDS + 10))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    compiled = str(Path(tempfile.gettempdir()) / "compiled")  # MLX keeps its kernels there
-    os.environ |= {"TMPDIR": compiled, "HOME": str(place.parent / "home")}
+    os.environ["HOME"] = str(place.parent / "home")
     if users_way:
         path = str(Path(hjepa_mlx.__file__).parent.parent)
         environment = os.environ | {"PYTHONPATH": path}
