@@ -26,7 +26,8 @@ def _tar(entries: list[tuple[tarfile.TarInfo, bytes]], kind: int = tarfile.PAX_F
 def hostile_entry(rng: random.Random, folder: Path) -> tuple[tarfile.TarInfo, bytes]:
     """A member that climbs, links, is a device, lies about its length or has an odd name."""
     outside = str(folder / "outside.txt")
-    names = ("../outside.txt", outside, "a/../../../outside.txt", "x" * 255, "a\0b", "new\nline.jpg",
+    names = ("../outside.txt", outside, "a/../../../outside.txt", "x" * 255, "a\0b",
+             "new\nline.jpg",
              "n/" * 2000 + "x.jpg", "\ud800.jpg", "", ".", "/", "é\x1b[31m.jpg")  # fmt: skip
     info, data = tarfile.TarInfo(rng.choice(names)), b"x" * rng.choice((0, 10, 600))
     kind = rng.randrange(6)
@@ -38,7 +39,8 @@ def hostile_entry(rng: random.Random, folder: Path) -> tuple[tarfile.TarInfo, by
         info.size, data = rng.choice((1 << 33, 1 << 60, 5_000_000)), b""
     elif kind == 3:
         info.pax_headers = {rng.choice(("size", "path", "GNU.sparse.map", "GNU.sparse.size")):
-                            rng.choice(("-512", "9" * 30, "0", "nan", "1,2,3", "x" * 5000))}  # fmt: skip
+                            rng.choice(("-512", "9" * 30, "0", "nan", "1,2,3",
+                            "x" * 5000))}  # fmt: skip
     return info, data
 
 
@@ -52,7 +54,8 @@ def _changed_tar(rng: random.Random, folder: Path, content: bytes) -> bytes:
         heads = [at for at in blocks if content[at + 257 : at + 262] == b"ustar"]
         at = rng.choice(heads)
         field, size = rng.choice(((0, 100), (124, 12), (124, 12), (156, 1), (157, 100), (345, 155)))
-        values = (b"\xff" * size, b"\x80" + bytes(size - 1), b"7" * size, b"\x80" + b"\x7f" * (size - 1),
+        values = (b"\xff" * size, b"\x80" + bytes(size - 1), b"7" * size,
+                  b"\x80" + b"\x7f" * (size - 1),
                   b"x", b"K", b"L", b"S", b"g", b"5", b"-1")  # fmt: skip
         data[at + field : at + field + size] = rng.choice(values)[:size].ljust(size, b"\0")
         data[at + 148 : at + 156] = b" " * 8
@@ -132,7 +135,8 @@ def odd_table(rng: random.Random, folder: Path) -> str:
     if value != bytes(10_000_000):
         inner = pa.array([value] * count)
     image = pa.StructArray.from_arrays([inner, pa.array(["p"] * count)], ["bytes", "path"])
-    about = rng.choice((b"{}", b"[]", nested(100_000), b"5", b'{"info": 5}', b'{"info": {"features": '
+    about = rng.choice((b"{}", b"[]", nested(100_000), b"5", b'{"info": 5}',
+                       b'{"info": {"features": '
                         b'{"label": {"names": 5}}}}', b"\xff"))  # fmt: skip
     table = pa.table(
         {"image": image, "label": pa.array([label] * count)}, metadata={b"huggingface": about}

@@ -71,7 +71,7 @@ class _Payload:
 
 
 def pickles(rng: random.Random, folder: Path) -> str:
-    """Pickles with a payload, of torch.save where torch is here, and .npy files that are pickles."""
+    """Pickles with a payload, of torch.save where torch is here; .npy files that are pickles."""
     place, mark = place_in(folder, "cifar10:prepared/cifar10"), str(folder / "owned")
     payload = rng.choice(
         (_Payload(os.system, f"touch {mark}"), _Payload(os.mkdir, mark), _Payload(open, mark, "w"),
@@ -105,7 +105,8 @@ def _of_torch(rng: random.Random, payload: Any) -> Any:
 
     one = torch.zeros(1)
     return rng.choice(
-        ({"w": payload}, payload, {"blocks.0.w": one.expand(10**10)}, {"w": torch.zeros(3, 3).to_sparse()},
+        ({"w": payload}, payload, {"blocks.0.w": one.expand(10**10)}, {"w": torch.zeros(3,
+         3).to_sparse()},
          {"w": one.as_strided((10**6, 10**6), (0, 0))}, {"model": {"w": one.to(torch.complex64)}},
          [one], {"state_dict": [one]}, {1: one}, {"w": torch.full((3,), float("nan"))},
          {"w": torch.zeros(2**20, dtype=torch.float16)}, {"target_encoder": {"blocks.0.a": one}})
@@ -113,17 +114,27 @@ def _of_torch(rng: random.Random, payload: Any) -> Any:
 
 
 RECIPES = [path.read_text() for path in sorted(config_folder().rglob("*.yaml"))]
+
+
+def _doubling(each: str) -> str:
+    """Ten values, each of which holds the one before nine times."""
+    last = [", ".join([f"*x{n}"] * 9) for n in range(9)]
+    rows = [f"x{n}: &x{n} {each.format(all, n)}\n" for n, all in enumerate(last, 1)]
+    return "x0: &x0 {a: 1}\n" + "".join(rows)
+
+
 YAML_BOMBS = (
-    "a: &a [x, x, x, x, x, x, x, x, x]\n"
-    + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
-    "data: &a {}\n"
-    + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("a" * 8 + "b", "bcdefghij", strict=True)),
-    "x0: &x0 {a: 1}\n" + "".join(f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 9)}], k{n}: 1}}\n" for n in range(1, 10)),
-    "seed: &a [*a]", "data: &a {dir: *a}", "? {a: b}\n: c", "? [a]\n: c", "!!python/object/apply:os.system ['touch owned']",
-    "name: !!binary aGFsbG8=", "seed: !!set {1, 2}", "seed: 0o17", "seed: 1:30:30", "seed: 2024-01-01", "--- 1\n--- 2",
-    "\ufeffseed: 1", "seed: \0", "[" * 20_000, "{a: " * 20_000, "- " * 20_000, "a: " + "9" * 100_000, "seed: " + "9" * 5_000,
-    "name: " + "x" * 10**7, "data: {dir: /dev/zero}", "%YAML 9.9\n---\nseed: 1", "seed: .inf", "name: ~\nseed: ~\ndata: ~",
-    "data: {name: folder, dir: pictures, labels: /dev/zero.csv}", "model: {init: /dev/zero}", "a" * 10**6, "#" * 10**7,
+    _doubling("[{}]"), _doubling("{{<<: [{}]}}"), _doubling("{{<<: [{}], k{}: 1}}"),
+    "seed: &a [*a]", "data: &a {dir: *a}", "? {a: b}\n: c", "? [a]\n: c",
+    "!!python/object/apply:os.system ['touch owned']",
+    "name: !!binary aGFsbG8=", "seed: !!set {1, 2}", "seed: 0o17", "seed: 1:30:30",
+    "seed: 2024-01-01", "--- 1\n--- 2",
+    "\ufeffseed: 1", "seed: \0", "[" * 20_000, "{a: " * 20_000, "- " * 20_000,
+    "a: " + "9" * 100_000, "seed: " + "9" * 5_000,
+    "name: " + "x" * 10**7, "data: {dir: /dev/zero}", "%YAML 9.9\n---\nseed: 1", "seed: .inf",
+    "name: ~\nseed: ~\ndata: ~",
+    "data: {name: folder, dir: pictures, labels: /dev/zero.csv}", "model: {init: /dev/zero}",
+    "a" * 10**6, "#" * 10**7,
 )  # fmt: skip
 
 
@@ -208,7 +219,8 @@ def prepared(rng: random.Random, folder: Path) -> str:
         made = json.loads(path.read_text())
         split = made["splits"][rng.choice([*made["splits"]])]
         split["files"][0]["file"] = rng.choice(
-            ("../../../outside.txt", str(folder / "outside.txt"), "/dev/zero", "pipe", "", ".", "a\0b", 5)
+            ("../../../outside.txt", str(folder / "outside.txt"), "/dev/zero", "pipe", "", ".",
+             "a\0b", 5)
         )  # fmt: skip
         os.mkfifo(root / "pipe")
         path.write_text(json.dumps(made))
@@ -216,8 +228,10 @@ def prepared(rng: random.Random, folder: Path) -> str:
         change_json(rng, path)
     elif path.suffix == ".npy" and rng.random() < 0.7:
         shape = rng.choice(
-            ("()", "(0,)", "(-1,)", "(40,)", "(1152921504606846976,)", "(4294967296, 4294967296, 1, 1)",
-             "(1000000000000, 0, 0, 3)", "(40, 32, 32, 3)", "(-2, -32, 32, 3)", "(9, 32, 32, 2)", "(" * 4000)
+            ("()", "(0,)", "(-1,)", "(40,)", "(1152921504606846976,)",
+             "(4294967296, 4294967296, 1, 1)",
+             "(1000000000000, 0, 0, 3)", "(40, 32, 32, 3)", "(-2, -32, 32, 3)", "(9, 32, 32, 2)",
+             "(" * 4000)
         )  # fmt: skip
         descr = rng.choice(("|u1", "<i8", "|O", "<f8", "|V0", "<U1000000", "|S0"))
         path.write_bytes(npy(shape, descr, rng.choice((b"", bytes(320), bytes(122_880)))))
@@ -246,48 +260,6 @@ def prepared(rng: random.Random, folder: Path) -> str:
     return f"{name} {path.name}: " + handed(rng, place, commands)
 
 
-def labels(rng: random.Random, folder: Path) -> str:
-    """A CSV file of labels."""
-    place = place_in(folder)
-    good = "path,label\n" + "".join(f"{'ab'[n % 2]}/{n:02}.jpg,{'xy'[n % 2]}\n" for n in range(24))
-    text = rng.choice(
-        (good, good, good, good.replace(",", ";"), good * 20_000, '"' * 10**6, "a," * 10**6, good.replace("x", "\0"),
-         "a/00.jpg," + "x" * 10**6, "\n".join(f"a/{n:02}.jpg,{n}" for n in range(10**6)), "../" * 10**5 + ",x",
-         good.replace("x", "new\x85line").replace("y", "\x1b[31m"), "a/00.jpg,\ud800\nb/01.jpg,y", "/dev/zero,x")
-    )  # fmt: skip
-    data = text.encode("utf-8", "surrogatepass")
-    (place / "l.csv").write_bytes(mutated(rng, data) if rng.random() < 0.4 else data)
-    if rng.random() < 0.1:
-        with open(place / "l.csv", "wb") as file:
-            file.truncate(30_000_000_000)
-    commands = (f"{TRAIN} --set data.labels=l.csv", "datasets check pictures --labels l.csv",
-                "finetune run --set data.labels=l.csv --out out/c --set finetune.epochs=1")  # fmt: skip
-    return handed(rng, place, commands)
-
-
-def lists(rng: random.Random, folder: Path) -> str:
-    """A list of paths."""
-    place = place_in(folder)
-    good = "".join(f"pictures/{'ab'[n % 2]}/{n:02}.jpg\n" for n in range(24))
-    text = rng.choice(
-        (good, good, "/dev/zero\n" + good, "/\0\n" + good, good + "x" * 300 + ".jpg", good + "~root/x.jpg\n", good * 10_000,
-         "\n" * 10**6 + good, "/proc/self/mem\n", "l.txt\n" * 1000 + good, "\ud800.jpg\n" + good, "a" * 10**6,
-         "\n".join(f"no/{n}.jpg" for n in range(10**6)) + "\n" + good, "../" * 10**5, "pictures\n" * 1000)
-    )  # fmt: skip
-    data = text.encode("utf-8", "surrogatepass")
-    path = place / "l.txt"
-    path.write_bytes(mutated(rng, data) if rng.random() < 0.4 else data)
-    if rng.random() < 0.1:
-        with open(path, "wb") as file:
-            file.truncate(30_000_000_000)
-    if rng.random() < 0.05:
-        path.unlink()
-        os.symlink("/dev/zero", path)
-    commands = (f"{TRAIN} --data-dir l.txt", "embed run l.txt --out out/f.npz", "datasets check l.txt",
-                "predict classifier l.txt --out out/p.csv", "eval run --data-dir l.txt")  # fmt: skip
-    return handed(rng, place, commands)
-
-
 FILES = {
     "weights": weights,
     "pickles": pickles,
@@ -296,6 +268,4 @@ FILES = {
     "state": state,
     "records": records,
     "prepared": prepared,
-    "labels": labels,
-    "lists": lists,
 }

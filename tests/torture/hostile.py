@@ -18,7 +18,8 @@ HEADERS = (
     b"\xff\xd8\xff\xe0\x00\x10JFIF\0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0\x08\0\0\0", b"BM",
     b"RIFF\xff\xff\xff\x7fWEBPVP8X", b"8BPS\0\x01", b"P6 9999 9999 255\n", b"PAR1", b"\x1f\x8b\x08",
     b"\x93NUMPY\x01\0", b"PK\x03\x04", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x00\x00\x00\x0cjP  \r\n",
-    b"\0\0\0\x20ftypavif\0\0\0\0", b"\x80\x02}q\x00.", b"\0\0\x08\x03", b"{" * 32, b"<svg>", b"\0" * 16,
+    b"\0\0\0\x20ftypavif\0\0\0\0", b"\x80\x02}q\x00.", b"\0\0\x08\x03", b"{" * 32, b"<svg>",
+    b"\0" * 16,
 )  # fmt: skip
 
 
@@ -230,8 +231,10 @@ IMAGE_BOMBS: dict[str, Callable[[], bytes]] = {
     "ppm": lambda: b"P6 9999 9999 255\n",
     "ppm of digits": lambda: b"P3 9999 9999 " + b"9" * 1_000_000,
     "jpeg2000 9999x9999": lambda: saved("JPEG2000", 9_999, 9_999, irreversible=False),
-    "psd": lambda: b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 3, 9_999, 9_999, 8, 3) + bytes(99),
-    "tga": lambda: struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, 9_999, 9_999, 24, 0) + b"\xff\0\0\0",
+    "psd": lambda: b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 3, 9_999, 9_999, 8,
+    3) + bytes(99),
+    "tga": lambda: struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, 9_999, 9_999, 24,
+    0) + b"\xff\0\0\0",
     "eps": lambda: EPS,
 }  # fmt: skip
 

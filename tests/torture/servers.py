@@ -1,4 +1,4 @@
-"""Servers that misbehave: what is downloaded in the end is right, or nothing is kept as finished."""
+"""Servers that misbehave: what is downloaded is right in the end, or not kept as finished."""
 
 import gzip
 import hashlib
@@ -25,7 +25,8 @@ COMMAND = "datasets download cifar10 --data-dir data"
 MAY_WRITE = ("data",)
 PATIENCE = 0.5  # seconds that the command waits for a byte; 30 for users
 PLACES = ("file:///etc/passwd", "ftp://127.0.0.1:1/a", "data:,hello", "//[", "http://127.0.0.1:1/a",
-          "https://127.0.0.1:1/", "http://127.0.0.1:99999/", "gopher://a/", "\x00", "http://a b/")  # fmt: skip
+          "https://127.0.0.1:1/", "http://127.0.0.1:99999/", "gopher://a/", "\x00",
+          "http://a b/")  # fmt: skip
 
 
 def endless(handler, content, start):
@@ -99,7 +100,8 @@ def manner(rng: random.Random, size: int) -> Callable:
     lengths = ("none", "many", -5, 0, 1 << 62, "1, 2", "9" * 5000)
     return rng.choice(
         (web.good, web.range_ignored, web.cut_after(amount), web.cut_after(amount, reset=True),
-         web.status(rng.choice((204, 206, 304, 400, 401, 403, 404, 408, 416, 418, 429, 500, 503, 599))),
+         web.status(rng.choice((204, 206, 304, 400, 401, 403, 404, 408, 416, 418, 429, 500, 503,
+         599))),
          web.wrong_byte, web.web_page, web.disguised_page, web.redirect, web.circle, web.no_http,
          web.claims(rng.choice(lengths)), web.broken_chunks, web.chunked, web.other_span,
          web.chunk_cut_after(rng.choice((0, 20_000))), lambda h, *_: web.hang_up(h), endless,
@@ -180,7 +182,9 @@ def two_at_once(rng: random.Random, folder: Path) -> str:
             time.sleep(start)
             endings.append(run(COMMAND, room, change=change))
 
-        threads = [threading.Thread(target=one, args=pair) for pair in zip(rooms, starts, strict=True)]
+        threads = [
+            threading.Thread(target=one, args=pair) for pair in zip(rooms, starts, strict=True)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -198,13 +202,17 @@ def wrong_certificate(rng: random.Random, folder: Path) -> str:
     place, content = _data(folder)
     name = rng.choice(("localhost", "example.org", "www.cs.toronto.edu"))
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout key -out cert -subj /CN="
-    made = subprocess.run([*command.split()[:-1], "-subj", f"/CN={name}"], cwd=folder, capture_output=True)
+    made = subprocess.run(
+        [*command.split()[:-1], "-subj", f"/CN={name}"], cwd=folder, capture_output=True
+    )
     assert made.returncode == 0, made
     with web.serving() as server:
         server.files = {NAME: content}
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "cert", folder / "key")
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
         change = from_server(server.url.replace("http:", "https:"), content)
         said = hand_over([COMMAND], place, MAY_WRITE, change=change)
         asked = list(server.asked)
