@@ -189,22 +189,20 @@ def state(rng: random.Random, folder: Path) -> str:
 
 
 def records(rng: random.Random, folder: Path) -> str:
-    """The other files of a run and of a classifier."""
+    """The record of a run's images, and the files of a classifier."""
     place = place_in(folder)
-    names = ("run/images.json", "run/metrics.jsonl", "run/eval.json", "classifier/classifier.json",
-             "classifier/model.safetensors", "run/checkpoints/latest")  # fmt: skip
-    path = place / rng.choice(names)
+    names = ("run/images.json", "classifier/classifier.json", "classifier/model.safetensors")
+    path = place / rng.choice((*names, "run/checkpoints/latest"))
     if path.suffix == ".json":
         change_json(rng, path)
-    elif path.suffix == ".jsonl" and rng.random() < 0.6:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps(mutated_tree(rng, row)) + "\n" for row in rows))
+    elif path.suffix == ".safetensors":
+        data = path.read_bytes()
+        path.write_bytes(_header(rng, data) if rng.random() < 0.5 else mutated(rng, data))
+        about = json.loads((path.parent / "classifier.json").read_bytes())
+        about["sha256"] = sha256(path)
+        (path.parent / "classifier.json").write_text(json.dumps(about))
     else:
         change(rng, path)
-        if path.parent.name == "classifier":
-            about = json.loads((path.parent / "classifier.json").read_bytes())
-            about["sha256"] = sha256(path)
-            (path.parent / "classifier.json").write_text(json.dumps(about))
     commands = OF_PICTURES[4:5] if path.parent.name == "classifier" else OF_RUNS
     return f"{path.name}: " + handed(rng, place, commands)
 
