@@ -171,7 +171,7 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
             f"e.g. {name} is {found.get(name, 'missing')} there and "
             f"{expected.get(name, 'missing')} here."
         )
-    model.load_weights(list(arrays.items()))
+    model.load_weights([(name, w.astype(mx.float32)) for name, w in arrays.items()])
     mx.eval(model.parameters())
     return state
 

@@ -243,7 +243,8 @@ def load(folder: str | Path) -> Classifier:
         classifier = Classifier(load_config(folder / "config.yaml"), tuple(about["classes"]))
         if sha256(folder / WEIGHTS) != about["sha256"]:
             raise ValueError(f"{WEIGHTS} does not match its checksum")
-        classifier.load_weights(list(checkpoint.read_safetensors(folder / WEIGHTS).items()))
+        found = checkpoint.read_safetensors(folder / WEIGHTS)
+        classifier.load_weights([(name, w.astype(mx.float32)) for name, w in found.items()])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HJEPAError(f"The classifier {folder} is damaged: {error}. Fine-tune again.") from None
     mx.eval(classifier.parameters())

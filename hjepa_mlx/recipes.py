@@ -120,7 +120,7 @@ def _yaml(text: str) -> Any:
     """What YAML says; ValueError where it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(str(error)) from None
 
 

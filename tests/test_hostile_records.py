@@ -114,7 +114,8 @@ def test_a_config_of_many_aliases_or_of_deep_nesting_is_no_yaml(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(few)
     assert recipes.load_config(path).finetune.crop_scale == [0.5, 1.0]
-    for text in ("x0: &x0 [1]\n" + twice, "a: " + "[" * 20_000, "a: 1\n" + "#" * 10**6):
+    odd = ("seed: !!bool x", "seed: !!timestamp x", "a: " + "[" * 20_000, "a: 1\n" + "#" * 10**6)
+    for text in ("x0: &x0 [1]\n" + twice, *odd):
         path.write_text(text)
         with pytest.raises(HJEPAError, match=r"is not valid YAML|is larger than"):
             recipes.load_config(path)
