@@ -13,7 +13,7 @@ import numpy as np
 
 NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8",
            12: "<i8", 13: "<u8", 16: "u1", 17: "<u2"}  # fmt: skip
-MATRIX, COMPRESSED = 14, 15  # other types of a part
+COMPRESSED = 15  # the type of a part that holds others
 LARGEST = 1 << 25  # bytes of a part, unpacked
 
 

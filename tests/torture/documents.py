@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from hostile import EXTREME, mutated, mutated_tree, nested, npy, safetensors
-from materials import OF_PICTURES, OF_RUNS, TRAIN, change, change_json, handed, place_in
+from materials import OF_RUNS, PREDICT, TRAIN, change, change_json, handed, place_in
 from rules import find_spec
 
 from hjepa_mlx.files import sha256
@@ -167,7 +167,7 @@ def settings(rng: random.Random, folder: Path) -> str:
         change(rng, path)
     else:
         path.write_text(rng.choice(YAML_BOMBS), errors="surrogatepass")
-    commands = {"run": OF_RUNS, "export": OF_EXPORTS, "classifier": OF_PICTURES[4:5]}[which]
+    commands = {"run": OF_RUNS, "export": OF_EXPORTS, "classifier": (PREDICT,)}[which]
     return f"{which}: " + handed(rng, place, commands)
 
 
@@ -203,7 +203,7 @@ def records(rng: random.Random, folder: Path) -> str:
         (path.parent / "classifier.json").write_text(json.dumps(about))
     else:
         change(rng, path)
-    commands = OF_PICTURES[4:5] if path.parent.name == "classifier" else OF_RUNS
+    commands = (PREDICT,) if path.parent.name == "classifier" else OF_RUNS
     return f"{path.name}: " + handed(rng, place, commands)
 
 

@@ -13,14 +13,14 @@ from run import once
 
 everything()
 TRAIN = "train tiny.yaml --run-dir out/run --set optim.epochs=1"
+PREDICT = "predict classifier pictures --out out/p.csv"
+SLOW = ("eval run --data-dir pictures", "viz run --data-dir pictures --out out/viz")
 OF_PICTURES = (
     f"{TRAIN} --data-dir pictures",
-    "eval run --data-dir pictures",
     "embed run pictures --out out/f.npz",
     "embed run pictures --out out/f.csv",
-    "predict classifier pictures --out out/p.csv",
+    PREDICT,
     "finetune run --data-dir pictures --out out/c --set finetune.epochs=1",
-    "viz run --data-dir pictures --out out/viz",
     "datasets check pictures",
     "datasets verify pictures",
     "datasets prepare folder --data-dir pictures --out out/prepared",
@@ -88,7 +88,7 @@ def handed(
     rng: random.Random, place: Path, commands: tuple[str, ...], may_write: tuple[str, ...] = ()
 ) -> str:
     """One of the commands, in a process as users start it once in a while."""
-    command = rng.choice(commands)
+    command = rng.choice(SLOW if commands is OF_PICTURES and rng.random() < 0.05 else commands)
     return hand_over([command], place, ("out", "run", *may_write), rng.random() < 0.03)
 
 
