@@ -21,6 +21,7 @@ FRAMES = (0xC0, 0xC1, 0xC2)  # its markers of baseline, extended and progressive
 UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
 MAX_OTHER = 1 << 26  # of one that is decoded here, which takes three times the memory
+DOUBLE = ("WEBP", "JPEG2000")  # whose decoders take as much again
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded once for each
 FORMATS = (
     "JPEG",
@@ -60,7 +61,7 @@ def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
     with opened(data) as image:
         if _passes(image, data):
             return np.frombuffer(bytearray(data), np.uint8)
-        return as_ppm(np.asarray(_as_rgb(ImageOps.exif_transpose(image), bits)))
+        return as_ppm(np.asarray(_as_rgb(_upright(image), bits)))
 
 
 class Look(NamedTuple):
@@ -125,7 +126,7 @@ def shrunk(data: bytes, side: int, quality: int, bits: int | None = None) -> byt
             image.load()
             return data
         image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction
-        upright = _as_rgb(ImageOps.exif_transpose(image), bits)
+        upright = _as_rgb(_upright(image), bits)
         if not small:
             scale = side / min(upright.size)
             size = [max(side, round(length * scale)) for length in upright.size]
@@ -152,7 +153,7 @@ def opened(source: bytes | Path) -> Iterator[Image.Image]:
         _read_heic()
     try:
         with Image.open(io.BytesIO(data) if data else source, formats=_formats()) as image:
-            large = image.width * image.height > MAX_PIXELS >> (image.format == "WEBP")
+            large = image.width * image.height > MAX_PIXELS
             if large or (data[:2] == START and _many_scans(data)):
                 raise ValueError(f"{image.width}x{image.height} pixels, or its scans, are too many")
             yield image
@@ -177,17 +178,23 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its Exif says; ValueError before it is decoded if that takes too much memory."""
+    if image.width * image.height > MAX_OTHER >> (image.format in DOUBLE):
+        raise ValueError(f"{image.width}x{image.height} pixels are too many; save it as RGB JPEG")
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """8-bit RGB; 16-bit greys keep the highest 8 of `bits` bits, transparency becomes white."""
-    if image.width * image.height > MAX_OTHER:
-        raise ValueError(f"{image.width}x{image.height} pixels are too many; save it as RGB JPEG")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         image = Image.fromarray(np.clip(levels >> ((bits or 16) - 8), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")
         image.alpha_composite(rgba)
     return image.convert("RGB")
