@@ -14,25 +14,40 @@ import shutil
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from pydantic import Field, create_model
 
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.files import atomic_folder, atomic_write, sha256, sync
+from hjepa_mlx.files import atomic_folder, atomic_write, read_json, sha256, sync
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step, random_key, reseed
 
 FORMAT = 1
-LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+LONGEST_HEADER = 10_000_000  # bytes, of a safetensors file
+MOST_AXES = 8  # of an array
 BITS = re.compile(r"B?F(16|32|64)|[IU](8|16|32|64)")  # of a number, by its type in safetensors
 MOMENTS = ("m", "v")  # that Adam keeps of each weight
-KEYS = {  # of state.json, in every version
-    "format", "step", "epoch", "images", "position", "own_parts", "window", "random_state",
-    "loss_scale", "sha256",
-}  # fmt: skip
+Whole = Annotated[int, Field(ge=0, lt=2**53)]
+Word = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+STATE: dict[str, Any] = {  # types of what state.json has in every version
+    "step": Whole,
+    "epoch": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    "images": Whole,
+    "position": tuple[Whole, Whole],
+    "own_parts": dict[str, str | None],
+    "window": list[dict[str, float]],
+    "random_state": tuple[Word, Word],
+    "loss_scale": dict[str, float],
+    "sha256": dict[str, str],
+}
+_fields: Any = {key: (kind, ...) for key, kind in STATE.items()}
+_State = create_model("_State", **_fields)
 
 
 def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last: int) -> Path:
@@ -92,6 +107,11 @@ def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
     return arrays
 
 
+def _shapes(arrays: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    """Of each moment, and of the numbers that are not just one."""
+    return {name: x.shape for name, x in arrays.items() if "." in name or x.size != 1}
+
+
 def _put_back(arrays: dict[str, mx.array], step: Step) -> None:
     """Restore the optimizer from the arrays of `_optimizer_arrays`."""
     state = step.optimizer.state
@@ -118,18 +138,20 @@ def latest(folder: Path) -> Path | None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = read_json(checkpoint / "state.json")
         if (format := state.get("format", FORMAT)) != FORMAT:
             raise HJEPAError(
                 f"Checkpoint {checkpoint} has format {format}; this version of hjepa-mlx reads "
                 f"format {FORMAT}."
             )
-        if missing := KEYS - state.keys():
-            raise _damaged(checkpoint, f"state.json lacks {', '.join(sorted(missing))}")
-        parts = state["own_parts"]
+        _State.model_validate(state)
+        parts = {"model": None, "sampler": None} | state["own_parts"]
         parts.setdefault("loss_fn", parts.pop("error", None))  # its earlier name
+        state["own_parts"] = parts
     except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
+        wrong = [".".join(map(str, e["loc"])) for e in getattr(error, "errors", list)()]
+        reason = f"{', '.join(wrong[:3])} is missing or wrong" if wrong else error
+        raise _damaged(checkpoint, f"state.json cannot be read ({reason})") from error
     return state
 
 
@@ -150,7 +172,7 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
             f"e.g. {name} is {found.get(name, 'missing')} there and "
             f"{expected.get(name, 'missing')} here."
         )
-    model.load_weights(list(arrays.items()))
+    model.load_weights([(name, w.astype(mx.float32)) for name, w in arrays.items()])
     mx.eval(model.parameters())
     return state
 
@@ -159,7 +181,10 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     """Put a checkpoint back into model, optimizer, random numbers and loss scale; its state."""
     state = load_model(checkpoint, step.model)
     step.adopt()
-    _put_back(_load(checkpoint, "optimizer.safetensors", state), step)
+    arrays = _load(checkpoint, "optimizer.safetensors", state)
+    if _shapes(arrays) != _shapes(_optimizer_arrays(step)):
+        raise _damaged(checkpoint, "optimizer.safetensors belongs to other weights")
+    _put_back(arrays, step)
     reseed(state["random_state"])
     step.scaler.update({key: mx.array(value) for key, value in state["loss_scale"].items()})
     return state
@@ -168,7 +193,9 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
 def learning_rate(checkpoint: Path) -> float:
     """The learning rate of the checkpoint's last step."""
     arrays = _load(checkpoint, "optimizer.safetensors", read_state(checkpoint))
-    return float(np.array(arrays["learning_rate"]))
+    if (rate := arrays.get("learning_rate", mx.zeros(0))).size != 1:
+        raise _damaged(checkpoint, "optimizer.safetensors has no learning rate")
+    return float(np.array(rate).item())
 
 
 def _load(checkpoint: Path, file_name: str, state: dict[str, Any]) -> dict[str, mx.array]:
@@ -203,15 +230,18 @@ def read_safetensors(path: Path) -> dict[str, mx.array]:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
+        spans = [entry["data_offsets"] for entry in entries.values()]
+        if sum(end - begin for begin, end in spans) > size:  # the same bytes many times
+            raise ValueError("its arrays overlap")
         for name, entry in entries.items():
             (begin, end), shape = entry["data_offsets"], entry["shape"]
             bits = next(filter(None, BITS.fullmatch(entry["dtype"]).groups()))  # type: ignore
-            right = 8 * (end - begin) == int(bits) * prod(shape) and min([begin, *shape]) >= 0
-            if not right or end > size - 8 - length:
+            right = len(shape) <= MOST_AXES and min([begin, *shape]) >= 0
+            if not right or 8 * (end - begin) != int(bits) * prod(shape) or end > size - 8 - length:
                 raise HJEPAError(f"{path} is damaged: {name} is cut short or has another shape.")
         return dict(mx.load(str(path)))  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise HJEPAError(f"{path} is damaged or no safetensors file: {error!r}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise HJEPAError(f"{path} is damaged or no safetensors file: {error!r:.300}") from None
 
 
 def _damaged(checkpoint: Path, how: str) -> HJEPAError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ from hjepa_mlx.sections import (
 )
 from hjepa_mlx.tables import Shown
 
+LARGEST_GRID = 256  # patches a side: a token sees all others
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
     "tiny": (192, 12, 3),
@@ -132,11 +134,11 @@ class Config(Shown, Section):
     @model_validator(mode="after")
     def _resolve(self) -> Config:
         if self.run.dir:
-            self.run.dir = str(Path(self.run.dir).expanduser())
+            self.run.dir = str(Path(os.path.expanduser(self.run.dir)))
         if self.data.dir:  # a run is evaluated and resumed from other folders too
-            self.data.dir = str(Path(self.data.dir).expanduser().absolute())
+            self.data.dir = str(Path(os.path.expanduser(self.data.dir)).absolute())
         if self.data.labels.endswith(".csv"):
-            self.data.labels = str(Path(self.data.labels).expanduser().absolute())
+            self.data.labels = str(Path(os.path.expanduser(self.data.labels)).absolute())
         self._resolve_model()
         for broken, message in self._rules():
             if broken:
@@ -186,6 +188,8 @@ class Config(Shown, Section):
         for side, _ in self.stages:
             key = f"data.image_size={size}" if side == size else f"{stages}: {side}"
             yield side % patch > 0, f"{key} is not a multiple of model.patch_size={patch}."
+        fine = f"{self.grid}×{self.grid} patches are too many: raise model.patch_size={patch}."
+        yield self.grid > LARGEST_GRID, fine
         larger = any(side >= size for side, _ in data.progressive)
         yield larger, f"{stages}: the first stages must be smaller than data.image_size={size}."
         full = sum(share for _, share in data.progressive) >= 1

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 from hjepa_mlx.errors import HJEPAError
 
+LARGEST = 1 << 26  # bytes of a list, table or record: a million names
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -138,6 +140,26 @@ def check_space(needs: str, size: float, place: Path, advice: str) -> None:
         raise HJEPAError(
             f"{needs} {size / 1e9:.2f} GB in {place}, where {free / 1e9:.2f} GB are free. {advice}"
         )
+
+
+def read(path: Path, most: int = LARGEST) -> bytes:
+    """The bytes of a small file, which may be a pipe; HJEPAError where there are more than `most`.
+
+    A device has no end, and a file with holes takes no room on the disk that it came on.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise HJEPAError(f"{path} is larger than {most / 1e6:,.0f} MB, too large for its kind.")
+    return data
+
+
+def read_json(path: Path, most: int = LARGEST) -> Any:
+    """What a JSON file holds; ValueError where it is none."""
+    try:
+        return json.loads(read(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256(path: Path) -> str:

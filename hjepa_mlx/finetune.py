@@ -7,7 +7,6 @@ block towards the image (BEiT, arXiv 2106.08254). Everything is computed in floa
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from hjepa_mlx import backend, schedules
+from hjepa_mlx import backend, checkpoint, schedules
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.pipeline import Skipped, training_batches
@@ -27,7 +26,7 @@ from hjepa_mlx.eval import linear_probe
 from hjepa_mlx.eval.arrays import accuracy, interval
 from hjepa_mlx.eval.features import Encoded, Encoder, Features, extract, replica
 from hjepa_mlx.eval.labels import check_evaluable, judged
-from hjepa_mlx.files import atomic_folder, sha256, write_json
+from hjepa_mlx.files import atomic_folder, read_json, sha256, write_json
 from hjepa_mlx.flat import Layout
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import VisionTransformer, patchify
@@ -239,11 +238,12 @@ def load(folder: str | Path) -> Classifier:
     if not (folder / ABOUT).is_file():
         raise UsageError(f"{folder} is no classifier: it has no {ABOUT}. Make one: finetune RUN.")
     try:
-        about = json.loads((folder / ABOUT).read_bytes())
+        about = read_json(folder / ABOUT)
         classifier = Classifier(load_config(folder / "config.yaml"), tuple(about["classes"]))
         if sha256(folder / WEIGHTS) != about["sha256"]:
             raise ValueError(f"{WEIGHTS} does not match its checksum")
-        classifier.load_weights(str(folder / WEIGHTS))
+        found = checkpoint.read_safetensors(folder / WEIGHTS)
+        classifier.load_weights([(name, w.astype(mx.float32)) for name, w in found.items()])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HJEPAError(f"The classifier {folder} is damaged: {error}. Fine-tune again.") from None
     mx.eval(classifier.parameters())

@@ -12,7 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from hjepa_mlx.config import Config
 from hjepa_mlx.errors import UsageError, did_you_mean
+from hjepa_mlx.files import read
 
+LARGEST = 1_000_000  # bytes
+MOST_ALIASES = 20
+LONGEST = 300  # characters of a value in a message
 ALIASES = {"m1_max_imagenet100_100epoch": "imagenet100"}
 RETIRED = {  # keys of earlier versions: runs still have them, recipes may not
     "data.weights": "a pass shows each image of each data set once",
@@ -23,7 +27,19 @@ RETIRED = {  # keys of earlier versions: runs still have them, recipes may not
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice.
+
+    Also more than a few aliases: each can double all that there is.
+    """
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node."""
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > MOST_ALIASES:
+            raise yaml.YAMLError(f"there are more than {MOST_ALIASES} aliases")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node whose keys differ."""
@@ -85,8 +101,8 @@ def load_config(name_or_path: str | Path, overrides: list[str] | None = None) ->
     """
     path = find_config(str(name_or_path))
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader) or {}
-    except (yaml.YAMLError, ValueError) as error:
+        tree = _yaml(read(path, LARGEST).decode()) or {}
+    except ValueError as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path} must hold 'key: value' lines; it holds a {type(tree).__name__}.")
@@ -98,6 +114,14 @@ def load_config(name_or_path: str | Path, overrides: list[str] | None = None) ->
     for override in overrides or []:
         _override(tree, override)
     return parse(tree)
+
+
+def _yaml(text: str) -> Any:
+    """What YAML says; ValueError where it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _drop_retired(tree: dict[str, Any]) -> None:
@@ -130,8 +154,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override!r}: write it as key=value, e.g. optim.lr=3e-4.")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+        value = _yaml(text)
+    except ValueError:
         raise UsageError(f"--set {override!r}: the value is not valid YAML.") from None
     *sections, last = key.strip().split(".")
     for section in sections:
@@ -174,4 +198,9 @@ def _explain(error: ValidationError) -> str:
     reasons = [e["msg"].removeprefix("Value error, ") for e in here]
     reason = "; or ".join(dict.fromkeys(reasons)).replace("Input should", "it should")
     given = min(here, key=lambda e: len(e["loc"]))["input"]
-    return f"Config key '{'.'.join(location)}': {reason} (given: {given!r})."
+    return f"Config key '{'.'.join(location)}': {reason} (given: {_short(given)})."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

@@ -17,7 +17,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.folder import RECORD, Folder, write_record
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.eval.report import Report
-from hjepa_mlx.files import atomic_write, locked, make_folder, sync
+from hjepa_mlx.files import atomic_write, locked, make_folder, read_json, sync
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.tables import Shown, table
@@ -64,7 +64,7 @@ class Run(Shown):
         if not path.is_file():
             return {}
         try:
-            return dict(json.loads(path.read_bytes()))
+            return dict(read_json(path))
         except (ValueError, TypeError):
             command = f"hjepa-mlx eval {quote(str(self.path))}"
             raise HJEPAError(f"{path} is damaged. Evaluate again with: {command}") from None

@@ -5,6 +5,7 @@ The defaults are those of the ImageNet recipes; a recipe states only its own cho
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,13 +22,16 @@ def _ordered(pair: list[float]) -> list[float]:
 
 def _absolute(place: str) -> str:
     """A path that holds in other folders too; the name of a repository as it is."""
-    return place if place.startswith("hf:") else str(Path(place).expanduser().absolute())
+    return place if place.startswith("hf:") else str(Path(os.path.expanduser(place)).absolute())
 
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Few = Annotated[int, Field(ge=1, le=1000)]  # a run's config may come from others
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels or patches
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 _two = Field(min_length=2, max_length=2)
 Pair = Annotated[list[Annotated[float, Field(ge=0)]], _two]
@@ -58,7 +62,7 @@ class Data(Section):
 
     name: str = "folder"
     dir: str | None = None
-    image_size: Count = 224
+    image_size: Side = 224
     progressive: list[Stage] = []
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Count | None = None
@@ -67,7 +71,7 @@ class Data(Section):
     listing: Literal[1, 2] = 2
     crop_scale: Areas = [0.3, 1.0]
     flip: bool = True
-    workers: Auto | Count = "auto"
+    workers: Auto | Few = "auto"
 
     def whole(self, name: str) -> Data:
         """The data set `name` alone, in the same folder and without a limit."""
@@ -89,19 +93,19 @@ class Model(Section):
     """
 
     size: Literal["nano", "tiny", "small", "base", "custom"] = "small"
-    dim: Auto | Count = "auto"
-    depth: Auto | Count = "auto"
-    heads: Auto | Count = "auto"
-    patch_size: Count = 16
-    positions: Literal["sincos", "learned"] | Count = "sincos"
+    dim: Auto | Width = "auto"
+    depth: Auto | Few = "auto"
+    heads: Auto | Few = "auto"
+    patch_size: Side = 16
+    positions: Literal["sincos", "learned"] | Side = "sincos"
     init: Annotated[str, AfterValidator(_absolute)] | None = None
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3
     level_blocks: Auto | list[Count] = "auto"
     level_pool: Auto | list[Count | Literal["image"]] = "auto"
-    predictor_dim: Count = 192
-    predictor_depth: Count = 6
+    predictor_dim: Width = 192
+    predictor_depth: Few = 6
     predictor_context: Literal["tokens", "mean", "both"] = "both"
     checkpoint_blocks: bool = False
 
@@ -118,12 +122,12 @@ class Masks(Section):
     per_image: masks drawn for one pass of the target encoder (data2vec 2.0, arXiv 2212.07525).
     """
 
-    targets: Count = 4
+    targets: Few = 4
     target_area: Areas = [0.15, 0.2]
     target_aspect: Aspects = [0.75, 1.5]
     context_area: Areas = [0.85, 1.0]
     context_tokens: Auto | Count = "auto"
-    per_image: Count = 1
+    per_image: Few = 1
 
 
 class Views(Section):
@@ -134,8 +138,8 @@ class Views(Section):
     blur: the share of views without colour, and of blurred ones. Mirrored where `data.flip` says.
     """
 
-    count: Count = 1
-    size: Auto | Count = "auto"
+    count: Few = 1
+    size: Auto | Side = "auto"
     area: Areas = [0.1, 0.6]
     colour: Fraction = 0.0
     grey: Fraction = 0.0
@@ -154,7 +158,7 @@ class Loss(Section):
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
     vicreg: Annotated[float, Field(ge=0)] = 0.2
     sigreg: Annotated[float, Field(ge=0)] = 0.0
-    projection: Annotated[int, Field(ge=0)] = 512
+    projection: Annotated[int, Field(ge=0, le=65_536)] = 512
 
 
 class Optim(Section):

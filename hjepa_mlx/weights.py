@@ -7,7 +7,6 @@ checked before memory is taken.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from hjepa_mlx import checkpoint, hub
 from hjepa_mlx.config import Config
 from hjepa_mlx.errors import HJEPAError, UsageError, required
+from hjepa_mlx.files import read_json
 from hjepa_mlx.recipes import load_config
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")  # what torch.save writes
@@ -97,8 +97,11 @@ def _unpickled(path: Path) -> dict[str, Any]:
             parts = {network: content.get(name, {}) for name, network in names}
         found = {network + name: x for network, part in parts.items() for name, x in part.items()}
         tensors = {name: x.detach() for name, x in found.items() if isinstance(x, torch.Tensor)}
+        if sum(x.numel() * x.element_size() for x in tensors.values()) > path.stat().st_size:
+            raise ValueError("the same numbers many times")
         return {name: mx.array(tensor.float().numpy()) for name, tensor in tensors.items()}
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, *WRONG) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, MemoryError,
+            OverflowError, *WRONG) as error:  # fmt: skip
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise HJEPAError(
                 f"{path} is refused: opening it would run {code[1]}. Of a pickle, only tensors are "
@@ -173,6 +176,6 @@ def _of_patches(table: np.ndarray, name: str, arrays: dict[str, np.ndarray]) -> 
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(read_json(path, 1_000_000))
     except (OSError, ValueError, TypeError):
         return {}

@@ -32,7 +32,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def read_member(path: Path, name: str = "set/a.bin", largest: int = 1000) -> bytes:
-    with opened_member(path, name, largest) as file:
+    with opened_member(path, name, largest, 1 << 20) as file:
         return file.read()
 
 

@@ -64,10 +64,15 @@ def readable(command: Command) -> Command:
                 traceback.print_exc()
             line, status = _line_and_status(error)
             if line:  # else rank 0 says it
-                print(f"hjepa-mlx: {line}", file=sys.stderr)
+                print(f"hjepa-mlx: {_plain(line)}", file=sys.stderr)
             raise typer.Exit(status) from None
 
     return wrapped  # type: ignore[return-value]
+
+
+def _plain(line: str) -> str:
+    """One line, whatever the names of files in it: no other control characters either."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _line_and_status(error: Exception) -> tuple[str, int]:
@@ -78,6 +83,8 @@ def _line_and_status(error: Exception) -> tuple[str, int]:
         full = " Free some space and run it again (train: with --resume)."
         advice = full if error.errno in FULL else ""
         return f"{where}{error.strerror or error}.{advice}", 1
+    if isinstance(error, MemoryError):
+        return "There is too little memory for this.", 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where).", 1
 
 

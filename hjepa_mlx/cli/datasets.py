@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -117,7 +118,7 @@ def prepare(
     if "+" in name:
         raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
     root = data_root(Data(dir=data_dir))
-    folder = Path(out).expanduser() if out else root / name / prepared.FOLDER
+    folder = Path(os.path.expanduser(out)) if out else root / name / prepared.FOLDER
     if ready := None if out else prepared.find(name, root):
         folder, made = ready, prepared.manifest(ready)
         options = ", with --side {short_side} --quality {jpeg_quality}"

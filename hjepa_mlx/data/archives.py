@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from hjepa_mlx.data.images import EXTENSIONS
 from hjepa_mlx.errors import HJEPAError
 
 PADDING = 1 << 20  # zeros that may follow the end of a tar; more of them are a gap
+LONGEST = 1 << 20  # bytes of a header: tarfile reads as many as the archive says
 DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
 
 
@@ -26,18 +28,38 @@ class Member(NamedTuple):
     size: int
 
 
+class _Careful:
+    """A file of which no one gets more than LONGEST bytes at once."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; ValueError for too many."""
+        if not 0 <= size <= LONGEST:
+            raise ValueError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _tar(file: Any) -> tarfile.TarFile:
+    careful: Any = _Careful(file)
+    return tarfile.open(fileobj=careful, mode="r:")
+
+
 @contextmanager
-def opened_member(archive: Path, wanted: str, largest: int) -> Iterator[IO[bytes]]:
+def opened_member(archive: Path, wanted: str, largest: int, whole: int) -> Iterator[IO[bytes]]:
     """The member `wanted` of a .tar.gz, to be read from its beginning.
 
     HJEPAError when it is missing, larger than `largest` bytes or no plain file, or when the archive
-    is unsafe or damaged.
+    is unsafe or damaged, or has more than `whole` bytes before it.
     """
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive) as unpacked, _tar(unpacked) as tar:
             for member in tar:
                 if _checked(member, archive).removeprefix("./") == wanted:
                     break
+                if member.offset_data + member.size > whole:
+                    raise HJEPAError(f"{archive} is not the published file: it is too large.")
             else:
                 raise HJEPAError(f"{archive} is not the published file: it lacks {wanted}.")
             file = tar.extractfile(member)
@@ -55,8 +77,8 @@ def _checked(member: tarfile.TarInfo, archive: Path) -> str:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise HJEPAError(f"{archive} is unsafe: it holds a file named {member.name!r}.")
-    if not (member.isfile() or member.isdir()):
-        raise HJEPAError(f"{archive} is unsafe: {member.name!r} is a link or a device.")
+    if not (member.isfile() or member.isdir()) or member.size < 0 or member.issparse():
+        raise HJEPAError(f"{archive} is unsafe: {member.name!r} is a link, a device or has holes.")
     return member.name
 
 
@@ -78,13 +100,13 @@ def _walk(
     file: BinaryIO, path: Path, start: int, end: int, group: str, deep: bool
 ) -> Iterator[Member]:
     file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with _tar(file) as tar:
         for member in tar:
             if member.offset >= end:  # an inner tar without its end mark
                 break
             name = _checked(member, path)
             offset, size = member.offset_data, member.size
-            if size < 0 or (member.isfile() and (offset + size > end or member.issparse())):
+            if member.isfile() and offset + size > end:
                 raise HJEPAError(f"{path} is cut or damaged: {name} reaches beyond its end.")
             tar.members = []  # type: ignore[attr-defined]  # 1.28 million would fill the memory
             if not member.isfile():

@@ -38,7 +38,7 @@ def download(remote: Remote, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     with locked(part, str(path)) as file:
         with bar(path.name, remote.size) as advance:
-            _fetch(remote.url, file, advance)
+            _fetch(remote, file, advance)
         file.flush()
         file.seek(0)
         md5 = md5_of(file)
@@ -51,8 +51,12 @@ def download(remote: Remote, path: Path) -> None:
         publish(file, part, path)
 
 
-def _fetch(url: str, file: BinaryIO, advance: Callable[[int], None]) -> None:
-    """Append the missing bytes; HJEPAError after TRIES answers in a row that brought nothing."""
+def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
+    """Append the missing bytes, up to one more than there should be.
+
+    HJEPAError after TRIES answers in a row that brought nothing.
+    """
+    url, most = remote.url, remote.size + 1
     end = file.seek(0, os.SEEK_END)
     advance(end)
     failures = 0
@@ -62,9 +66,11 @@ def _fetch(url: str, file: BinaryIO, advance: Callable[[int], None]) -> None:
             for begin, chunk in _answer(url, end):
                 if begin < end:
                     file.truncate(begin)
-                file.write(chunk)
+                file.write(chunk[: most - begin])
                 advance(begin + len(chunk) - end)
                 end = begin + len(chunk)
+                if end >= most:  # not the right file, and perhaps endless
+                    return
             return
         except _Broken as broken:
             reason = str(broken)

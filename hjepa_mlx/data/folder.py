@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from hjepa_mlx.data.images import DAMAGED
+from hjepa_mlx.data.images import opened
 from hjepa_mlx.data.listing import Listing, scan, summary
-from hjepa_mlx.errors import UsageError
-from hjepa_mlx.files import write_json
+from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.files import read, read_json, write_json
 from hjepa_mlx.rng import generator
 from hjepa_mlx.sections import Data
 
@@ -59,7 +57,7 @@ def open_folder(data: Data, record: Path | None = None) -> Folder:
         raise UsageError("data.name=folder needs the folder of images: give --data-dir FOLDER.")
     old = data.listing == 1
     notes: list[str] = []
-    found = scan([Path(data.dir).expanduser()], old)
+    found = scan([Path(os.path.expanduser(data.dir))], old)
     sides, groups, tops = _sides([name.split(os.sep) for name in found.names])
     why = "beside the folders of the splits"
     gone = ""
@@ -104,7 +102,7 @@ def _labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels [N] and classes, from each image's folder or from a file."""
     if data.labels.endswith(".csv"):
-        names = _from_csv(Path(data.labels).expanduser(), found, notes)
+        names = _from_csv(Path(os.path.expanduser(data.labels)), found, notes)
     counts = Counter(names)
     stray = counts.pop("", 0)
     classes, labelled = tuple(sorted(counts)), sum(counts.values())
@@ -131,7 +129,7 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
     Paths are relative to the images' folder or to the file's. A first row `path,label` is skipped.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read(file).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UsageError(f"data.labels={file} cannot be read: {error.strerror}.") from None
     try:
@@ -191,10 +189,10 @@ def bits_of(paths: list[str]) -> int | None:
     largest: list[int] = []
     for path in deep[:: max(1, len(deep) // LOOKED_AT)]:
         try:
-            with Image.open(path) as image:
+            with opened(Path(path)) as image:
                 if image.mode.startswith("I") and len(largest) < DECODED:
                     largest.append(int(np.asarray(image).max()))
-        except DAMAGED:
+        except ValueError:
             continue  # named when it is read
     return min(16, max(8, max(largest).bit_length())) if largest else None
 
@@ -209,11 +207,15 @@ def write_record(folder: Folder, path: Path) -> None:
 
 def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     """The recorded split of each image, -1 where it was not there then; a line about lost ones."""
-    made = json.loads(record.read_text())
-    side = {name: number for number, split in enumerate(("train", "test")) for name in made[split]}
-    names = found.names
-    if not side.keys() & set(names):  # a list whose images lie in another common folder now
-        names = [os.path.relpath(path, made.get("root", found.root)) for path in found.paths]
-    gone = sorted(side.keys() - set(names))
+    splits = list(enumerate(("train", "test")))
+    try:
+        made = read_json(record, 1 << 28)
+        side = {name: number for number, split in splits for name in made[split]}
+        names = found.names
+        if not side.keys() & set(names):  # a list whose images lie in another common folder now
+            names = [os.path.relpath(path, made.get("root", found.root)) for path in found.paths]
+        gone = sorted(side.keys() - set(names))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise HJEPAError(f"{record} is damaged ({error!r:.200}). Start a new run.") from None
     line = f"Gone since the run began: {len(gone):,} images (first: {gone[0]})." if gone else ""
     return np.array([side.get(name, -1) for name in names]), line

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import tarfile
 from pathlib import Path
 
-from hjepa_mlx.data.archives import DAMAGED
+from hjepa_mlx.data.archives import DAMAGED, opened_member
+from hjepa_mlx.data.matlab import structs
 from hjepa_mlx.data.storage import StorageError
 from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.files import read
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 NUMBERS, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"  # in its folder `data`
+LARGEST = 1 << 25  # bytes of the kit, or a file in it
+DAMAGE = (*DAMAGED, OSError, LookupError, TypeError, HJEPAError)
 KAGGLE_TABLE = "LOC_val_solution.csv"
 
 
@@ -41,34 +44,28 @@ def classes_of(place: Path, names: list[str]) -> list[str]:
 
 def _from_table(table: Path) -> dict[str, str]:
     try:
-        with open(table, newline="") as file:
-            rows = csv.DictReader(file)
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        rows = csv.DictReader(io.StringIO(read(table).decode(), newline=""))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
     except (OSError, ValueError, LookupError, AttributeError, csv.Error) as error:
         raise StorageError(f"{table} cannot be read ({error!r}).") from error
 
 
 def _from_kit(kit: Path) -> dict[str, str]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    damage = (*DAMAGED, OSError, LookupError, TypeError, NameError, MatReadError)
     name = META
     try:
-        synsets = loadmat(io.BytesIO(_kit_file(kit, META)), squeeze_me=True)["synsets"]
-        leaves = synsets[synsets["num_children"].astype(int) == 0]
-        pairs = zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)
-        ids = {int(number): str(wordnet) for number, wordnet in pairs}
+        synsets = structs(_kit_file(kit, META), "synsets")
+        keys = ("ILSVRC2012_ID", "WNID", "num_children")
+        rows = list(zip(*(synsets[key] for key in keys), strict=True))
+        ids = {int(number[0]): "".join(map(chr, wnid)) for number, wnid, n in rows if not n[0]}
         name = NUMBERS
         numbers = map(int, _kit_file(kit, NUMBERS).split())
         return {f"ILSVRC2012_val_{n:08d}": ids[number] for n, number in enumerate(numbers, 1)}
-    except damage as error:
+    except DAMAGE as error:
         raise StorageError(f"{kit}: {name} cannot be read ({error!r}).") from error
 
 
 def _kit_file(kit: Path, name: str) -> bytes:
     if kit.is_dir():
-        return (kit / "data" / name).read_bytes()
-    with tarfile.open(kit) as tar:
-        file = tar.extractfile(f"{DEVKIT}/data/{name}")
-        return file.read(1 << 26) if file else b""
+        return read(kit / "data" / name, LARGEST)
+    with opened_member(kit, f"{DEVKIT}/data/{name}", LARGEST, LARGEST) as file:
+        return b"".join(iter(lambda: file.read(1 << 16), b""))

@@ -31,7 +31,9 @@ from hjepa_mlx.errors import HJEPAError
 KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
 KAGGLE_TRAIN = ["train.X1", "train.X2", "train.X3", "train.X4"]
 CMC_FIRST = "bonnet, poke bonnet"  # label 0 of clane9/imagenet-100, in words
-PARQUET_BATCH = 64  # images
+PARQUET_LARGEST = 1 << 25  # bytes of an image in them: some wait in memory for their turn
+PARQUET_GROUP = 1 << 29  # bytes of a row group's images, which are unpacked together
+BYTES, LINE = "image.bytes", "\n"
 WORDNET_ID = "n" + 8 * "[0-9]"  # the name of a class's folder
 
 
@@ -111,7 +113,7 @@ def _parquet_split(folder: Path, split: str) -> Original:
             images += file.metadata.num_rows
             about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             label = about.get("info", {}).get("features", {}).get("label", {})
-            words = tuple(map(str, label.get("names") or ()))
+            words = tuple(map(str, list(label.get("names") or ())))
             if words and words[0] != CMC_FIRST:
                 classes = words
 
@@ -129,31 +131,51 @@ def _parquet_split(folder: Path, split: str) -> Original:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise HJEPAError("Parquet files need pyarrow: pip install 'hjepa-mlx[hub]'") from None
     try:
+        if not path.is_file():
+            raise OSError("it is no file")
         with ParquetFile(path) as file:
-            file.schema_arrow.field("image").type.field("bytes")
-            file.schema_arrow.field("label")
+            _check_columns(file)
             yield file
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
+            MemoryError, ArrowException) as error:  # fmt: skip
         raise StorageError(
             f"{path} is not a whole parquet file with columns image and label "
-            f"({str(error).splitlines()[0]}). Delete it and download again."
+            f"({str(error).partition(LINE)[0]}). Delete it and download again."
         ) from error
 
 
-def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
-    for batch in file.iter_batches(PARQUET_BATCH, columns=["image.bytes", "label"]):
-        yield from zip(batch["image"], batch["label"].to_pylist(), strict=True)
+def _check_columns(file: Any) -> None:
+    """Refuse, with ValueError, other columns, and images that are too large together."""
+    bytes_type = file.schema_arrow.field("image").type.field("bytes").type
+    if str(bytes_type) not in ("binary", "large_binary"):
+        raise ValueError(f"image.bytes is {bytes_type}")
+    if str(label := file.schema_arrow.field("label").type).lstrip("u")[:3] != "int":
+        raise ValueError(f"label is {label}")
+    about = file.metadata
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_uncompressed_size > PARQUET_GROUP:
+                raise ValueError(f"a group's {column.path_in_schema} is too large")
 
 
-def _bytes(image: Any) -> bytes:
-    data = image["bytes"].as_py()
-    if data is None:
-        raise OSError("the row has no image bytes")
-    return data
+def _rows(file: Any) -> Iterator[tuple[bytes | None, Any]]:
+    # one by one: a large value can come many times, and is kept once in the file
+    for batch in file.iter_batches(1, columns=[BYTES, "label"]):
+        for image, label in zip(batch["image"].field("bytes"), batch["label"], strict=True):
+            data = image.as_buffer()
+            small = data is not None and data.size <= PARQUET_LARGEST
+            yield data.to_pybytes() if small else None, label.as_py()
+
+
+def _bytes(image: bytes | None) -> bytes:
+    if image is None:
+        raise OSError("the row has no image bytes, or too many")
+    return image
 
 
 def _tars(place: Path) -> Found | None:

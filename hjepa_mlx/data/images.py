@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +20,30 @@ START, END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
 FRAMES = (0xC0, 0xC1, 0xC2)  # its markers of baseline, extended and progressive frames
 UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+MAX_OTHER = 61_000_000  # of one that is decoded here, which takes three times the memory
+DOUBLE = ("WEBP", "JPEG2000")  # whose decoders take as much again
+MAX_SCANS = 100  # of a progressive JPEG, which is decoded once for each
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "GIF",
+    "JPEG2000",
+    "MPO",
+    "PSD",
+    "TGA",
+    "AVIF",
+    "HEIF",
+)  # fmt: skip  (PIL knows more; for EPS it starts Ghostscript)
 warnings.filterwarnings("ignore", module="PIL")  # odd files are read or skipped all the same
 UNREADABLE = (OSError, ValueError)  # one file, by the disk; one picture, by its content
 DAMAGED = (  # PIL has been seen to raise these on damaged files
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
-    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+    MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
 
@@ -38,10 +58,10 @@ def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
     """
     if _is_plain_jpeg(data):
         return np.frombuffer(bytearray(data), np.uint8)
-    with _open(data) as image:
+    with opened(data) as image:
         if _passes(image, data):
             return np.frombuffer(bytearray(data), np.uint8)
-        return as_ppm(np.asarray(_as_rgb(ImageOps.exif_transpose(image), bits)))
+        return as_ppm(np.asarray(_as_rgb(_upright(image), bits)))
 
 
 class Look(NamedTuple):
@@ -60,7 +80,7 @@ def look_at(data: bytes) -> Look:
     The hash has a bit for each of 8×8 places: whether it is brighter than the one to its right.
     """
     decodable(data)
-    with _open(data) as image:
+    with opened(data) as image:
         image.load()
         grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
         bits = grey[:, :-1] > grey[:, 1:]
@@ -82,11 +102,16 @@ def _is_plain_jpeg(data: bytes) -> bool:
         marker = data[at + 1]
         if marker in FRAMES:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            return data[at + 4] == 8 and data[at + 9] == 3 and 0 < height * width <= MAX_PIXELS
+            few = 0 < height * width <= MAX_PIXELS and not _many_scans(data)
+            return data[at + 4] == 8 and data[at + 9] == 3 and few
         if marker in UNSURE:
             return False
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return False
+
+
+def _many_scans(data: bytes) -> bool:
+    return data.count(b"\xff\xda") > MAX_SCANS
 
 
 def shrunk(data: bytes, side: int, quality: int, bits: int | None = None) -> bytes:
@@ -95,13 +120,13 @@ def shrunk(data: bytes, side: int, quality: int, bits: int | None = None) -> byt
     A file that is that already stays byte for byte as it is; nothing is enlarged.
     Raises ValueError when it is not a whole image.
     """
-    with _open(data) as image:
+    with opened(data) as image:
         small = min(image.size) <= side
         if small and _passes(image, data):
             image.load()
             return data
         image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction
-        upright = _as_rgb(ImageOps.exif_transpose(image), bits)
+        upright = _as_rgb(_upright(image), bits)
         if not small:
             scale = side / min(upright.size)
             size = [max(side, round(length * scale)) for length in upright.size]
@@ -118,14 +143,19 @@ def _passes(image: Image.Image, data: bytes) -> bool:
 
 
 @contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    """The image; whatever PIL raises about its content, here or while it is used: ValueError."""
+def opened(source: bytes | Path) -> Iterator[Image.Image]:
+    """The image; whatever PIL raises about its content, here or while it is used: ValueError.
+
+    source: the file, of which no more is read than is used, or its bytes.
+    """
+    data = b"" if isinstance(source, Path) else source
     if data[4:8] == b"ftyp":
         _read_heic()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are too many")
+        with Image.open(io.BytesIO(data) if data else source, formats=_formats()) as image:
+            large = image.width * image.height > MAX_PIXELS
+            if large or (data[:2] == START and _many_scans(data)):
+                raise ValueError(f"{image.width}x{image.height} pixels, or its scans, are too many")
             yield image
     except UnidentifiedImageError:
         raise ValueError("not an image") from None
@@ -142,6 +172,20 @@ def _read_heic() -> None:
         pillow_heif.register_heif_opener()
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its Exif says; ValueError before it is decoded if that takes too much memory."""
+    if image.width * image.height > MAX_OTHER >> (image.format in DOUBLE):
+        raise ValueError(f"{image.width}x{image.height} pixels are too many; save it as RGB JPEG")
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """8-bit RGB; 16-bit greys keep the highest 8 of `bits` bits, transparency becomes white."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
@@ -150,7 +194,7 @@ def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
         levels = np.asarray(image)
         image = Image.fromarray(np.clip(levels >> ((bits or 16) - 8), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")
         image.alpha_composite(rgba)
     return image.convert("RGB")
@@ -159,4 +203,4 @@ def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
 def as_ppm(pixels: np.ndarray) -> np.ndarray:
     """Pixels [H, W, 3] uint8 as a PPM file, [bytes] uint8, which decodes to just these pixels."""
     header = f"P6 {pixels.shape[1]} {pixels.shape[0]} 255\n".encode()
-    return np.frombuffer(bytearray(header + pixels.tobytes()), np.uint8)
+    return np.concatenate([np.frombuffer(header, np.uint8), pixels.reshape(-1)])

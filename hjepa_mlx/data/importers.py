@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,8 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             header = file.read(head)
-            shape = np.frombuffer(header[4:].ljust(head - 4, b"\0"), ">u4").astype(int)
-            size = int(np.prod(shape)) if len(header) == head else LARGEST_IDX + 1
+            shape = np.frombuffer(header[4:].ljust(head - 4, b"\0"), ">u4").tolist()
+            size = prod(shape) if len(header) == head else LARGEST_IDX + 1
             sound = header[:4] == bytes((0, 0, 8, axes)) and size <= LARGEST_IDX
             body = file.read(size + 1) if sound else b""
     except (OSError, EOFError, zlib.error) as error:
@@ -94,8 +95,9 @@ def _binary(row: Dataset, kind: Binary, place: Path, split: str) -> Original:
 
     def records(file: str, size: int) -> Iterator[bytes]:
         member, largest = f"{kind.folder}/{file}", row.images * size  # a longer one is another
-        folder = place.is_dir()
-        with open(place / file, "rb") if folder else opened_member(place, member, largest) as read:
+        folder, whole = place.is_dir(), 2 * row.images * 3 * row.resolution**2
+        inside = (place, member, largest, whole)
+        with open(place / file, "rb") if folder else opened_member(*inside) as read:
             while len(record := read.read(size)) == size:
                 yield record
         if record:

@@ -13,6 +13,7 @@ from PIL import features
 
 from hjepa_mlx.data.images import EXTENSIONS
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.files import read
 
 # Beside EXTENSIONS, what Pillow always reads; what some builds read; what the extra `heic` reads
 MORE = frozenset(
@@ -95,7 +96,7 @@ def scan(places: Sequence[str | Path], old: bool = False) -> Listing:
 def _listed(file: Path, left_out: dict[str, str]) -> list[str]:
     """The files and folders that a list names, relative to its folder."""
     try:
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = read(file).decode("utf-8-sig", "surrogateescape").splitlines()
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
     found = [str(file.parent / os.path.expanduser(line.strip())) for line in lines if line.strip()]

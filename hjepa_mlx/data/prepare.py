@@ -8,7 +8,6 @@ or on interruptions: whole shards are recorded in the manifest and kept.
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections import deque
@@ -31,14 +30,22 @@ from hjepa_mlx.data.images import UNREADABLE, shrunk
 from hjepa_mlx.data.original import Item, Original, of_images
 from hjepa_mlx.data.source import not_ready, open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.files import atomic_write, check_space, locked, make_folder, sha256, write_json
+from hjepa_mlx.files import (
+    atomic_write,
+    check_space,
+    locked,
+    make_folder,
+    read_json,
+    sha256,
+    write_json,
+)
 from hjepa_mlx.progress import bar
 from hjepa_mlx.sections import Data
 
 LOCK = ".lock"
 SIDE, QUALITY = 256, 90
 IMAGE_BYTES = 45_000  # of a prepared image of 256 pixels, guessed for the check of disk space
-AHEAD = 512  # images that are read and wait to be written
+AHEAD = 32  # images that are read and wait to be written
 Advance = Callable[[int], None]
 Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
 
@@ -148,7 +155,7 @@ def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The shards that an interrupted call of the same plan finished; none in an empty folder."""
     path = folder / prepared.MANIFEST
     if path.is_file():
-        made = json.loads(path.read_text())
+        made = read_json(path)
         if isinstance(made, dict):
             if made.get("begun") or made.get("name") != plan["name"]:
                 _compare(plan, made, folder)

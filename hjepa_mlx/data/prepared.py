@@ -11,13 +11,16 @@ Splits are train, test and, where it is not the same as train, pretrain.
 
 from __future__ import annotations
 
-import json
+import io
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hjepa_mlx.data.storage import Array, Images, Members, StorageError
+from hjepa_mlx.data.storage import NOT_NPY, Array, Images, Members, StorageError
+from hjepa_mlx.files import read as read_small
+from hjepa_mlx.files import read_json
 
 FOLDER = "prepared"
 FOLDERS = (FOLDER, "shards", "")  # below a data set's folder; earlier versions wrote to `shards`
@@ -36,7 +39,7 @@ def complete(folder: Path, name: str | None = None) -> bool:
     try:
         if not path.is_file():
             return False
-        made = json.loads(path.read_bytes())
+        made = read_json(path)
         ours = isinstance(made, dict) and "splits" in made
         return ours and name in (None, made.get("name"))
     except (OSError, ValueError):
@@ -52,15 +55,20 @@ def find(name: str, root: Path) -> Path | None:
 def manifest(folder: Path) -> dict[str, Any]:
     """The record that `prepare` wrote; StorageError when it is not readable."""
     try:
-        made = json.loads((folder / MANIFEST).read_text())
+        made = read_json(folder / MANIFEST)
         if made["format"] not in (1, FORMAT):
             raise ValueError(f"its format is {made['format']}, made by a newer version")
         for split in made["splits"].values():
             split["files"] = split.pop("shards") if "shards" in split else split["files"]
-            [(file["file"], file["images"], file["sha256"]) for file in split["files"]]
+            for file in split["files"]:
+                _ = file["images"] + len(file["sha256"])
+                if os.path.basename(file["file"]) != file["file"]:
+                    raise ValueError(f"{file['file']!r} is not in its folder")
+        if not all(isinstance(name, str) for name in made["classes"]):
+            raise ValueError("a name is no text")
         return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{folder / MANIFEST} cannot be read ({error}).") from error
+        raise StorageError(f"{folder / MANIFEST} cannot be read ({error!r:.300}).") from error
 
 
 def read(folder: Path, split: str) -> tuple[Images, np.ndarray | None, tuple[str, ...]]:
@@ -75,10 +83,11 @@ def read(folder: Path, split: str) -> tuple[Images, np.ndarray | None, tuple[str
     checksums = [file["sha256"] for file in files]
     classes = tuple(made["classes"])
     if paths[0].suffix == ".npy":
-        labels = _load(paths[1], files[0]["images"]) if paths[1:] else None
-        return Array(paths[0], checksums[0]), labels, classes if paths[1:] else ()
+        array = Array(paths[0], checksums[0])
+        labels = _load(paths[1], len(array), classes) if paths[1:] else None
+        return array, labels, classes if paths[1:] else ()
     tables = [
-        _load(path.with_suffix(".npy"), file["images"], ROW)
+        _load(path.with_suffix(".npy"), file["images"], classes, ROW)
         for path, file in zip(paths, files, strict=True)
     ]
     rows = np.concatenate(tables)
@@ -87,12 +96,17 @@ def read(folder: Path, split: str) -> tuple[Images, np.ndarray | None, tuple[str
     return images, rows["label"].astype(np.int64) if classes else None, classes
 
 
-def _load(path: Path, length: int, dtype: np.dtype | type = np.int64) -> np.ndarray:
+def _load(
+    path: Path, length: int, classes: tuple[str, ...], dtype: np.dtype | type = np.int64
+) -> np.ndarray:
+    """Labels, or rows with labels, below the number of classes; -1 for none."""
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        table = np.lib.format.read_array(io.BytesIO(read_small(path)), allow_pickle=False)
+    except (OSError, *NOT_NPY):
         table = np.zeros(0)
-    if table.dtype != dtype or table.shape != (length,):
+    right = table.dtype == dtype and table.shape == (length,)
+    labels = table["label"] if right and dtype == ROW else table
+    if not right or not (labels < max(1, len(classes))).all() or not (labels >= -1).all():
         raise StorageError(
             f"{path} is missing or damaged. Delete {path.parent} and prepare the data set again."
         )

@@ -211,4 +211,4 @@ def not_ready(name: str, root: Path) -> str:
 
 def data_root(data: Data) -> Path:
     """The folder that holds one folder per data set."""
-    return Path(data.dir or os.environ.get("HJEPA_DATA") or "data").expanduser()
+    return Path(os.path.expanduser(data.dir or os.environ.get("HJEPA_DATA") or "data"))

@@ -10,14 +10,23 @@ import errno
 import hashlib
 import os
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
+from stat import S_ISREG
+from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
 
 from hjepa_mlx.errors import HJEPAError
 
+LARGEST = 1 << 28  # bytes of an image file
 ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)  # may concern one file only
+
+
+# numpy has been seen to raise these on damaged files
+NOT_NPY = (ValueError, EOFError, TypeError, LookupError, SyntaxError, TokenError, OverflowError,
+           MemoryError, RecursionError, AttributeError)  # fmt: skip
 
 
 class StorageError(HJEPAError):
@@ -25,14 +34,17 @@ class StorageError(HJEPAError):
 
 
 class Images(Protocol):
-    """Images by number: pixels [H, W, C] uint8, or the bytes of an image file if `encoded`."""
+    """Images by number: pixels [H, W, C] uint8, or the bytes of an image file if `encoded`.
+
+    Each storage refuses what would take more memory than images do.
+    """
 
     encoded: bool
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray | bytes:
-        """Image `index`; OSError when only it is unreadable, StorageError when more is lost."""
+        """Image `index`; OSError or ValueError when only it is unreadable, else StorageError."""
         ...
 
     def name(self, index: int) -> str:
@@ -75,12 +87,14 @@ class Array:
         try:
             with open(path, "rb") as file:
                 np.lib.format.read_magic(file)
-                shape, _, _ = np.lib.format.read_array_header_1_0(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 self._start = file.tell()
-        except (OSError, ValueError) as error:
+        except (OSError, *NOT_NPY) as error:
             raise StorageError(f"{path} cannot be read ({error}).") from error
+        if len(shape) != 4 or min(shape) < 1 or shape[3] not in (1, 3) or dtype != np.uint8:
+            raise StorageError(f"{path} holds no images: {shape} numbers of type {dtype}.")
         self._count, self._shape = shape[0], shape[1:]
-        self._bytes = int(np.prod(self._shape))
+        self._bytes = prod(self._shape)
         if self.file.size != self._start + self._count * self._bytes:
             raise StorageError(
                 f"{path} is cut: {self.file.size:,} bytes are too few for {self._count:,} images. "
@@ -117,6 +131,8 @@ class Files:
             handle = os.open(self.paths[index], os.O_RDONLY)
             try:
                 size = os.fstat(handle).st_size
+                if size > LARGEST:
+                    raise ValueError(f"{size:,} bytes are too many for an image")
                 return os.pread(handle, size, 0)  # half the time of Path.read_bytes
             finally:
                 os.close(handle)
@@ -151,12 +167,13 @@ class Members:
         self.files, self._checksums = [KnownFile(path) for path in paths], checksums
         self.file, self.offset, self.size = file, offset, size
         for number, known in enumerate(self.files):
-            mine = self.file == number
-            end = int((self.offset[mine] + self.size[mine]).max(initial=0))
-            if end > known.size:
+            begin, length = self.offset[self.file == number], self.size[self.file == number]
+            if (length > known.size - begin).any():
                 raise StorageError(
-                    f"{known.path} is cut: {known.size:,} bytes, its index reaches {end:,}."
+                    f"{known.path} is cut: it has {known.size:,} bytes, its index reaches further."
                 )
+            if min(begin.min(initial=512), length.min(initial=0) + 512) < 512:  # a header is before
+                raise StorageError(f"The index of {known.path} is damaged.")
 
     def __len__(self) -> int:
         return len(self.file)
@@ -210,10 +227,17 @@ class KnownFile:
             status = os.stat(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        if not S_ISREG(status.st_mode):
+            raise StorageError(f"{path} is not a file.")
         self.size, self._changed = status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; StorageError when the file is gone, cut or changed."""
+        """`size` bytes at `offset`; StorageError when the file is gone, cut or changed.
+
+        ValueError when they are too many for an image.
+        """
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes are too many for an image")
         try:
             handle = os.open(self.path, os.O_RDONLY)
             try:
