@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from hjepa_mlx import backend, schedules
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.folder import record_of
 from hjepa_mlx.data.pipeline import Skipped, training_batches
 from hjepa_mlx.data.source import Source, open_sources, pictures
 from hjepa_mlx.errors import HJEPAError, UsageError
@@ -98,8 +98,8 @@ def finetune(
     config.data.crop_scale, config.data.flip = config.finetune.crop_scale, config.finetune.flip
     if config.model != model.config.model:
         raise UsageError("The network cannot be changed now: leave model.* as the run has it.")
-    own = (config.data.name, config.data.dir) == (model.config.data.name, model.config.data.dir)
-    record = Path(model.origin.run) / RECORD if own and model.origin else None
+    origin = model.origin
+    record = record_of(origin and origin.run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     train, test, left_out = judged(opened["train"], opened["test"])
     if not train.classes:
@@ -108,8 +108,8 @@ def finetune(
     total = config.finetune.epochs * steps_per_epoch(config, len(train))
     backend.set_memory_limits()
     skipped, classifier = Skipped(), Classifier(config, train.classes)
-    origin = HJEPA(config) if scratch else model
-    classifier.encoder.update(origin.target_encoder.parameters())
+    beginning = HJEPA(config) if scratch else model
+    classifier.encoder.update(beginning.target_encoder.parameters())
     mx.eval(classifier.parameters())
     found = _outputs(classifier, train, skipped)
     probe = linear_probe.fit(found.pooled["features"], found.labels)
@@ -129,6 +129,7 @@ def finetune(
         **scores,
         "confidence_95": {name: interval(value, len(test)) for name, value in scores.items()},
         "scratch": scratch,
+        "run_step": origin.step if origin and record else None,  # None: not the run's own data
         "train_images": len(train),
         "test_images": len(test),
         "skipped_images": len(skipped),

@@ -31,7 +31,8 @@ def finetune(
     data: OtherData = None,
     data_dir: DataDir = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder of the classifier. Default: RUN/finetuned.")
+        str | None,
+        typer.Option(help="Folder of the classifier. Default: finetuned or scratch in RUN."),
     ] = None,
     freeze: Annotated[
         bool, typer.Option("--freeze", help="Keep the encoder: only fit a head to its features.")
@@ -49,21 +50,26 @@ def finetune(
 
     from hjepa_mlx import finetune as tuning
     from hjepa_mlx.eval.evaluation import config_for
+    from hjepa_mlx.eval.report import add_fine_tuned
     from hjepa_mlx.progress import say
     from hjepa_mlx.recipes import load_config
-    from hjepa_mlx.runs import load
+    from hjepa_mlx.runs import Run, load
 
     check_writable(json_file)
     model = load(run)
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
     config = config_for(load_config(model.origin.run, overrides), data, data_dir)
-    folder = Path(out or f"{run}/finetuned")
+    own = Path(model.origin.run)
+    folder = Path(out) if out else own / ("scratch" if scratch else "finetuned")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already. Choose another --out.")
     config.finetune.epochs = 0 if freeze else config.finetune.epochs
     classifier, scores = tuning.finetune(model, config, scratch)
     tuning.save(classifier, folder, scores)
+    if (report := Run(own).report) and out is None:
+        add_fine_tuned(report.scores)
+        report.save(own / "eval.json")
     output_json(scores, json_file)
     if json_file != "-":
         found = [f"frozen features {scores['frozen']:.1f} %"]

@@ -207,6 +207,12 @@ def write_record(folder: Folder, path: Path) -> None:
     write_json(path, {"root": root, "train": train, "test": test})
 
 
+def record_of(run: str | Path | None, own: Data, used: Data) -> Path | None:
+    """The record of a run's images, where `used` names the same images as its `own` data."""
+    one, other = ((data.name, os.path.abspath(data.dir or "")) for data in (own, used))
+    return Path(run) / RECORD if run is not None and one == other else None
+
+
 def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     """The recorded split of each image, -1 where it was not there then; a line about lost ones."""
     made = json.loads(record.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,21 @@ class Report(tables.Shown):
         if stopped:
             found.append(f"The linear probe of {', '.join(stopped)} stopped before it converged.")
         return found + unread
+
+
+def add_fine_tuned(scores: dict[str, Any]) -> None:
+    """Add to a run's scores the accuracies that `finetune` left in its folder.
+
+    Those on other data, and of the network at another step, are left out.
+    """
+    trained = scores["trained"]
+    level = max(name for name in scores["features"] if name.startswith("level_"))
+    for folder, own in (("finetuned", scores), ("scratch", scores["baselines"]["random_init"])):
+        file = Path(trained["run"], folder, "classifier.json")
+        found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
+        if "fine_tuned" in found and found.get("run_step") == trained["step"]:
+            own["fine_tuned"] = {level: found["fine_tuned"]}
+            own["confidence_95"]["fine_tuned"] = {level: found["confidence_95"]["fine_tuned"]}
 
 
 def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]:
