@@ -32,7 +32,7 @@ def finetune(
     data_dir: DataDir = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Folder of the classifier. Default: finetuned or scratch in RUN."),
+        typer.Option(help="Folder to write. Default: finetuned or scratch in RUN."),
     ] = None,
     freeze: Annotated[
         bool, typer.Option("--freeze", help="Keep the encoder: only fit a head to its features.")
