@@ -106,27 +106,35 @@ def _listed(file: Path, left_out: dict[str, str]) -> list[str]:
 def _walk(
     root: str, known: frozenset[str], old: bool, paths: list[str], left_out: dict[str, str]
 ) -> None:
-    def unreadable(error: OSError) -> None:
-        if error.filename == root:
-            raise error
-        left_out[error.filename] = f"cannot be read: {error.strerror}"
-
     seen: set[tuple[int, int]] = set()
-    for folder, inner, names in os.walk(root, onerror=unreadable, followlinks=True):
-        status = os.stat(folder)
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except OSError as error:
+            if folder == root:
+                raise
+            left_out[folder] = f"cannot be read: {error.strerror}"
+            continue
+        inner = []
         if (status.st_dev, status.st_ino) in seen:
             left_out[folder] = "a link to a folder that is read already"
-            inner.clear()
-        elif not old and _is_run({*inner, *names}):
+        elif not old and _is_run({entry.name for entry in entries}):
             left_out[folder] = "a run, or pictures of one"
-            inner.clear()
         else:
             seen.add((status.st_dev, status.st_ino))
-            hidden = [name for name in inner if name.startswith(".") or name == "__MACOSX"]
-            left_out.update({os.path.join(folder, name): HIDDEN for name in hidden})
-            inner[:] = [name for name in inner if name not in hidden]
-            for name in names:
-                _add(os.path.join(folder, name), name, known, paths, left_out)
+            for entry in entries:
+                file = entry.is_file(follow_symlinks=False)  # without a call for each file
+                if file or not os.path.isdir(entry.path):
+                    _add(entry.path, entry.name, known, paths, left_out, file)
+                elif entry.name.startswith(".") or entry.name == "__MACOSX":
+                    left_out[entry.path] = HIDDEN
+                else:
+                    inner.append(entry.path)
+        folders += reversed(inner)
 
 
 def _is_run(names: set[str]) -> bool:
@@ -136,13 +144,18 @@ def _is_run(names: set[str]) -> bool:
 
 
 def _add(
-    path: str, name: str, known: frozenset[str], paths: list[str], left_out: dict[str, str]
+    path: str,
+    name: str,
+    known: frozenset[str],
+    paths: list[str],
+    left_out: dict[str, str],
+    is_file: bool = False,
 ) -> None:
-    """Add a file to the pictures, or to those left out."""
+    """Add a path to the pictures, or to those left out; is_file: that it is one is known."""
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         left_out[path] = HIDDEN
-    elif not os.path.isfile(path):
+    elif not (is_file or os.path.isfile(path)):
         left_out[path] = "no file, or a link to nothing"
     elif suffix in known:
         paths.append(path)
