@@ -98,8 +98,8 @@ def finetune(
     config.data.crop_scale, config.data.flip = config.finetune.crop_scale, config.finetune.flip
     if config.model != model.config.model:
         raise UsageError("The network cannot be changed now: leave model.* as the run has it.")
-    origin = model.origin
-    record = record_of(origin and origin.run, model.config.data, config.data)
+    run, step = (model.origin.run, model.origin.step) if model.origin else (None, None)
+    record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     train, test, left_out = judged(opened["train"], opened["test"])
     if not train.classes:
@@ -108,8 +108,7 @@ def finetune(
     total = config.finetune.epochs * steps_per_epoch(config, len(train))
     backend.set_memory_limits()
     skipped, classifier = Skipped(), Classifier(config, train.classes)
-    beginning = HJEPA(config) if scratch else model
-    classifier.encoder.update(beginning.target_encoder.parameters())
+    classifier.encoder.update((HJEPA(config) if scratch else model).target_encoder.parameters())
     mx.eval(classifier.parameters())
     found = _outputs(classifier, train, skipped)
     probe = linear_probe.fit(found.pooled["features"], found.labels)
@@ -129,7 +128,7 @@ def finetune(
         **scores,
         "confidence_95": {name: interval(value, len(test)) for name, value in scores.items()},
         "scratch": scratch,
-        "run_step": origin.step if origin and record else None,  # None: not the run's own data
+        "run_step": step if record else None,  # of the run, with its own data
         "train_images": len(train),
         "test_images": len(test),
         "skipped_images": len(skipped),

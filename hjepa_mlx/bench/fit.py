@@ -19,7 +19,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.images import DAMAGED
 from hjepa_mlx.data.source import Source, open_sources
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.eval.knn import BANK, QUERIES
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import duration
@@ -61,15 +61,15 @@ def fit_hours(
     opened = open_sources(load_config(recipe, given).data)
     source, test = opened["pretrain"], opened["test"]
     if len(source) < BATCHES[-1]:
-        few = f"{source.name}: {len(source)} images to train on"
-        raise UsageError(f"{few} are too few; a batch takes at least {BATCHES[-1]}.")
+        few = f"{source.name}: {counted(len(source))} to train on"
+        raise UsageError(f"{few}; that is too few, as a batch takes at least {BATCHES[-1]}.")
     tell("Trying this machine's speed …")
     budget, lines, settings = 3600 * hours, [], []
     if recipe == OWN:
         sides = _short_sides(source)
         settings = _network(recipe, given, source, sides, budget)
         low, middle, high = np.percentile(sides, (0, 50, 100))
-        lines.append(f"{len(source):,} images, short side {low:.0f} to {high:.0f} pixels "
+        lines.append(f"{counted(len(source))}, short side {low:.0f} to {high:.0f} pixels "
                      f"(median {middle:.0f}).")  # fmt: skip
     config = load_config(recipe, [*settings, *given])
     rate = _rate(source, config)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hjepa_mlx.data.images import DAMAGED
 from hjepa_mlx.data.listing import Listing, scan, summary
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.files import write_json
 from hjepa_mlx.rng import generator
 from hjepa_mlx.sections import Data
@@ -110,7 +110,7 @@ def _labels(
     classes, labelled = tuple(sorted(counts)), sum(counts.values())
     if data.labels == "auto" and len(classes) > 1 and labelled < LEAST_MEAN * len(classes):
         notes.append(
-            f"{len(classes):,} folders hold {labelled:,} images, too few to be classes: there are "
+            f"{len(classes):,} folders hold {counted(labelled)}, too few to be classes: there are "
             "no labels. data.labels=folders makes labels of them."
         )
         classes = ()
@@ -131,12 +131,14 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
     Paths are relative to the images' folder or to the file's. A first row `path,label` is skipped.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        content = file.read_bytes()
     except OSError as error:
         raise UsageError(f"data.labels={file} cannot be read: {error.strerror}.") from None
     try:
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel may write it
+        text = content.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:
+    except (csv.Error, UnicodeError) as error:
         raise UsageError(f"data.labels={file} is no CSV file: {error}.") from None
     if rows and [cell.lower() for cell in rows[0][:2]] == ["path", "label"]:
         rows = rows[1:]
@@ -149,6 +151,8 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
         number = next((places[one] for one in tries if one in places), None)
         if number is None:
             unknown.append(path)
+        elif names[number] not in ("", label):
+            raise UsageError(f"{file}: {path} has two labels, {names[number]} and {label}.")
         else:
             names[number] = label
     if not any(names):
@@ -221,5 +225,5 @@ def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     if not side.keys() & set(names):  # a list whose images lie in another common folder now
         names = [os.path.relpath(path, made.get("root", found.root)) for path in found.paths]
     gone = sorted(side.keys() - set(names))
-    line = f"Gone since the run began: {len(gone):,} images (first: {gone[0]})." if gone else ""
+    line = f"Gone since the run began: {counted(len(gone))} (first: {gone[0]})." if gone else ""
     return np.array([side.get(name, -1) for name in names]), line

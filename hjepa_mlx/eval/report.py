@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hjepa_mlx import tables
 from hjepa_mlx.data.catalog import CATALOG
+from hjepa_mlx.errors import counted
 from hjepa_mlx.files import write_json
 from hjepa_mlx.tables.evaluation import evaluation
 
@@ -54,7 +55,7 @@ class Report(tables.Shown):
     def findings(self) -> list[str]:
         """The figures in words."""
         skipped = self.scores["protocol"].get("skipped_images")
-        unread = [f"{skipped} images could not be read."] if skipped else []
+        unread = [f"{counted(skipped)} could not be read."] if skipped else []
         unread += (left_out := self.scores["protocol"].get("left_out", []))
         if not self.scores.get("linear_probe"):
             none = "This data set has no labels, so there are no k-NN and no probes."
