@@ -73,14 +73,15 @@ class Classifier(nn.Module):
         """The trained weights from the image to the head, a tree for each layer."""
         tree = self.parameters()
         encoder = tree["encoder"]
+        first = {part: encoder[part] for part in encoder if part not in ("blocks", "norm")}
         last = {"norm": encoder["norm"], "head": tree["head"]}
-        layers = [encoder["patch_embed"], *encoder["blocks"], last]
+        layers = [first, *encoder["blocks"], last]
         return {str(number): layer for number, layer in enumerate(layers)}
 
     def put(self, layers: dict[str, Any]) -> None:
         """Take weights as `layers` gives them."""
-        embed, *blocks, last = layers.values()
-        encoder = {"patch_embed": embed, "blocks": blocks, "norm": last["norm"]}
+        first, *blocks, last = layers.values()
+        encoder = {**first, "blocks": blocks, "norm": last["norm"]}
         self.update({"encoder": encoder, "head": last["head"]})
 
 

@@ -83,6 +83,14 @@ def test_a_layers_update_falls_by_the_decay_towards_the_image(model: hj.HJEPA) -
     assert moved == set("01234")
 
 
+def test_a_learned_table_of_positions_is_fine_tuned_too(model: hj.HJEPA) -> None:
+    config = but_for(model, epochs=1, lr=1e-3)
+    config.model.positions = "learned"
+    learned = hj.HJEPA(config)
+    found = finetune(learned, config)[0].encoder.pos_embed
+    assert mx.abs(found - learned.target_encoder.pos_embed).max().item() > 1e-5
+
+
 def test_the_loss_is_the_cross_entropy_of_mixed_and_smoothed_labels() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(6, 5)), rng.integers(0, 5, 6)
