@@ -82,6 +82,7 @@ def test_an_example_has_options_and_keys_that_exist(example: str) -> None:
         assert option != "--set" or value.split("=")[0] in dotted_keys(), value
 
 
+@pytest.mark.timeout(900)  # seconds, of a busy machine: it takes 40 of a free core
 def test_examples_end_well(prepared: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(prepared / "tiny.yaml", "tiny.yaml")

@@ -68,7 +68,7 @@ def _one(name: str, data: Data) -> list[Check]:
         read[split] = _read_all(source)
         unreadable = [error for _, error, _ in read[split] if error]
         found = f"{len(unreadable)} of {len(source)}{_named(unreadable)}"
-        right = not unreadable
+        right: bool | None = not unreadable
         if folder and 0 < len(unreadable) < len(source):
             right, found = None, f"{found}. Training leaves them out"
         checks.append(Check(f"{name} {split}: unreadable", right, found))
