@@ -31,7 +31,7 @@ REASONS = {
     **dict.fromkeys((".dcm", ".exr", ".hdr", ".nii", ".npy", ".npz"), "convert it to 16-bit PNG"),
     **dict.fromkeys((".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"), "an archive: unpack it"),
 }
-OTHER, HIDDEN = "no picture", "hidden"
+OTHER, HIDDEN, NO_FILE = "no picture", "hidden", "no file, or a link to nothing"
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # of any format; other names are judged by content
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")
 BRANDS = {b"avif": AVIF, b"heic": HEIC, b"heix": HEIC, b"mif1": HEIC}  # at byte 8
@@ -77,6 +77,8 @@ def scan(places: Sequence[str | Path], old: bool = False) -> Listing:
         for one in _listed(place, left_out) if listed else [str(place)]:
             if os.path.isdir(one):
                 _walk(one, known, old, paths, left_out)
+            elif not os.path.isfile(one):
+                left_out[one] = NO_FILE
             else:
                 _add(one, os.path.basename(one), known, paths, left_out)
     one_folder = len(places) == 1 and os.path.isdir(places[0])
@@ -127,9 +129,11 @@ def _walk(
         else:
             seen.add((status.st_dev, status.st_ino))
             for entry in entries:
-                file = entry.is_file(follow_symlinks=False)  # without a call for each file
-                if file or not os.path.isdir(entry.path):
-                    _add(entry.path, entry.name, known, paths, left_out, file)
+                # the first costs no call to the system
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+                    _add(entry.path, entry.name, known, paths, left_out)
+                elif not os.path.isdir(entry.path):
+                    left_out[entry.path] = NO_FILE
                 elif entry.name.startswith(".") or entry.name == "__MACOSX":
                     left_out[entry.path] = HIDDEN
                 else:
@@ -144,19 +148,12 @@ def _is_run(names: set[str]) -> bool:
 
 
 def _add(
-    path: str,
-    name: str,
-    known: frozenset[str],
-    paths: list[str],
-    left_out: dict[str, str],
-    is_file: bool = False,
+    path: str, name: str, known: frozenset[str], paths: list[str], left_out: dict[str, str]
 ) -> None:
-    """Add a path to the pictures, or to those left out; is_file: that it is one is known."""
+    """Add a file to the pictures, or to those left out."""
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         left_out[path] = HIDDEN
-    elif not (is_file or os.path.isfile(path)):
-        left_out[path] = "no file, or a link to nothing"
     elif suffix in known:
         paths.append(path)
     elif SUFFIX.fullmatch(suffix) or known is EXTENSIONS:
