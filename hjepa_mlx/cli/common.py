@@ -31,7 +31,7 @@ def in_runs(given: str) -> str:
 
 
 RunOrCheckpoint = Annotated[
-    str, typer.Argument(parser=in_runs, help="Run folder, or one of its checkpoints.")
+    str, typer.Argument(parser=in_runs, help="Run folder, its name in runs/, or a checkpoint.")
 ]
 OtherData = Annotated[
     str | None,
