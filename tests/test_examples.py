@@ -27,6 +27,7 @@ HERE = {
     "NAME": "tiny.yaml", "FOLDER": "pictures", "~/pictures": "pictures", "~/small": "small",
     "FORMAT": "safetensors", "--to timm": "--to safetensors --out timm",
 }  # fmt: skip
+MADE = {"finetune": f"{RUN}/finetuned", "export": "timm"}
 SHORT = {"eval": "--draws 0 --attentive-images 0", "finetune": "--set finetune.epochs=1"}
 # Examples that need ranks, the network, published data or minutes: these files run such commands
 ELSEWHERE = {
@@ -102,7 +103,6 @@ def test_examples_end_well(prepared: Path, tmp_path: Path, monkeypatch) -> None:
         words += SHORT.get(command, "").split()
         if command == "train" and words[0] != "tiny.yaml" and "--resume" not in words:
             words.append("--dry-run")
-        if command == "finetune":
-            shutil.rmtree(f"{RUN}/finetuned", ignore_errors=True)
+        shutil.rmtree(MADE.get(command, "nothing"), ignore_errors=True)  # by an example before
         ended = CliRunner().invoke(app, [*command.split(), *words])
         assert ended.exit_code == 0, f"{command} {words}: {ended.output}"

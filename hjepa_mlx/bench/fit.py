@@ -44,7 +44,8 @@ ENOUGH, MOST = 100, 800  # epochs that a network must reach to be chosen; that a
 BATCHES = (128, 64, 32, 16, 8)
 LEAST_STEPS = 4  # of an epoch, or the batch gets smaller
 FEW_STEPS = 5000  # of a run: its target encoder has to follow faster
-SECONDS, LONGEST_STEP = 5.0, 2.0  # of the measurement, and of a step in it
+SHORTEST, LONGEST = 5.0, 60.0  # seconds of measuring steps, within which they are a fiftieth
+LONGEST_STEP = 2.0  # seconds, of a step in the measurement
 LOOKS = 10  # of k-NN in a run
 TRIED = 2000  # training images of the evaluation that is tried
 EXACT = 5  # epochs; for fewer, `data.limit` makes the time right
@@ -81,7 +82,8 @@ def fit_hours(
                      f"(median {middle:.0f}).")  # fmt: skip
     config = load_config(recipe, [*settings, *given])
     settle(config, 1)
-    rate, evaluation = _rate(source, config), _evaluation(config, source, test)
+    seconds = min(LONGEST, max(SHORTEST, budget / 50))
+    rate, evaluation = _rate(source, config, seconds), _evaluation(config, source, test)
     beside, looks = _looks(config, source, test)
     left = budget - evaluation - (time.monotonic() - began)
     passes = (left * rate - looks) / len(source) / (1 + beside)
@@ -144,7 +146,7 @@ def _network(
     return [*settings, f"data.batch_size={batch}", f"optim.lr={lr:.2g}"]
 
 
-def _rate(source: Source, config: Config) -> float:
+def _rate(source: Source, config: Config, seconds: float) -> float:
     """Images per second of steps and pipeline together, measured with steps that are short."""
     config = config.model_copy(deep=True)
     networks = HJEPA(config)
@@ -152,7 +154,7 @@ def _rate(source: Source, config: Config) -> float:
     guess = USUAL_MFU * machine.matmul_gflops() / average
     while config.data.batch_size > max(2.0, LONGEST_STEP * guess):
         config.data.batch_size //= 2
-    rate, _ = machine.time_end_to_end(source, config, SECONDS)
+    rate, _ = machine.time_end_to_end(source, config, seconds)
     return rate * costs(config, networks).gflop / average
 
 
