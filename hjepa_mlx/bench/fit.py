@@ -88,8 +88,8 @@ def fit_hours(
     left = budget - evaluation - (time.monotonic() - began)
     passes = (left * rate - looks) / len(source) / (1 + beside)
     if passes * len(source) < config.data.batch_size * config.optim.accumulate:
-        beside = f"beside measuring and evaluation ({duration(budget - left)})"
-        raise UsageError(f"--hours {hours:g} is too short for one step {beside}; give more.")
+        words = f"beside measuring and evaluation ({duration(budget - left)})"
+        raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = load_config(recipe, [*settings, *given])
     seen = config.optim.epochs * min(len(source), config.data.limit or len(source))

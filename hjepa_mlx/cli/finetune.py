@@ -66,7 +66,7 @@ def finetune(
     classifier, scores = tuning.finetune(model, config, scratch)
     tuning.save(classifier, folder, scores)
     if (report := Run(own).report) and out is None:
-        add_fine_tuned(report.scores)
+        add_fine_tuned(report.scores, own)
         report.save(own / "eval.json")
     output_json(scores, json_file)
     if json_file != "-":

@@ -111,8 +111,8 @@ def evaluate(
     usual = data is None and frame == Frame.of(config)
     own["promises"] = promises(own, model.config.data.name) if usual else []
     own |= {"protocol": described, "trained": _trained(model), "baselines": scores}
-    if record and frame == Frame.of(config):
-        add_fine_tuned(own)
+    if run and record and frame == Frame.of(config):
+        add_fine_tuned(own, run)
     return Report(own)
 
 

@@ -83,17 +83,16 @@ class Report(tables.Shown):
         return found + unread
 
 
-def add_fine_tuned(scores: dict[str, Any]) -> None:
+def add_fine_tuned(scores: dict[str, Any], run: str | Path) -> None:
     """Add to a run's scores the accuracies that `finetune` left in its folder.
 
     Those on other data, and of the network at another step, are left out.
     """
-    trained = scores["trained"]
     level = max(name for name in scores["features"] if name.startswith("level_"))
     for folder, own in (("finetuned", scores), ("scratch", scores["baselines"]["random_init"])):
-        file = Path(trained["run"], folder, "classifier.json")
+        file = Path(run, folder, "classifier.json")
         found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
-        if "fine_tuned" in found and found.get("run_step") == trained["step"]:
+        if "fine_tuned" in found and found.get("run_step") == scores["trained"]["step"]:
             own["fine_tuned"] = {level: found["fine_tuned"]}
             own["confidence_95"]["fine_tuned"] = {level: found["confidence_95"]["fine_tuned"]}
 
