@@ -12,6 +12,7 @@ import pytest
 from commands import pictures
 from typer.testing import CliRunner
 
+from hjepa_mlx.bench import fit
 from hjepa_mlx.cli import app
 
 TINY, DEMO = "train tiny.yaml --dry-run", "train demo --dry-run"
@@ -155,7 +156,7 @@ ADVICE = (
      "mkdir no; datasets list --json no/x.json"),
     ("", "datasets list --json pictures", "give a file", "datasets list --json list.json"),
     ("", "train my-folder --data-dir pictures --hours 1e-9 --dry-run", "give more",
-     "train my-folder --data-dir pictures --hours 0.1 --dry-run"),
+     "train my-folder --data-dir pictures --hours 8 --dry-run"),
     ("", "train demo --hours 1 --epochs 2", "give either --hours or (--epochs)",
      "train demo {0} 2 --dry-run"),
 )  # fmt: skip
@@ -171,6 +172,7 @@ def place(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pictures(folder / f"days/day {number}", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(fit, "LONGEST", 0.1)  # seconds of measuring
         yield folder
 
 

@@ -13,6 +13,7 @@ import typer
 from commands import pictures
 from typer.testing import CliRunner
 
+from hjepa_mlx.bench import fit
 from hjepa_mlx.cli import app
 from hjepa_mlx.recipes import dotted_keys
 
@@ -24,7 +25,7 @@ EXAMPLE = re.compile(rf"`{LAUNCH.format('')}`|^{LAUNCH.format(chr(92) + 'n')}$",
 HERE = {
     "RUN RUN": "first runs/second", "RUN": Path(RUN).name, "RECIPE": "tiny.yaml",
     "WHAT": "runs/first", "demo --init": "tiny.yaml --init", "imagenet100 --set": "tiny.yaml --set",
-    "NAME": "tiny.yaml", "--hours 8": "--hours 0.05", "FOLDER": "pictures",
+    "NAME": "tiny.yaml", "FOLDER": "pictures",
     "~/pictures": "pictures", "~/small": "small",
     "FORMAT": "safetensors", "--to timm": "--to safetensors --out timm",
 }  # fmt: skip
@@ -86,6 +87,7 @@ def test_an_example_has_options_and_keys_that_exist(example: str) -> None:
 @pytest.mark.timeout(900)  # seconds, of a busy machine: it takes 40 of a free core
 def test_examples_end_well(prepared: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fit, "LONGEST", 0.1)  # seconds of measuring
     shutil.copy(prepared / "tiny.yaml", "tiny.yaml")
     for folder in ("pictures", "more"):
         pictures(Path(folder), 40)

@@ -5,12 +5,16 @@ from hypothesis import strategies as st
 from test_own_pictures import hjepa, many
 
 import hjepa_mlx as hj
+from hjepa_mlx.bench import fit
 from hjepa_mlx.bench.fit import _length
 
 
-def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_stay(tmp_path):
+def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_stay(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit, "LONGEST", 0.1)  # seconds of measuring
     many(tmp_path / "pictures", 40)
-    asked = ["train", "my-folder", "--data-dir", tmp_path / "pictures", "--hours", "0.05"]
+    asked = ["train", "my-folder", "--data-dir", tmp_path / "pictures", "--hours", "8"]
     ended = hjepa(*asked, "--set", "model.size=nano", "--dry-run")
     assert ended.exit_code == 0, ended.output
     assert "36 images, short side 20 to 24 pixels" in ended.stderr
