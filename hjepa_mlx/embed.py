@@ -25,7 +25,7 @@ from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.listing import summary
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import pictures
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import as_unicode, atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
@@ -167,7 +167,7 @@ def _check_out(path: Path, pooled: bool, size: int = 0, names: Sequence[str] = (
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: the folder {path.parent} does not exist or is not writable.")
     size += 4 * len(names) * max(map(len, names), default=0)
-    needs = f"The embeddings of {len(names):,} images take"
+    needs = f"The embeddings of {counted(len(names))} take"
     check_space(needs, size, path.parent, "Free some, or choose another --out.")
     if path.suffix == ".safetensors" and len(json.dumps(json.dumps(names))) > LONGEST_HEADER:
         raise UsageError(f"A .safetensors file cannot hold {len(names):,} names; use .npz.")

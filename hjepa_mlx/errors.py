@@ -26,6 +26,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def counted(number: int, thing: str = "image") -> str:
+    """A number and its noun: "1 image", "2,000 images", "1 class"."""
+    more = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{more}"
+
+
 def required(module: str, extra: str) -> Any:
     """Import a module that an extra of this package brings, or say how to install it."""
     try:

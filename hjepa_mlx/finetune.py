@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from hjepa_mlx import backend, checkpoint, schedules
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.folder import record_of
 from hjepa_mlx.data.pipeline import Skipped, training_batches
 from hjepa_mlx.data.source import Source, open_sources, pictures
 from hjepa_mlx.errors import HJEPAError, UsageError
@@ -72,14 +72,15 @@ class Classifier(nn.Module):
         """The trained weights from the image to the head, a tree for each layer."""
         tree = self.parameters()
         encoder = tree["encoder"]
+        first = {part: encoder[part] for part in encoder if part not in ("blocks", "norm")}
         last = {"norm": encoder["norm"], "head": tree["head"]}
-        layers = [encoder["patch_embed"], *encoder["blocks"], last]
+        layers = [first, *encoder["blocks"], last]
         return {str(number): layer for number, layer in enumerate(layers)}
 
     def put(self, layers: dict[str, Any]) -> None:
         """Take weights as `layers` gives them."""
-        embed, *blocks, last = layers.values()
-        encoder = {"patch_embed": embed, "blocks": blocks, "norm": last["norm"]}
+        first, *blocks, last = layers.values()
+        encoder = {**first, "blocks": blocks, "norm": last["norm"]}
         self.update({"encoder": encoder, "head": last["head"]})
 
 
@@ -97,8 +98,8 @@ def finetune(
     config.data.crop_scale, config.data.flip = config.finetune.crop_scale, config.finetune.flip
     if config.model != model.config.model:
         raise UsageError("The network cannot be changed now: leave model.* as the run has it.")
-    own = (config.data.name, config.data.dir) == (model.config.data.name, model.config.data.dir)
-    record = Path(model.origin.run) / RECORD if own and model.origin else None
+    run, step = (model.origin.run, model.origin.step) if model.origin else (None, None)
+    record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     train, test, left_out = judged(opened["train"], opened["test"])
     if not train.classes:
@@ -107,8 +108,7 @@ def finetune(
     total = config.finetune.epochs * steps_per_epoch(config, len(train))
     backend.set_memory_limits()
     skipped, classifier = Skipped(), Classifier(config, train.classes)
-    origin = HJEPA(config) if scratch else model
-    classifier.encoder.update(origin.target_encoder.parameters())
+    classifier.encoder.update((HJEPA(config) if scratch else model).target_encoder.parameters())
     mx.eval(classifier.parameters())
     found = _outputs(classifier, train, skipped)
     probe = linear_probe.fit(found.pooled["features"], found.labels)
@@ -128,6 +128,7 @@ def finetune(
         **scores,
         "confidence_95": {name: interval(value, len(test)) for name, value in scores.items()},
         "scratch": scratch,
+        "run_step": step if record else None,  # of the run, with its own data
         "train_images": len(train),
         "test_images": len(test),
         "skipped_images": len(skipped),

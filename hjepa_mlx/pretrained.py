@@ -147,6 +147,8 @@ def _without_meaning(arrays: dict[str, np.ndarray], then: Config | None, now: Co
     if then and _predicted(then) != _predicted(now):
         names = ("predictor.heads.", "predictor.level_embed")
         reasons |= dict.fromkeys(names, "it predicts other levels")
+    if then and then.model.level_blocks[-1] != now.model.level_blocks[-1]:
+        reasons["image_predictor."] = "it predicts the image after another block"
     found = [(name, why) for name in arrays for key, why in reasons.items() if key in name]
     for name, _ in found:
         del arrays[name]

@@ -29,11 +29,13 @@ def check(facts: dict[str, Any]) -> None:
         for key, (here, there) in runs.differences(first, other).items():
             raise world.shared_error(
                 f"Rank 0 and rank {rank} differ: {key} is {here!r:.40} and {there!r:.40}. Start "
-                "all ranks with the same config, images and versions."
+                "all ranks with the same config, images and versions.",
+                status=2,
             )
     batch, ranks = first["data"]["batch_size"], world.size()
     if batch % ranks:
         raise world.shared_error(
             f"data.batch_size={batch} cannot be shared by {ranks} ranks. Use a multiple of "
-            f"{ranks}, for example {batch - batch % -ranks}."
+            f"{ranks}, for example {batch - batch % -ranks}.",
+            status=2,
         )

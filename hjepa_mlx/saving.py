@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from hjepa_mlx import checkpoint, world
 from hjepa_mlx.data.pipeline import Position
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.models.hjepa import Origin
 from hjepa_mlx.progress import say
 from hjepa_mlx.state import TrainState
@@ -88,7 +88,7 @@ def _check_images(state: TrainState, kept: dict[str, Any]) -> None:
     put_back = "Put them back" if gone else "Give the same --data-dir"
     if kept["images"] != len(source):
         raise UsageError(
-            f"{run.path} was trained on {kept['images']} images; {source.name} has "
+            f"{run.path} was trained on {counted(kept['images'])}; {source.name} has "
             f"{len(source)} of them now. {gone}{put_back}, or start a new run."
         )
     if kept.get("fingerprint", state.fingerprint) != state.fingerprint:

@@ -19,7 +19,7 @@ from hjepa_mlx.costs import costs
 from hjepa_mlx.data.folder import RECORD
 from hjepa_mlx.data.pipeline import Position, Skipped
 from hjepa_mlx.data.source import Source, open_sources
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.eval.knn import QuickKNN
 from hjepa_mlx.eval.labels import judged
 from hjepa_mlx.files import check_space
@@ -201,8 +201,8 @@ def _introduction(
     found = [
         f"Training {config.name}{ranks}: {per_epoch * config.optim.epochs} steps, "
         f"run folder {run.path}",
-        f"{source.name}: {len(source):,} images to train on; {len(test):,} to evaluate, "
-        f"{len(test.classes) or 'no'} classes.",
+        f"{source.name}: {counted(len(source))} to train on; {len(test):,} to evaluate, "
+        f"{counted(len(test.classes), 'class') if test.classes else 'no classes'}.",
     ]
     found += filter(None, [last_stage(config)])
     own = config.with_batch(config.data.batch_size // world.size())

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, UsageError
 
 BACKENDS = {  # by the variable that the launcher sets
     "MLX_JACCL_COORDINATOR": "jaccl", "NCCL_HOST_IP": "nccl", "MLX_HOSTFILE": "ring",
@@ -127,9 +127,9 @@ def values(value: Any) -> list[Any]:
     return [json.loads(bytes(row)) for row in np.array(found)]
 
 
-def shared_error(text: str) -> HJEPAError:
-    """An error that all ranks raise, and rank 0 says."""
-    return HJEPAError("" if rank() else text)
+def shared_error(text: str, status: int = 1) -> HJEPAError:
+    """An error that all ranks raise, and rank 0 says; status: that of the command."""
+    return (UsageError if status == 2 else HJEPAError)("" if rank() else text)
 
 
 @contextmanager
@@ -138,10 +138,11 @@ def together() -> Iterator[None]:
     error = None
     try:
         yield
-    except HJEPAError as met:
+    except HJEPAError as own:
         if size() == 1:
             raise
-        error = met
-    for number, text in enumerate(values(error and str(error))):
-        if text:
-            raise shared_error(f"Rank {number}: {text}" if number else text) from error
+        error = own
+    for number, met in enumerate(values(error and [str(error), error.exit_status])):
+        if met:
+            text, status = met
+            raise shared_error(f"Rank {number}: {text}" if number else text, status) from error

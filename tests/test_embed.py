@@ -203,7 +203,7 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
         with pytest.raises(hj.HJEPAError, match=words):
             embed(model, **{"folder": folder, **asked})
     (empty / "f.jpg").write_bytes(b"torn")
-    with pytest.raises(hj.HJEPAError, match=r"none of the 1 images can be read\. First: .*f\.jpg"):
+    with pytest.raises(hj.HJEPAError, match=r"of 1 image, none can be read\. First: .*f\.jpg"):
         embed(model, empty)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_a_layers_update_falls_by_the_decay_towards_the_image(model: hj.HJEPA) -
     assert moved == set("01234")
 
 
+def test_a_learned_table_of_positions_is_fine_tuned_too(model: hj.HJEPA) -> None:
+    config = but_for(model, epochs=1, lr=1e-3)
+    config.model.positions = "learned"
+    learned = hj.HJEPA(config)
+    found = finetune(learned, config)[0].encoder.pos_embed
+    assert mx.abs(found - learned.target_encoder.pos_embed).max().item() > 1e-5
+
+
 def test_the_loss_is_the_cross_entropy_of_mixed_and_smoothed_labels() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(6, 5)), rng.integers(0, 5, 6)
@@ -145,6 +154,33 @@ def test_the_commands_save_a_classifier_and_name_the_class_of_each_image(
     assert all(0.5 < float(row["probability"]) <= 1 for row in rows)
     refused = CliRunner().invoke(app, ["finetune", run])
     assert "is there already. Choose another --out" in refused.stderr
+
+
+def test_evaluation_shows_fine_tuned_accuracy_beside_that_from_scratch(
+    model: hj.HJEPA, tmp_path: Path
+) -> None:
+    run, short = saved(model, tmp_path / "run"), ["--set", "finetune.epochs=1"]
+    quick = ["--draws", "0", "--attentive-images", "0"]
+    scores = {}
+    for folder, options in {"finetuned": [], "scratch": ["--scratch"], "eval": quick}.items():
+        command = "eval" if folder == "eval" else "finetune"
+        more = [] if folder == "eval" else short
+        ended = CliRunner().invoke(app, [command, run, *options, *more])
+        assert ended.exit_code == 0, ended.output
+        if folder != "eval":
+            about = json.loads((Path(run) / folder / "classifier.json").read_text())
+            scores[folder] = about["scores"]["fine_tuned"]
+    assert "fine-tuned" in ended.output
+    found = json.loads((Path(run) / "eval.json").read_text())
+    assert found["fine_tuned"] == {"level_2": scores["finetuned"]}
+    assert found["baselines"]["random_init"]["fine_tuned"] == {"level_2": scores["scratch"]}
+    assert found["confidence_95"].keys() >= {"fine_tuned"}
+    shutil.rmtree(Path(run) / "finetuned")
+    ended = CliRunner().invoke(app, ["finetune", run, "--set", "finetune.epochs=2"])
+    now = json.loads((Path(run) / "eval.json").read_text())
+    assert now == found | {key: now[key] for key in ("fine_tuned", "confidence_95")}
+    other = CliRunner().invoke(app, ["eval", run, *quick, "--image-size", "24"])
+    assert "fine-tuned" not in other.output  # its accuracy is of the size of training
 
 
 def test_what_is_no_classifier_or_damaged_ends_in_one_line(model: hj.HJEPA, tmp_path: Path) -> None:

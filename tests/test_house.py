@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hjepa_mlx"
 FOLDERS = ("hjepa_mlx", "tests", "tools", "benchmarks")
 FILE, FUNCTION = 300, 50  # lines
+
+
+def test_the_first_changes_can_be_applied() -> None:
+    diffs = re.findall("```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert len(diffs) == 3
+    for diff in diffs:
+        command = ["patch", "-p1", "--dry-run", "--fuzz=0"]
+        subprocess.run(command, cwd=ROOT, input=diff.encode(), check=True)
 
 
 def on_the_map() -> list[str]:

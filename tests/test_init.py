@@ -8,6 +8,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from commands import NEW, assert_one_line, hjepa
+from evaluating import saved as saved_run
 from mlx.utils import tree_flatten, tree_unflatten
 
 import hjepa_mlx as hj
@@ -130,6 +131,16 @@ def test_heads_of_other_levels_are_left_out_though_they_would_fit(prepared):
     why = "left out: it predicts other levels"
     assert why not in hjepa(prepared, f"{command}[1,1,1]").stdout
     assert why in hjepa(prepared, f"{command}[0,0,1]").stdout
+
+
+def test_the_images_predictor_is_left_out_where_another_block_is_predicted(tiny_config, tmp_path):
+    image = {"loss": {"level_weights": [0.0, 1.0, 1.0]}}
+    pools = {"level_pool": [1, 1, "image"]}
+    run = saved_run(hj.HJEPA(tiny_config(**image, model=pools)), tmp_path / "run")
+    for last, out in ((3, False), (2, True)):
+        config = tiny_config(**image, model=pools | {"level_blocks": [1, 2, last], "init": run})
+        lines = "\n".join(pretrained.start(config)[1])
+        assert ("left out: it predicts the image after another block" in lines) == out
 
 
 def test_a_warm_start_at_another_size_goes_on_where_its_parent_was(tmp_path, monkeypatch):

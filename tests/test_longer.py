@@ -100,6 +100,7 @@ def test_another_batch_and_image_size_are_a_stage_of_the_same_run(run: hj.Run) -
     # positions are still counted in the patches of the first images
     assert model.context_encoder.grid == 8
     assert "Stage 2" in said
+    assert "there is nothing to do" in train(run.path, "--epochs", 3)
 
 
 def test_a_recipe_takes_its_epochs_and_a_run_is_not_changed_by_resuming(

@@ -183,15 +183,21 @@ def test_check_says_what_is_there_and_what_is_wrong(tmp_path):
     (tmp_path / "a/torn.jpg").write_bytes(b"torn")
     for command in ("check", "verify"):
         ended = hjepa("datasets", command, tmp_path, "--json", tmp_path / "found.json")
-        assert ended.exit_code == 1
+        assert ended.exit_code == 0, ended.output
         found = {one["what"]: one for one in json.loads((tmp_path / "found.json").read_text())}
         words = {what.removeprefix("folder: "): one["found"] for what, one in found.items()}
         assert words["formats"] == "PNG 28"
         assert words["colour"] == "RGB 27, L 1"
         assert words["copies"].startswith("1: ")
         assert "like.png" in words["others that look alike"]
-        wrong = [what for what, one in found.items() if one["right"] is False]
-        assert any("unreadable" in what for what in wrong)
+        unreadable = found["folder pretrain: unreadable"]["found"]
+        assert "torn.jpg" in unreadable
+        assert unreadable.endswith("Training leaves them out")
+        assert all(one["right"] is not False for one in found.values())
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(b"torn")
+    shutil.rmtree(tmp_path / "b")
+    assert hjepa("datasets", "check", tmp_path).exit_code == 1
 
 
 def test_what_is_no_file_is_left_out_and_not_waited_for(tmp_path):

@@ -1,49 +1,20 @@
-"""A person's own pictures: advice that works, and hours that fit."""
+"""A person's own pictures: a run that fits the hours."""
 
-from commands import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_own_pictures import hjepa, many
 
 import hjepa_mlx as hj
+from hjepa_mlx.bench import fit
 from hjepa_mlx.bench.fit import _length
 
-ADVICE = (  # a command, the advice it ends with or prints, and the command that follows it
-    ("train tiny.yaml --set data.dir=null", "give --data-dir FOLDER", "train tiny.yaml"),
-    ("datasets check nowhere", "Give a folder of images", "datasets check days"),
-    (
-        "train tiny.yaml --run-dir run",
-        "data.labels=folders makes labels of them",
-        "train tiny.yaml --run-dir other --set data.labels=folders",
-    ),
-    (
-        "train my-folder --run-dir run --resume --data-dir days",
-        "Resume with the run's own config, run/config.yaml",
-        "train run/config.yaml --resume",
-    ),
-    (
-        "train tiny.yaml --set data.labels=nowhere.txt",
-        "data.labels",
-        "train tiny.yaml --run-dir none --set data.labels=none",
-    ),
-)
 
-
-def test_advice_works_when_it_is_followed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for number in range(30):
-        many(tmp_path / f"days/day {number}", 1)
-    tiny = TINY.replace("dir: pictures", "dir: days").replace("epochs: 2", "epochs: 1")
-    (tmp_path / "tiny.yaml").write_text(tiny)
-    for asked, advice, followed in ADVICE:
-        assert advice in hjepa(*asked.split()).output
-        ended = hjepa(*followed.split())
-        assert ended.exit_code in (0, int("check" in followed)), ended.output
-
-
-def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_stay(tmp_path):
+def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_stay(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit, "LONGEST", 0.1)  # seconds of measuring
     many(tmp_path / "pictures", 40)
-    asked = ["train", "my-folder", "--data-dir", tmp_path / "pictures", "--hours", "0.05"]
+    asked = ["train", "my-folder", "--data-dir", tmp_path / "pictures", "--hours", "8"]
     ended = hjepa(*asked, "--set", "model.size=nano", "--dry-run")
     assert ended.exit_code == 0, ended.output
     assert "36 images, short side 20 to 24 pixels" in ended.stderr

@@ -184,6 +184,8 @@ def test_labels_come_from_folders_from_a_file_or_from_nowhere(tmp_path):
         ("nowhere.csv", "cannot be read: No such file"),
         ("other.csv", "none of its 1 rows names an image"),
         ("narrow.csv", "each row must be path,label; one is '00.png'"),
+        ("two.csv", "/00.png has two labels, a and b."),
+        ("cut.csv", "is no CSV file"),
         ("folder", "data.labels"),
     ],
 )
@@ -191,11 +193,21 @@ def test_labels_that_are_none_are_refused_in_one_line(tmp_path, labels, says):
     many(tmp_path / "data", 12)
     (tmp_path / "other.csv").write_text("a.png,1\n")
     (tmp_path / "narrow.csv").write_text("00.png\n")
+    (tmp_path / "two.csv").write_text("00.png,a\n01.png,b\n00.png,a\n./00.png,b\n")
+    (tmp_path / "cut.csv").write_bytes("00.png,a".encode("utf-16")[:-1])
     labels = tmp_path / labels if labels.endswith("csv") else labels
     ended = hjepa("datasets", "check", tmp_path / "data", "--labels", labels)
     assert ended.exit_code == 2
     assert says in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_labels_of_excel_are_read(tmp_path):
+    many(tmp_path / "data", 12)
+    rows = [f"{number:02}.png,{'äb'[number % 2]}" for number in range(12)]
+    (tmp_path / "utf16.csv").write_text("\r\n".join(["Path,Label", *rows]), "utf-16")
+    found, _ = sources(tmp_path / "data", labels=str(tmp_path / "utf16.csv"))
+    assert found.classes == ("b", "ä")
 
 
 # Resuming, places
@@ -215,7 +227,7 @@ def test_a_resumed_run_keeps_its_images_when_others_come_and_says_which_are_gone
     (tmp_path / "data/00.png").rename(tmp_path / "00.png")
     ended = hjepa("train", run, "--resume")
     assert ended.exit_code == 2
-    assert "Gone since the run began: 1 images (first: 00.png). Put them back" in ended.stderr
+    assert "Gone since the run began: 1 image (first: 00.png). Put them back" in ended.stderr
     (tmp_path / "00.png").rename(tmp_path / "data/00.png")  # the advice
     assert hjepa("train", run, "--resume").exit_code == 0
 

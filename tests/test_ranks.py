@@ -155,16 +155,20 @@ def test_a_rank_that_hangs_is_left_and_the_run_goes_on_with_fewer_ranks_or_more(
 def test_ranks_that_differ_are_refused_in_one_line(place, others, line):
     command = [*TRAIN, "run"]
     ended = end(start(2, place, command, [*command, *others]))
-    assert [status for status, _ in ended] == [1, 1]
+    assert [status for status, _ in ended] == [2, 2]
     (said,) = [line for _, lines in ended for line in lines]
     assert said.startswith(f"hjepa-mlx: {line}")
     assert not (place / "run").exists()
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(place):
-    ended = end(start(2, place, [*TRAIN, "run", "--set", "data.batch_size=9"]))
-    assert [status for status, _ in ended] == [1, 1]
-    assert "data.batch_size=9 cannot be shared by 2 ranks. Use a multiple" in ended[0][1][0]
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [(9, "cannot be shared by 2 ranks. Use a multiple"), (4000, "needs at least 4000 training")],
+)
+def test_a_batch_that_the_ranks_cannot_share_or_fill_is_refused(place, size, line):
+    ended = end(start(2, place, [*TRAIN, "run", "--set", f"data.batch_size={size}"]))
+    assert [status for status, _ in ended] == [2, 2]
+    assert f"data.batch_size={size} {line}" in ended[0][1][0]
 
 
 def test_what_waits_without_a_step_is_cut_off():

@@ -133,7 +133,7 @@ def test_a_run_resumes_on_the_images_it_was_trained_on_only(tmp_path: Path, swap
     if swapped:
         (tmp_path / "pictures/a/00.jpg").unlink()
         picture(99).save(tmp_path / "pictures/a/another.jpg")
-        with pytest.raises(hj.HJEPAError, match=r"Gone since the run began: 1 images .*a/00.jpg"):
+        with pytest.raises(hj.HJEPAError, match=r"Gone since the run began: 1 image .*a/00.jpg"):
             hj.train(config, resume=True)
     (tmp_path / "run/images.json").unlink()  # as runs of earlier versions
     state = json.loads((saved / "state.json").read_text())

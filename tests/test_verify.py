@@ -146,7 +146,7 @@ def test_test_images_that_are_trained_on_are_found(tmp_path):
     tested = made["val"][place][1]
     made["val"][place] = (owner, tested, data)
     layouts.folders(tmp_path, made)
-    assert wrong("folder", tmp_path) == {"test images that are also trained on"}
+    assert not wrong("folder", tmp_path)  # one may train on them all the same
     found = checks("folder", tmp_path)["test images that are also trained on"].found
     assert found.startswith("1: ")
     assert tested in found

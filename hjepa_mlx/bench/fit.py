@@ -1,13 +1,17 @@
 """A run that fits the hours given: epochs of any recipe, and the whole of the recipe my-folder.
 
-The choices for my-folder are rules of thumb from this project's recipes, not measured optima.
+The hours are those of the whole command: measuring, training at the pace that was measured, and the
+evaluation, which is tried beforehand. The choices for my-folder are rules of thumb from this
+project's recipes, not measured optima.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
@@ -19,8 +23,10 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.images import DAMAGED
 from hjepa_mlx.data.source import Source, open_sources
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, counted
+from hjepa_mlx.eval.evaluation import evaluate
 from hjepa_mlx.eval.knn import BANK, QUERIES
+from hjepa_mlx.eval.labels import NoTestImages
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import duration
 from hjepa_mlx.recipes import load_config
@@ -38,8 +44,10 @@ ENOUGH, MOST = 100, 800  # epochs that a network must reach to be chosen; that a
 BATCHES = (128, 64, 32, 16, 8)
 LEAST_STEPS = 4  # of an epoch, or the batch gets smaller
 FEW_STEPS = 5000  # of a run: its target encoder has to follow faster
-SECONDS, LONGEST_STEP = 5.0, 2.0  # of the measurement, and of a step in it
+SHORTEST, LONGEST = 5.0, 20.0  # seconds of measuring steps, within which they are a fiftieth
+LONGEST_STEP = 2.0  # seconds, of a step in the measurement
 LOOKS = 10  # of k-NN in a run
+TRIED = 2000  # training images of the evaluation that is tried
 EXACT = 5  # epochs; for fewer, `data.limit` makes the time right
 
 
@@ -55,36 +63,41 @@ def fit_hours(
     overrides: the user's, which stay. Measures for some seconds, and tells so before. Raises
     UsageError when not even one step fits.
     """
+    began = time.monotonic()
     given = [*overrides, *([f"data.dir={data_dir}"] if data_dir else [])]
     if not 0 < hours < math.inf:
         raise UsageError(f"--hours {hours}: it must be above 0.")
     opened = open_sources(load_config(recipe, given).data)
     source, test = opened["pretrain"], opened["test"]
     if len(source) < BATCHES[-1]:
-        few = f"{source.name}: {len(source)} images to train on"
-        raise UsageError(f"{few} are too few; a batch takes at least {BATCHES[-1]}.")
+        few = f"{source.name}: {counted(len(source))} to train on"
+        raise UsageError(f"{few}; that is too few, as a batch takes at least {BATCHES[-1]}.")
     tell("Trying this machine's speed …")
     budget, lines, settings = 3600 * hours, [], []
     if recipe == OWN:
         sides = _short_sides(source)
         settings = _network(recipe, given, source, sides, budget)
         low, middle, high = np.percentile(sides, (0, 50, 100))
-        lines.append(f"{len(source):,} images, short side {low:.0f} to {high:.0f} pixels "
+        lines.append(f"{counted(len(source))}, short side {low:.0f} to {high:.0f} pixels "
                      f"(median {middle:.0f}).")  # fmt: skip
     config = load_config(recipe, [*settings, *given])
-    rate = _rate(source, config)
-    beside, evaluated = _looks(config, source, test)
-    passes = (budget * rate - evaluated) / len(source) / (1 + beside)
+    settle(config, 1)
+    seconds = min(LONGEST, max(SHORTEST, budget / 50))
+    rate, evaluation = _rate(source, config, seconds), _evaluation(config, source, test)
+    beside, looks = _looks(config, source, test)
+    left = budget - evaluation - (time.monotonic() - began)
+    passes = (left * rate - looks) / len(source) / (1 + beside)
     if passes * len(source) < config.data.batch_size * config.optim.accumulate:
-        raise UsageError(f"--hours {hours:g} is too short for one step; give more.")
+        words = f"beside measuring and evaluation ({duration(budget - left)})"
+        raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = load_config(recipe, [*settings, *given])
     seen = config.optim.epochs * min(len(source), config.data.limit or len(source))
-    training = seen * (1 + beside) / rate
+    training = (seen * (1 + beside) + looks) / rate
     lines.append(f"For {hours:g} h: {' '.join(settings)}. Change any with --set.")
     lines.append(
-        f"Measured: {rate:.1f} images/s. Training takes about {duration(training)}, reading images "
-        f"for evaluation {duration(evaluated / rate)}."
+        f"Measured: {rate:.1f} images/s. Training takes about {duration(training)}, evaluation "
+        f"{duration(evaluation)}."
     )
     return settings, lines
 
@@ -134,28 +147,38 @@ def _network(
     return [*settings, f"data.batch_size={batch}", f"optim.lr={lr:.2g}"]
 
 
-def _rate(source: Source, config: Config) -> float:
+def _rate(source: Source, config: Config, seconds: float) -> float:
     """Images per second of steps and pipeline together, measured with steps that are short."""
     config = config.model_copy(deep=True)
-    settle(config, 1)
     networks = HJEPA(config)
     average = average_gflop(config, networks)
     guess = USUAL_MFU * machine.matmul_gflops() / average
     while config.data.batch_size > max(2.0, LONGEST_STEP * guess):
         config.data.batch_size //= 2
-    rate, _ = machine.time_end_to_end(source, config, SECONDS)
+    rate, _ = machine.time_end_to_end(source, config, seconds)
     return rate * costs(config, networks).gflop / average
 
 
+def _evaluation(config: Config, source: Source, test: Source) -> float:
+    """Seconds of the evaluation, tried with a new network and at most TRIED training images."""
+    config = config.model_copy(deep=True)
+    images = config.data.limit = min(TRIED, len(source))
+    began = time.monotonic()
+    with suppress(NoTestImages):
+        if config.run.final_eval:
+            evaluate(HJEPA(config))
+    whole = (len(source) + len(test)) / (images + len(test))
+    return whole * (time.monotonic() - began)
+
+
 def _looks(config: Config, source: Source, test: Source) -> tuple[float, float]:
-    """The work beside the steps, in images trained on: signals for each image, the rest in all."""
+    """The work beside the steps, in images trained on: signals for each image, k-NN in all."""
     networks = HJEPA(config)
     relative = costs(config, networks).target.gflop / average_gflop(config, networks)
     images = config.data.batch_size * config.optim.accumulate * config.run.log_every
     shown = min(signals.IMAGES, len(test) or len(source)) / (signals.EVERY * images)
-    whole = 3 * (len(source) + len(test)) if config.run.final_eval else 0  # networks evaluated
-    if source.classes and config.run.eval_every_epochs:
-        whole += LOOKS * (min(BANK, len(source)) + min(QUERIES, len(test)))
+    judged = source.classes and config.run.eval_every_epochs
+    whole = LOOKS * (min(BANK, len(source)) + min(QUERIES, len(test))) if judged else 0
     return relative * shown, relative * whole
 
 

@@ -22,7 +22,17 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="Folder with one folder per data set. Default: $HJEPA_DATA, else ./data."),
 ]
-RunOrCheckpoint = Annotated[str, typer.Argument(help="Run folder, or one of its checkpoints.")]
+
+
+def in_runs(given: str) -> str:
+    """A run's folder that is given by its path or by its name in runs/."""
+    inside = os.path.join("runs", given)
+    return inside if not os.path.exists(given) and os.path.isdir(inside) else given
+
+
+RunOrCheckpoint = Annotated[
+    str, typer.Argument(parser=in_runs, help="Run folder, its name in runs/, or a checkpoint.")
+]
 OtherData = Annotated[
     str | None,
     typer.Option(metavar="NAME_OR_CONFIG", help="Use this data set instead of the run's own."),

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import JsonFile, check_writable, output_json, readable
+from hjepa_mlx.cli.common import JsonFile, check_writable, in_runs, output_json, readable
 
 
 @readable
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Two or more run folders.")],
+    runs: Annotated[list[str], typer.Argument(parser=in_runs, help="Two or more run folders.")],
     json_file: JsonFile = None,
 ) -> None:
     """Show what differs between runs: configuration, training and scores.

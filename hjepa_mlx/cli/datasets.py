@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.session import awake
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _print_contents(name: str, folder: Path) -> None:
 
     for split, part in prepared.manifest(folder)["splits"].items():
         published = CATALOG[name].splits[split] if name in CATALOG else part["images"]
-        words = f"{split}: {part['images']:,} images"
+        words = f"{split}: {counted(part['images'])}"
         if part["skipped"]:
             words += (
                 f", {len(part['skipped'])} left out: unreadable, named in "
@@ -178,8 +178,10 @@ def check(
 ) -> None:
     """Show what `train` would use of your own pictures, and what not, and why.
 
-    Formats, sizes, colour, classes, copies, unreadable images. Ends with status 1 when an image
-    cannot be read or is both trained and tested on. Example: `hjepa-mlx datasets check pictures`
+    Formats, sizes, colour, classes, copies, unreadable images, which training leaves out. Ends
+    with status 1 when a split has none that can be read.
+
+    Example: `hjepa-mlx datasets check pictures`
     """
     from hjepa_mlx.recipes import load_config
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hjepa_mlx.cli.common import Fit, ImageSize, RunOrCheckpoint, readable, sides
+from hjepa_mlx.errors import counted
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
@@ -51,4 +52,4 @@ def embed(
     levels = ", ".join(
         f"{name} {'×'.join(map(str, array.shape[1:]))}" for name, array in embeddings.levels.items()
     )
-    say(Console(), f"{len(embeddings.paths):,} images embedded{more}: {levels}; in {out}")
+    say(Console(), f"{counted(len(embeddings.paths))} embedded{more}: {levels}; in {out}")

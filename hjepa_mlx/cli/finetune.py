@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +14,11 @@ from hjepa_mlx.cli.common import (
     Overrides,
     RunOrCheckpoint,
     check_writable,
+    in_runs,
     output_json,
     readable,
 )
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named
@@ -31,7 +32,8 @@ def finetune(
     data: OtherData = None,
     data_dir: DataDir = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder of the classifier. Default: RUN/finetuned.")
+        str | None,
+        typer.Option(help="Folder to write. Default: finetuned or scratch in RUN."),
     ] = None,
     freeze: Annotated[
         bool, typer.Option("--freeze", help="Keep the encoder: only fit a head to its features.")
@@ -45,40 +47,50 @@ def finetune(
 
     Example: `hjepa-mlx finetune runs/demo-20260101-120000 --set finetune.epochs=20`
     """
-    from rich.console import Console
-
     from hjepa_mlx import finetune as tuning
     from hjepa_mlx.eval.evaluation import config_for
-    from hjepa_mlx.progress import say
+    from hjepa_mlx.eval.report import add_fine_tuned
     from hjepa_mlx.recipes import load_config
-    from hjepa_mlx.runs import load
+    from hjepa_mlx.runs import Run, load
 
     check_writable(json_file)
     model = load(run)
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
     config = config_for(load_config(model.origin.run, overrides), data, data_dir)
-    folder = Path(out or f"{run}/finetuned")
+    own = Path(model.origin.run)
+    folder = Path(out) if out else own / ("scratch" if scratch else "finetuned")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already. Choose another --out.")
     config.finetune.epochs = 0 if freeze else config.finetune.epochs
     classifier, scores = tuning.finetune(model, config, scratch)
     tuning.save(classifier, folder, scores)
+    if (report := Run(own).report) and out is None:
+        add_fine_tuned(report.scores, own)
+        report.save(own / "eval.json")
     output_json(scores, json_file)
     if json_file != "-":
-        found = [f"frozen features {scores['frozen']:.1f} %"]
-        found += [f"fine-tuned {scores[key]:.1f} %" for key in scores if key == "fine_tuned"]
-        count = f"{scores['test_images']:,} test images"
-        say(Console(), f"Right on {count}: {', '.join(found)}. The classifier is in {folder}")
-        if scores.get("fine_tuned", 100.0) < scores["frozen"]:
-            advice = "Try more finetune.epochs or a lower finetune.lr, or take --freeze."
-            say(Console(stderr=True), f"Fine-tuning made it worse. {advice}", style="yellow")
+        _say(scores, folder)
+
+
+def _say(scores: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from hjepa_mlx.progress import say
+
+    found = [f"frozen features {scores['frozen']:.1f} %"]
+    found += [f"fine-tuned {scores[key]:.1f} %" for key in scores if key == "fine_tuned"]
+    count = counted(scores["test_images"], "test image")
+    say(Console(), f"Right on {count}: {', '.join(found)}. The classifier is in {folder}")
+    if scores.get("fine_tuned", 100.0) < scores["frozen"]:
+        advice = "Try more finetune.epochs or a lower finetune.lr, or take --freeze."
+        say(Console(stderr=True), f"Fine-tuning made it worse. {advice}", style="yellow")
 
 
 @readable
 @awake()
 def predict(
-    model: Annotated[str, typer.Argument(help="Folder that `finetune` wrote.")],
+    model: Annotated[str, typer.Argument(parser=in_runs, help="Folder that `finetune` wrote.")],
     images: Annotated[list[str], typer.Argument(help="Image files, and folders of images.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="CSV: path, label, probability.")],
 ) -> None:
@@ -110,4 +122,4 @@ def predict(
     for path, why in list(skipped.items())[:NAMED]:
         say(Console(stderr=True), f"Left out {path}: {why}")
     unread = f" ({len(skipped):,} left out)" if skipped else ""
-    say(Console(), f"{len(paths):,} images named{unread}; in {out}")
+    say(Console(), f"{counted(len(paths))} named{unread}; in {out}")

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import readable
+from hjepa_mlx.cli.common import in_runs, readable
 from hjepa_mlx.cli.export import Licence
 
 
 @readable
 def push(
-    run: Annotated[str, typer.Argument(help="Run folder, or folder of `hjepa-mlx export`.")],
+    run: Annotated[
+        str, typer.Argument(parser=in_runs, help="Run folder, or folder of `hjepa-mlx export`.")
+    ],
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Made if need be.")],
     private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
     licence: Licence = "unknown",

@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hjepa_mlx import world
-from hjepa_mlx.cli.common import DataDir, Overrides, readable
+from hjepa_mlx.checkpoint import read_state
+from hjepa_mlx.cli.common import DataDir, Overrides, in_runs, readable
 from hjepa_mlx.cli.eval import report
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, counted
+from hjepa_mlx.recipes import config_names
+from hjepa_mlx.runs import Run
 from hjepa_mlx.train import Interrupted
 from hjepa_mlx.train import train as start
 
 if TYPE_CHECKING:
     from hjepa_mlx.config import Config
 
+Epochs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Epochs in all; CONFIG a run: it goes on to so many."),
+]
 Init = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="Weights: a run, file, folder or hf:USER/NAME."),
+    typer.Option(
+        parser=in_runs, metavar="WHAT", help="Weights: a run, file, folder or hf:USER/NAME."
+    ),
 ]
 
 
@@ -44,10 +53,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
     ] = False,
-    epochs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Epochs in all; CONFIG a run: it goes on to so many."),
-    ] = None,
+    epochs: Epochs = None,
     init: Init = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and its costs, and stop.")
@@ -55,9 +61,10 @@ def train(
 ) -> None:
     """Train a recipe, then evaluate what it learned.
 
-    Examples: `hjepa-mlx train demo`; your own pictures: `hjepa-mlx train my-folder --data-dir
-    PICTURES --hours 8`; longer: `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
+    Examples: `hjepa-mlx train demo`, `hjepa-mlx train my-folder --data-dir pictures --hours 8`,
+    `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
     """
+    config = config if config in config_names() else in_runs(config)
     own_run = None if run_dir is not None else _own_run(config)
     overrides = overrides or []
     if hours is not None and epochs is not None:
@@ -65,11 +72,13 @@ def train(
     if hours is not None or (config == "my-folder" and not resume):
         overrides = [*_chosen(config, overrides, data_dir, hours), *overrides]
     loaded = _loaded(config, own_run, overrides, epochs)
-    resume = resume or (own_run is not None and epochs is not None)
+    resume |= own_run is not None and epochs is not None
     loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
     if dry_run:
         return _print_plan(loaded)
+    if own_run is not None and epochs is not None and _has_trained(own_run, epochs):
+        return print(f"{own_run} has trained {epochs} epochs already: there is nothing to do.")
     try:
         run = start(loaded, resume)
     except Interrupted as stopped:
@@ -79,6 +88,11 @@ def train(
         os._exit(130)  # data threads may still hold images
     if loaded.run.final_eval and world.rank() == 0:
         _evaluate(run.path)
+
+
+def _has_trained(run: str, epochs: int) -> bool:
+    newest = Run(run).latest
+    return newest is not None and read_state(newest)["epoch"] >= epochs
 
 
 def _evaluate(run: Path) -> None:
@@ -169,7 +183,7 @@ def _print_plan(config: Config) -> None:
         source = open_source(config.data, "pretrain")
         steps = steps_per_epoch(config, len(source))
         total = steps * config.optim.epochs
-        lines.append(f"steps        {len(source):,} images, {steps} an epoch, {total:,} in all")
+        lines.append(f"steps        {counted(len(source))}, {steps} an epoch, {total:,} in all")
     except UsageError:
         raise
     except HJEPAError as error:  # not downloaded yet

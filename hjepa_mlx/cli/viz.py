@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import DataDir, OtherData, readable
+from hjepa_mlx.cli.common import DataDir, OtherData, in_runs, readable
 
 
 @readable
 def viz(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(parser=in_runs, help="Run folder.")],
     data: OtherData = None,
     data_dir: DataDir = None,
     out: Annotated[

@@ -13,7 +13,7 @@ import numpy as np
 
 from hjepa_mlx.data.images import opened
 from hjepa_mlx.data.listing import Listing, scan, summary
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.files import read, read_json, write_json
 from hjepa_mlx.rng import generator
 from hjepa_mlx.sections import Data
@@ -108,7 +108,7 @@ def _labels(
     classes, labelled = tuple(sorted(counts)), sum(counts.values())
     if data.labels == "auto" and len(classes) > 1 and labelled < LEAST_MEAN * len(classes):
         notes.append(
-            f"{len(classes):,} folders hold {labelled:,} images, too few to be classes: there are "
+            f"{len(classes):,} folders hold {counted(labelled)}, too few to be classes: there are "
             "no labels. data.labels=folders makes labels of them."
         )
         classes = ()
@@ -129,12 +129,14 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
     Paths are relative to the images' folder or to the file's. A first row `path,label` is skipped.
     """
     try:
-        text = read(file).decode("utf-8-sig", "surrogateescape")
+        content = read(file)
     except OSError as error:
         raise UsageError(f"data.labels={file} cannot be read: {error.strerror}.") from None
     try:
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel may write it
+        text = content.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:
+    except (csv.Error, UnicodeError) as error:
         raise UsageError(f"data.labels={file} is no CSV file: {error}.") from None
     if rows and [cell.lower() for cell in rows[0][:2]] == ["path", "label"]:
         rows = rows[1:]
@@ -147,6 +149,8 @@ def _from_csv(file: Path, found: Listing, notes: list[str]) -> list[str]:
         number = next((places[one] for one in tries if one in places), None)
         if number is None:
             unknown.append(path)
+        elif names[number] not in ("", label):
+            raise UsageError(f"{file}: {path} has two labels, {names[number]} and {label}.")
         else:
             names[number] = label
     if not any(names):
@@ -205,6 +209,12 @@ def write_record(folder: Folder, path: Path) -> None:
     write_json(path, {"root": root, "train": train, "test": test})
 
 
+def record_of(run: str | Path | None, own: Data, used: Data) -> Path | None:
+    """The record of a run's images, where `used` names the same images as its `own` data."""
+    one, other = ((data.name, os.path.abspath(data.dir or "")) for data in (own, used))
+    return Path(run) / RECORD if run is not None and one == other else None
+
+
 def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
     """The recorded split of each image, -1 where it was not there then; a line about lost ones."""
     splits = list(enumerate(("train", "test")))
@@ -217,5 +227,5 @@ def _recorded(record: Path, found: Listing) -> tuple[np.ndarray, str]:
         gone = sorted(side.keys() - set(names))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise HJEPAError(f"{record} is damaged ({error!r:.200}). Start a new run.") from None
-    line = f"Gone since the run began: {len(gone):,} images (first: {gone[0]})." if gone else ""
+    line = f"Gone since the run began: {counted(len(gone))} (first: {gone[0]})." if gone else ""
     return np.array([side.get(name, -1) for name in names]), line

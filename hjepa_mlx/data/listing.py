@@ -32,7 +32,7 @@ REASONS = {
     **dict.fromkeys((".dcm", ".exr", ".hdr", ".nii", ".npy", ".npz"), "convert it to 16-bit PNG"),
     **dict.fromkeys((".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"), "an archive: unpack it"),
 }
-OTHER, HIDDEN = "no picture", "hidden"
+OTHER, HIDDEN, NO_FILE = "no picture", "hidden", "no file, or a link to nothing"
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # of any format; other names are judged by content
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")
 BRANDS = {b"avif": AVIF, b"heic": HEIC, b"heix": HEIC, b"mif1": HEIC}  # at byte 8
@@ -78,6 +78,8 @@ def scan(places: Sequence[str | Path], old: bool = False) -> Listing:
         for one in _listed(place, left_out) if listed else [str(place)]:
             if os.path.isdir(one):
                 _walk(one, known, old, paths, left_out)
+            elif not os.path.isfile(one):
+                left_out[one] = NO_FILE
             else:
                 _add(one, os.path.basename(one), known, paths, left_out)
     one_folder = len(places) == 1 and os.path.isdir(places[0])
@@ -107,27 +109,37 @@ def _listed(file: Path, left_out: dict[str, str]) -> list[str]:
 def _walk(
     root: str, known: frozenset[str], old: bool, paths: list[str], left_out: dict[str, str]
 ) -> None:
-    def unreadable(error: OSError) -> None:
-        if error.filename == root:
-            raise error
-        left_out[error.filename] = f"cannot be read: {error.strerror}"
-
     seen: set[tuple[int, int]] = set()
-    for folder, inner, names in os.walk(root, onerror=unreadable, followlinks=True):
-        status = os.stat(folder)
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except OSError as error:
+            if folder == root:
+                raise
+            left_out[folder] = f"cannot be read: {error.strerror}"
+            continue
+        inner = []
         if (status.st_dev, status.st_ino) in seen:
             left_out[folder] = "a link to a folder that is read already"
-            inner.clear()
-        elif not old and _is_run({*inner, *names}):
+        elif not old and _is_run({entry.name for entry in entries}):
             left_out[folder] = "a run, or pictures of one"
-            inner.clear()
         else:
             seen.add((status.st_dev, status.st_ino))
-            hidden = [name for name in inner if name.startswith(".") or name == "__MACOSX"]
-            left_out.update({os.path.join(folder, name): HIDDEN for name in hidden})
-            inner[:] = [name for name in inner if name not in hidden]
-            for name in names:
-                _add(os.path.join(folder, name), name, known, paths, left_out)
+            for entry in entries:
+                # the first costs no call to the system
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+                    _add(entry.path, entry.name, known, paths, left_out)
+                elif not os.path.isdir(entry.path):
+                    left_out[entry.path] = NO_FILE
+                elif entry.name.startswith(".") or entry.name == "__MACOSX":
+                    left_out[entry.path] = HIDDEN
+                else:
+                    inner.append(entry.path)
+        folders += reversed(inner)
 
 
 def _is_run(names: set[str]) -> bool:
@@ -143,8 +155,6 @@ def _add(
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         left_out[path] = HIDDEN
-    elif not os.path.isfile(path):
-        left_out[path] = "no file, or a link to nothing"
     elif suffix in known:
         paths.append(path)
     elif SUFFIX.fullmatch(suffix) or known is EXTENSIONS:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from hjepa_mlx.data.catalog import (
 )
 from hjepa_mlx.data.images import UNREADABLE, Look, look_at
 from hjepa_mlx.data.source import Source, Split, check_name, data_root, open_sources
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, counted
 from hjepa_mlx.files import sha256
 from hjepa_mlx.progress import bar
 from hjepa_mlx.sections import Data
@@ -58,6 +58,7 @@ def _one(name: str, data: Data) -> list[Check]:
     if name in CATALOG and "pretrain" in CATALOG[name].stored_splits:
         splits.insert(1, "train")
     sources = open_sources(data, splits=tuple(splits))
+    folder = sources["pretrain"].folder  # of loose images: training leaves unreadable ones out
     checks = _checksums(name, data)
     checks += [_count(name, split, source) for split, source in sources.items()]
     if name.startswith("imagenet"):
@@ -67,9 +68,12 @@ def _one(name: str, data: Data) -> list[Check]:
         read[split] = _read_all(source)
         unreadable = [error for _, error, _ in read[split] if error]
         found = f"{len(unreadable)} of {len(source)}{_named(unreadable)}"
-        checks.append(Check(f"{name} {split}: unreadable", not unreadable, found))
-    checks.append(_duplicates(name, sources, read))
-    folder = sources["pretrain"].folder
+        right: bool | None = not unreadable
+        if folder and 0 < len(unreadable) < len(source):
+            right, found = None, f"{found}. Training leaves them out"
+        checks.append(Check(f"{name} {split}: unreadable", right, found))
+    copies = _duplicates(name, sources, read)
+    checks.append(replace(copies, right=copies.right or None) if folder else copies)
     return [*checks, *_facts(folder.notes, sources, read)] if folder else checks
 
 
@@ -91,7 +95,7 @@ def _checksums(name: str, data: Data) -> list[Check]:
 
 
 def _count(name: str, split: Split, source: Source) -> Check:
-    found = f"{len(source):,} images"
+    found = counted(len(source))
     if source.classes:
         counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
         found += f" in {len(source.classes)} classes of {counts.min():,} to {counts.max():,}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from hjepa_mlx import backend
 from hjepa_mlx.config import Config
-from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.folder import record_of
 from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import SOURCES, Source, open_sources
@@ -26,7 +26,7 @@ from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
 from hjepa_mlx.eval.features import Encoder, Features
 from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
 from hjepa_mlx.eval.labels import check_evaluable, judged
-from hjepa_mlx.eval.report import Report, promises
+from hjepa_mlx.eval.report import Report, add_fine_tuned, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 from hjepa_mlx.recipes import config_names, load_config
@@ -81,8 +81,8 @@ def evaluate(
     protocol = protocol or Protocol()
     config = config_for(model.config, data, data_dir)
     frame = Frame.of(config, protocol.image_size, protocol.fit)
-    own_data = data is None and data_dir is None and model.origin
-    record = Path(model.origin.run) / RECORD if own_data and model.origin else None
+    run = model.origin.run if model.origin else None
+    record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     *sources, left_out = judged(opened["train"], opened["test"], protocol.k)
     check_evaluable(*sources)
@@ -110,7 +110,10 @@ def evaluate(
     }
     usual = data is None and frame == Frame.of(config)
     own["promises"] = promises(own, model.config.data.name) if usual else []
-    return Report(own | {"protocol": described, "trained": _trained(model), "baselines": scores})
+    own |= {"protocol": described, "trained": _trained(model), "baselines": scores}
+    if run and record and frame == Frame.of(config):
+        add_fine_tuned(own, run)
+    return Report(own)
 
 
 def _token_images(source: Source, room: int, cap: int | None) -> np.ndarray:

@@ -23,7 +23,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, counted
 from hjepa_mlx.files import check_space
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -183,7 +183,7 @@ def extract(
             with_tokens = token_rows.stop
             advance(count)
     if not done:
-        raise HJEPAError(f"{source.name}: none of the {N} images can be read. {skipped.first()}")
+        raise HJEPAError(f"{source.name}: of {counted(N)}, none can be read. {skipped.first()}")
     mx.clear_cache()
     of = np.array(done)
     labels = source.labels[of] if source.classes else source.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from hjepa_mlx import tables
 from hjepa_mlx.data.catalog import CATALOG
+from hjepa_mlx.errors import counted
 from hjepa_mlx.files import write_json
 from hjepa_mlx.tables.evaluation import evaluation
 
@@ -53,7 +55,7 @@ class Report(tables.Shown):
     def findings(self) -> list[str]:
         """The figures in words."""
         skipped = self.scores["protocol"].get("skipped_images")
-        unread = [f"{skipped} images could not be read."] if skipped else []
+        unread = [f"{counted(skipped)} could not be read."] if skipped else []
         unread += (left_out := self.scores["protocol"].get("left_out", []))
         if not self.scores.get("linear_probe"):
             none = "This data set has no labels, so there are no k-NN and no probes."
@@ -79,6 +81,20 @@ class Report(tables.Shown):
         if stopped:
             found.append(f"The linear probe of {', '.join(stopped)} stopped before it converged.")
         return found + unread
+
+
+def add_fine_tuned(scores: dict[str, Any], run: str | Path) -> None:
+    """Add to a run's scores the accuracies that `finetune` left in its folder.
+
+    Those on other data, and of the network at another step, are left out.
+    """
+    level = max(name for name in scores["features"] if name.startswith("level_"))
+    for folder, own in (("finetuned", scores), ("scratch", scores["baselines"]["random_init"])):
+        file = Path(run, folder, "classifier.json")
+        found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
+        if "fine_tuned" in found and found.get("run_step") == scores["trained"]["step"]:
+            own["fine_tuned"] = {level: found["fine_tuned"]}
+            own["confidence_95"]["fine_tuned"] = {level: found["confidence_95"]["fine_tuned"]}
 
 
 def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]:

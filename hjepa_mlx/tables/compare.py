@@ -18,6 +18,7 @@ MEASURES = {
     "linear_probe": "linear probe %",
     "attentive_probe": "attentive probe %",
     "knn": "k-NN %",
+    "fine_tuned": "fine-tuned %",
     "feature_rank": "feature rank",
 }
 TRAINING = {  # label and format of each row

@@ -37,7 +37,9 @@ def _networks(scores: dict[str, Any]) -> dict[str, Any]:
 def _accuracies(scores: dict[str, Any]) -> Table:
     protocol = scores["protocol"]
     few = [key for key in scores if key.startswith("few_labels")]
-    attentive = ["attentive"] if "attentive_probe" in scores else []
+    networks = _networks(scores).values()
+    more = {"attentive_probe": "attentive", "fine_tuned": "fine-tuned"}
+    more = {kind: name for kind, name in more.items() if any(kind in own for own in networks)}
     shares = [f"{key.split('_')[2]} % labels" for key in few]
     rows: list[list[str]] = []
     for network, own in _networks(scores).items():
@@ -45,7 +47,7 @@ def _accuracies(scores: dict[str, Any]) -> Table:
         for level, knn in own["knn"].items():
             low, high = own["confidence_95"]["linear_probe"][level]
             cells = [f"{own['linear_probe'][level]:.1f} ± {(high - low) / 2:.1f}", number(knn)]
-            cells += [number(own.get("attentive_probe", {}).get(level)) for _ in attentive]
+            cells += [number(own.get(kind, {}).get(level)) for kind in more]
             for key in few:
                 reached = own.get(key, {}).get(level, {})
                 spread = f" ± {reached['std']:.1f}" if reached.get("std") else ""
@@ -64,7 +66,7 @@ def _accuracies(scores: dict[str, Any]) -> Table:
         caption += ". Attentive: {:,} training and {:,} test images".format(*seen)
     return table(
         f"{protocol['data']}: accuracy in %, {images[0]:,} training and {images[1]:,} test images",
-        ["", "linear probe", f"k-NN {protocol['k']}", *attentive, *shares],
+        ["", "linear probe", f"k-NN {protocol['k']}", *more.values(), *shares],
         rows,
         caption,
     )

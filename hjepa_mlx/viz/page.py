@@ -9,7 +9,7 @@ from string import Template
 
 from hjepa_mlx import tables
 from hjepa_mlx.checkpoint import read_state
-from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.folder import record_of
 from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.labels import check_evaluable, judged
@@ -59,7 +59,7 @@ def make(run: Run, folder: Path | None = None, data: Data | None = None) -> list
 def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     """Every picture of a run, by name; no curves without metrics, no masks of your own sampler."""
     model = load(run.path)
-    opened = open_sources(data, run.path / RECORD if data == run.config.data else None)
+    opened = open_sources(data, record_of(run.path, run.config.data, data))
     train, test, _ = judged(opened["train"], opened["test"])
     check_evaluable(train, test)
     bank, queries = samples(train, model.config, BANK), samples(test, model.config, QUERIES)
