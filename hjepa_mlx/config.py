@@ -168,9 +168,9 @@ class Config(Shown, Section):
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
         if model.level_pool == "auto":
-            model.level_pool = [*[1] * max(1, levels - 1), "image"][:levels]
+            model.level_pool = [1] * levels
         if model.level_blocks == "auto":
-            image = [*model.level_pool[-1:]] == ["image"]  # it shares the last block
+            image = model.level_pool[-1:] == ["image"]  # it shares the last block
             fine, depth = levels - image, int(model.depth)
             if depth < fine:
                 raise ValueError(

@@ -95,7 +95,7 @@ class Model(Section):
     init: Annotated[str, AfterValidator(_absolute)] | None = None
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
-    levels: Annotated[int, Field(ge=1, le=8)] = 4
+    levels: Annotated[int, Field(ge=1, le=8)] = 3
     level_blocks: Auto | list[Count] = "auto"
     level_pool: Auto | list[Count | Literal["image"]] = "auto"
     predictor_dim: Count = 192
