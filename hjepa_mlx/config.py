@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,6 @@ from pydantic import Field, model_validator
 from rich.syntax import Syntax
 
 from hjepa_mlx.sections import (
-    LEVEL_WEIGHTS,
     Auto,
     Data,
     Finetune,
@@ -169,16 +169,20 @@ class Config(Shown, Section):
                 setattr(model, key, size[key])
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
-        if model.level_blocks == "auto":
-            if (depth := int(model.depth)) < levels:
-                raise ValueError(
-                    f"model.levels={levels} needs as many blocks; model.depth is {depth}."
-                )
-            model.level_blocks = [round(depth * n / levels) for n in range(1, levels + 1)]
         if model.level_pool == "auto":
-            model.level_pool = [2**level for level in range(levels)]
-        if self.loss.level_weights == "auto":
-            self.loss.level_weights = list(LEVEL_WEIGHTS[:levels])
+            model.level_pool = [1] * levels
+        if model.level_blocks == "auto":
+            image = model.level_pool[-1:] == ["image"]  # it shares the last block
+            fine, depth = levels - image, int(model.depth)
+            if depth < fine:
+                raise ValueError(
+                    f"model.levels={levels} needs {fine} blocks; model.depth is {depth}."
+                )
+            ends = [round(depth * n / fine) for n in range(1, fine + 1)]
+            model.level_blocks = ends + [depth] * image
+        if self.loss.level_weights == "auto":  # the last level of each size of cell is predicted
+            pools = [*model.level_pool, None]
+            self.loss.level_weights = [float(a != b) for a, b in pairwise(pools)]
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """Whether each rule between keys is broken, and the message if so; `auto` is resolved."""

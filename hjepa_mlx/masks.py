@@ -134,8 +134,8 @@ class MaskSampler:
             size = config.data.image_size
             patch = next(p for p in range(max(1, size // 8), 0, -1) if size % p == 0)
             raise UsageError(
-                f"A {self._where} is too small: masks need at least 4x4 patches, and three levels "
-                f"need 8x8. Use model.patch_size={patch}."
+                f"A {self._where} is too small: masks need at least 4x4 patches, and 8x8 to leave "
+                f"much to see. Use model.patch_size={patch}."
             )
         self.shapes = target_shapes(self.grid, masks.target_area, masks.target_aspect)
         self._context_shapes = np.array(

@@ -11,8 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-LEVEL_WEIGHTS = (1.0, 0.7, 0.5, 0.35)  # finest level first; one more item allows one more level
-
 
 def _ordered(pair: list[float]) -> list[float]:
     if pair[0] > pair[1]:
@@ -101,7 +99,7 @@ class Model(Section):
     init: Annotated[str, AfterValidator(_absolute)] | None = None
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
-    levels: Annotated[int, Field(ge=1, le=len(LEVEL_WEIGHTS))] = 3
+    levels: Annotated[int, Field(ge=1, le=8)] = 3
     level_blocks: Auto | list[Count] = "auto"
     level_pool: Auto | list[Count | Literal["image"]] = "auto"
     predictor_dim: Width = 192

@@ -16,7 +16,7 @@ TINY = """
 compile: false
 data: {name: folder, dir: pictures, image_size: 32, batch_size: 8}
 model: {size: custom, dim: 64, depth: 3, heads: 1, patch_size: 4,
-  predictor_dim: 64, predictor_depth: 1}
+  levels: 3, level_pool: [1, 2, 4], predictor_dim: 64, predictor_depth: 1}
 optim: {epochs: 2, warmup_epochs: 0}
 run: {checkpoint_minutes: 1.0e-9, log_every: 1, final_eval: false}
 """

@@ -28,6 +28,8 @@ TINY: dict[str, Any] = {
         "depth": 3,
         "heads": 2,
         "patch_size": 4,
+        "levels": 3,
+        "level_pool": [1, 2, 4],
         "predictor_dim": 64,
         "predictor_depth": 2,
         "predictor_context": "tokens",

@@ -22,8 +22,8 @@ from hjepa_mlx.train import fit
 TINY = {
     "name": "tiny", "precision": "float32", "compile": False,
     "data": {"name": "demo", "image_size": 32, "batch_size": 12, "limit": 120, "workers": 1},
-    "model": {"size": "custom", "dim": 64, "depth": 2, "heads": 1, "levels": 2, "patch_size": 4,
-              "predictor_dim": 64, "predictor_depth": 1},
+    "model": {"size": "custom", "dim": 64, "depth": 2, "heads": 1, "levels": 2,
+              "level_pool": [1, 2], "patch_size": 4, "predictor_dim": 64, "predictor_depth": 1},
     "optim": {"epochs": 1, "warmup_epochs": 0.2},
     "run": {"log_every": 1, "eval_every_epochs": 0, "final_eval": False},
 }  # fmt: skip

@@ -146,6 +146,19 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
 FOLDERS = {"fashion_short": "fashion", "pictures_long": "pictures"}
 ONE_TRAINING = ("pictures",)  # folders whose two splits are trained on the same images
 
+
+def targets(pools: list[int]) -> tuple[str, ...]:
+    """Levels of targets in cells of so many patches, finest first; coarser ones weigh less."""
+    weights = [1.0, 0.7, 0.5, 0.35][: len(pools)]
+    return (
+        f"model.levels={len(pools)}",
+        f"model.level_pool={pools}",
+        f"loss.level_weights={weights}",
+    )
+
+
+TARGETS_3 = targets([1, 2, 4])
+
 # A smaller network, for choosing among many: width 128, 3 blocks, 0.2 GFLOP an image
 NANO = (
     "model.dim=128",
@@ -153,7 +166,7 @@ NANO = (
     "model.heads=2",
     "model.predictor_dim=64",
     "model.predictor_depth=2",
-    "model.levels=3",
+    *TARGETS_3,
     "masks.context_tokens=14",
 )
 # At the baseline's network and no more FLOP: three levels, a weak VICReg, small batches at half the
@@ -168,7 +181,7 @@ CHOSEN = (
     "loss.vicreg=0.2",
 )
 SMALL = (*CHOSEN, *NANO)  # what was chosen, of the smaller network
-LEVELS_4 = ("model.levels=4", "model.level_pool=[1,1,2,4]")  # 8x8 patches would not fit a block
+TARGETS_4 = targets([1, 1, 2, 4])  # 8x8 patches would not fit a block
 GRID_14 = ("data.image_size=28", "model.patch_size=2", "masks.context_tokens=22")
 GRID_14_56 = (*GRID_14, "data.image_size=56", "model.patch_size=4")  # for the photographs
 # Only the last block predicted, three read: the training of one level
@@ -223,11 +236,11 @@ VARIANTS = {
         (*SMALL, *IMAGE, *BATCH_32, "loss.level_weights=[0,1,0,1]"), share=BOTH_SHARE
     ),
     "small_read_3_32": Variant((*SMALL, *READ_3, *BATCH_32)),
-    "small_2_levels": Variant((*SMALL, "model.levels=2")),
+    "small_2_levels": Variant((*SMALL, *targets([1, 2]))),
     "small_depth_4": Variant((*SMALL, "model.depth=4")),
-    "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *LEVELS_4)),
+    "small_depth_4_levels_4": Variant((*SMALL, "model.depth=4", *TARGETS_4)),
     "small_grid_14_context_22": Variant((*SMALL, *GRID_14)),
-    "small_grid_14_1_level": Variant((*SMALL, *GRID_14, "model.levels=1")),
+    "small_grid_14_1_level": Variant((*SMALL, *GRID_14, *targets([1]))),
     "small_grid_14_read_3": Variant((*SMALL, *GRID_14, *READ_3)),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
@@ -243,17 +256,18 @@ VARIANTS = {
     "small_sigreg_no_ema": Variant(
         (*SMALL, "optim.momentum=[0,0]", "loss.vicreg=0", "loss.sigreg=0.1")
     ),
-    "chosen": Variant((*CHOSEN, "model.levels=3")),
-    "chosen_batch_32": Variant((*CHOSEN, "model.levels=3", "data.batch_size=32", "optim.lr=1e-3")),
+    "chosen": Variant((*CHOSEN, *TARGETS_3)),
+    "chosen_batch_32": Variant((*CHOSEN, *TARGETS_3, "data.batch_size=32", "optim.lr=1e-3")),
     "chosen_batch_64_imagenet_stats": Variant(
-        (*CHOSEN, *IMAGENET_STATS, "model.levels=3", "data.batch_size=64", "optim.lr=1e-3")
+        (*CHOSEN, *IMAGENET_STATS, *TARGETS_3, "data.batch_size=64", "optim.lr=1e-3")
     ),
-    "chosen_1_level": Variant((*CHOSEN, "model.levels=1")),
+    "chosen_1_level": Variant((*CHOSEN, *targets([1]))),
     "chosen_read_3": Variant((*CHOSEN, *READ_3)),
     "demo": Variant(recipe="demo"),
-    "demo_half_lr": Variant(("optim.lr=2.5e-4",), recipe="demo"),
-    "demo_double_lr": Variant(("optim.lr=1e-3",), recipe="demo"),
+    "demo_3_targets": Variant(TARGETS_3, recipe="demo"),
+    "demo_half_lr": Variant((*TARGETS_3, "optim.lr=2.5e-4"), recipe="demo"),
+    "demo_double_lr": Variant((*TARGETS_3, "optim.lr=1e-3"), recipe="demo"),
     "demo_collapsing": Variant(
-        ("optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
+        (*TARGETS_3, "optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
     ),
 }
