@@ -29,7 +29,6 @@ TINY: dict[str, Any] = {
         "heads": 2,
         "patch_size": 4,
         "levels": 3,
-        "level_pool": [1, 2, 4],
         "predictor_dim": 64,
         "predictor_depth": 2,
         "predictor_context": "tokens",
@@ -57,6 +56,10 @@ def tiny_config() -> Callable[..., Config]:
         for key, value in changes.items():
             if isinstance(value, dict):
                 tree[key] = TINY.get(key, {}) | value
+        model, loss = tree["model"], tree["loss"]  # targets at every level, in cells of its own
+        pools = [2**level for level in range(model["levels"])]
+        tree["model"] = {"level_pool": pools} | model
+        tree["loss"] = {"level_weights": [1.0, 0.7, 0.5, 0.35][: len(pools)]} | loss
         return resolve(parse(tree))
 
     return build
