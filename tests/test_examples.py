@@ -26,9 +26,11 @@ HERE = {
     "RUN RUN": "first runs/second", "RUN": Path(RUN).name, "RECIPE": "tiny.yaml",
     "WHAT": "runs/first", "demo --init": "tiny.yaml --init", "imagenet100 --set": "tiny.yaml --set",
     "NAME": "tiny.yaml", "FOLDER": "pictures",
+    "--hours 8": "--hours 8 --set model.size=nano",
     "~/pictures": "pictures", "~/small": "small",
     "FORMAT": "safetensors", "--to timm": "--to safetensors --out timm",
 }  # fmt: skip
+MADE = {"finetune": f"{RUN}/finetuned", "export": "timm"}  # by an earlier example
 SHORT = {"eval": "--draws 0 --attentive-images 0", "finetune": "--set finetune.epochs=1"}
 # Examples that need ranks, the network, published data or minutes: these files run such commands
 ELSEWHERE = {
@@ -109,7 +111,6 @@ def test_examples_end_well(prepared: Path, tmp_path: Path, monkeypatch) -> None:
         if (command, *words) in done:
             continue
         done.add((command, *words))
-        if command == "finetune":
-            shutil.rmtree(f"{RUN}/finetuned", ignore_errors=True)
+        shutil.rmtree(MADE.get(command, "nothing"), ignore_errors=True)
         ended = CliRunner().invoke(app, [*command.split(), *words])
         assert ended.exit_code == 0, f"{command} {words}: {ended.output}"
