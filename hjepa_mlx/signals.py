@@ -31,7 +31,7 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (0, 0): "Loss and rank have levelled off: longer training would change little.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
-# Below these shares of the highest values so far a warning is due; the recipes' runs kept 0.86 of them.
+# Below these shares of the highest values so far a warning is due; the recipes' runs kept 0.86.
 # The rank of an untrained network is hardly above 1, the least there is: its excess counts.
 LEAST = {"effective_rank": 0.5, "feature_std": 0.5, "position_only_loss": 0.25}
 ALIKE = 1e-3  # feature std of images that look alike

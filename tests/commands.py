@@ -12,6 +12,11 @@ HJEPA = [sys.executable, "-m", "hjepa_mlx"]
 # The shared run makes two passes over 36 images, 8 steps, with a checkpoint after each step.
 OLD, NEW = "run/checkpoints/step-00000007", "run/checkpoints/step-00000008"
 
+STATE = {  # of a checkpoint: the least that its state.json holds
+    "format": 1, "step": 1, "epoch": 0, "images": 1, "position": [0, 0], "own_parts": {},
+    "window": [], "random_state": [0, 0], "loss_scale": {}, "sha256": {},
+}  # fmt: skip
+
 TINY = """
 compile: false
 data: {name: folder, dir: pictures, image_size: 32, batch_size: 8}

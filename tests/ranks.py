@@ -34,7 +34,8 @@ RUNS = {  # 10 steps each; 20 the compiled one, the only one of three ranks
     "sigreg": {"loss": {"vicreg": 0.2, "sigreg": 0.5}, "masks": {"per_image": 2},
                "optim": {"epochs": 2, "warmup_epochs": 0.2}, "compile": True},
     "accumulate": {"optim": {"accumulate": 2, "epochs": 2, "warmup_epochs": 0.2}},
-    "progressive": {"data": {"progressive": [[16, 0.5]]}, "model": {"levels": 1}},
+    "progressive": {"data": {"progressive": [[16, 0.5]]},
+                    "model": {"levels": 1, "level_pool": [1]}},
     "float16": {"precision": "float16"},
 }  # fmt: skip
 

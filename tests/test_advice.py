@@ -133,7 +133,7 @@ ADVICE = (
      "finetune run --freeze"),
     ("finetune run --freeze --out head", "finetune run --freeze --out head",
      "Choose another --out", "finetune run --freeze --out head2"),
-    ("", "finetune run --set model.predictor_depth=2", "leave model",
+    ("", "finetune run --set model.predictor_depth=2 --out head4", "leave model",
      "finetune run --freeze --out head3"),
     ("", "finetune run --out tuned --set finetune.lr=1e30", "Lower finetune.lr",
      "finetune run --out tuned --set finetune.epochs=1"),

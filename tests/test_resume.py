@@ -13,7 +13,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-from commands import TINY, picture, pictures
+from commands import STATE, TINY, picture, pictures
 from layouts import CMC
 from mlx.core import load
 from rich.console import Console
@@ -98,12 +98,12 @@ def test_the_newest_checkpoints_stay_and_milestones_of_earlier_versions(tmp_path
         folder = tmp_path / f"step-0000000{step}"
         folder.mkdir()
         old = {"milestone": step == 2} if step < 5 else {}
-        state = dict.fromkeys(checkpoint.KEYS) | {"format": 1, "own_parts": {"error": "l1"}} | old
+        state = STATE | {"own_parts": {"error": "l1"}} | old
         (folder / "state.json").write_text(json.dumps(state))
     checkpoint._prune(tmp_path, keep_last=2)
     kept = checkpoint.complete(tmp_path)
     assert [path.name[-1] for path in kept] == ["2", "4", "5"]
-    assert checkpoint.read_state(kept[0])["own_parts"] == {"loss_fn": "l1"}
+    assert checkpoint.read_state(kept[0])["own_parts"]["loss_fn"] == "l1"
 
 
 def test_a_run_keeps_its_newest_checkpoints(uninterrupted: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import STATE
 
 import hjepa_mlx as hj
 from hjepa_mlx import checkpoint
@@ -112,8 +113,7 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
 ) -> None:
     for step in (1, 2, 3):
         (tmp_path / f"step-0000000{step}").mkdir()
-        state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT, "own_parts": {}}
-        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(state))
+        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(STATE))
     monkeypatch.setattr(os, "rmdir", lambda *_, **__: os.open("/nowhere", 0))
     checkpoint._prune(tmp_path, keep_last=1)
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000003"]
@@ -165,8 +165,7 @@ def test_old_checkpoints_lose_their_names_for_good_before_what_is_in_them(
     done, rmtree = [], shutil.rmtree
     for step in (1, 2):
         (tmp_path / f"step-0000000{step}").mkdir()
-        state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT, "own_parts": {}}
-        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(state))
+        (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(STATE))
     monkeypatch.setattr(os, "fsync", lambda _: done.append("synced"))
     monkeypatch.setattr(shutil, "rmtree", lambda *x, **more: [done.append("gone"), rmtree(*x)])
     checkpoint._prune(tmp_path, keep_last=1)

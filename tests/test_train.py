@@ -21,7 +21,8 @@ TINY = {
     "compile": False,
     "data": {"name": "demo", "image_size": 32, "batch_size": 32, "limit": 320, "flip": False},
     "model": {"size": "custom", "dim": 64, "depth": 3, "heads": 1, "patch_size": 4,
-              "predictor_dim": 64, "predictor_depth": 1},
+              "level_pool": [1, 2, 4], "predictor_dim": 64, "predictor_depth": 1},
+    "loss": {"level_weights": [1.0, 0.7, 0.5]},
     "optim": {"epochs": 2, "warmup_epochs": 0.5},
     "run": {"log_every": 4, "eval_every_epochs": 1},
 }  # fmt: skip
