@@ -172,7 +172,6 @@ def _read_heic() -> None:
         pillow_heif.register_heif_opener()
 
 
-@cache
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
