@@ -211,3 +211,17 @@ def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     assert one.shape == other.shape
     return np.abs(one.astype(float) - other.astype(float))
+
+
+def saved(kind: str, mode: str = "RGB", size=(40, 30), **options) -> bytes:
+    """A black picture as a file of that format."""
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def holes(path: Path, size: int) -> Path:
+    """A file of so many bytes that takes no room on the disk."""
+    with open(path, "wb") as file:
+        file.truncate(size)
+    return path

@@ -5,11 +5,11 @@ import json
 import struct
 import tarfile
 import zlib
-from pathlib import Path
 
 import layouts
 import numpy as np
 import pytest
+from layouts import holes, saved
 from PIL import Image
 
 from hjepa_mlx.data import archives, images, importers, matlab, prepared
@@ -17,19 +17,6 @@ from hjepa_mlx.data.ground_truth import classes_of
 from hjepa_mlx.data.prepare import originals_of
 from hjepa_mlx.data.storage import LARGEST, Array, Files, KnownFile, StorageError
 from hjepa_mlx.errors import HJEPAError
-
-
-def saved(kind: str, mode: str = "RGB", size=(40, 30), **options) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, kind, **options)
-    return file.getvalue()
-
-
-def holes(path: Path, size: int) -> Path:
-    with open(path, "wb") as file:
-        file.truncate(size)
-    return path
-
 
 # Pictures
 

@@ -1,7 +1,6 @@
 """Hostile weights, configs and records: refused in one line, in little memory and time."""
 
 import contextlib
-import io
 import json
 import os
 import struct
@@ -10,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import servers
-from PIL import Image
+from layouts import holes, saved
 
 from hjepa_mlx import checkpoint, recipes, weights
 from hjepa_mlx.cli.common import _line_and_status, _plain
@@ -20,19 +19,6 @@ from hjepa_mlx.data.listing import scan
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import read, read_json
 from hjepa_mlx.sections import Data
-
-
-def saved(kind: str, mode: str = "RGB", size=(40, 30), **options) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, kind, **options)
-    return file.getvalue()
-
-
-def holes(path: Path, size: int) -> Path:
-    with open(path, "wb") as file:
-        file.truncate(size)
-    return path
-
 
 # Weights and checkpoints
 
