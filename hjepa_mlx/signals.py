@@ -74,19 +74,28 @@ def position_only_loss(features: np.ndarray, loss_fn: LossFn = smooth_l1) -> flo
     return float(loss_fn(mx.broadcast_to(x.mean(0), x.shape), x))
 
 
-def warnings(before: list[dict[str, Any]], now: dict[str, float]) -> list[str]:
-    """A warning for each signal that is far below its highest value in the rows `before`."""
+def highest(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The highest value, in rows of metrics, of each signal that `warnings` looks at."""
+    found: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.partition("_level_")[0] in LEAST:
+                found[key] = max(value, found.get(key, 0.0))
+    return found
+
+
+def warnings(before: dict[str, float], now: dict[str, float]) -> list[str]:
+    """A warning for each signal that is far below its highest value so far, `before`."""
     found = []
     for key, value in now.items():
         kind, _, level = key.partition("_level_")
         if kind not in LEAST:
             continue
-        highest = max([0.0, *(row[key] for row in before if key in row)])
-        least = float(kind == "effective_rank")
-        if highest > 0 and value - least < LEAST[kind] * (highest - least):
+        best, least = before.get(key, 0.0), float(kind == "effective_rank")
+        if best > 0 and value - least < LEAST[kind] * (best - least):
             found.append(
                 f"Level {level} may be collapsing: {kind.replace('_', ' ')} {value:.3g}, it was "
-                f"{highest:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."
+                f"{best:.3g}. If the loss falls too, lower optim.lr or set loss.vicreg."
             )
         elif kind == "feature_std" and value < ALIKE:
             found.append(f"Level {level}: all images look alike to it. Are they different?")

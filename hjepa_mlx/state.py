@@ -70,6 +70,7 @@ class TrainState:
     position: Position = field(default_factory=Position)  # in the data, of the next batch
     meter: Meter = field(default_factory=Meter)
     named: int = 0  # skipped images that have been reported
+    highest: dict[str, float] = field(default_factory=dict)  # signals so far
 
     @property
     def total(self) -> int:

@@ -24,7 +24,7 @@ from hjepa_mlx.progress import lasting_console, say, training_bar
 from hjepa_mlx.runs import Run
 from hjepa_mlx.saving import check_finite, restore, save, save_after_loss, share, stopped
 from hjepa_mlx.session import awake, interruptible, watched
-from hjepa_mlx.signals import EVERY, reading, warnings
+from hjepa_mlx.signals import EVERY, highest, reading, warnings
 from hjepa_mlx.state import Sampler, Stage, TrainState, setup
 from hjepa_mlx.step import Metrics, Schedule, random_key, reseed, schedule
 from hjepa_mlx.trackers import logging
@@ -127,6 +127,7 @@ def begin(state: TrainState, write: Write) -> None:
     if world.rank() == 0 and not state.run.metrics:
         own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
         write({"step": 0, "epoch": 0.0, **own, **state.signals()})
+    state.highest = highest(state.run.metrics)
     state.meter.start()
 
 
@@ -191,8 +192,9 @@ def evaluate(state: TrainState) -> dict[str, float]:
             check_finite(state)
         if looks:
             row = state.signals()
-            for warning in warnings(state.run.metrics, row):
+            for warning in warnings(state.highest, row):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
+            state.highest = highest([state.highest, row])
         if state.knn and judges:
             row |= state.knn()
     return row

@@ -1,5 +1,6 @@
 """A run that goes on longer: its rule, its record, its refusals."""
 
+import json
 import math
 from contextlib import closing
 from pathlib import Path
@@ -115,3 +116,9 @@ def test_a_recipe_takes_its_epochs_and_a_run_is_not_changed_by_resuming(
     config = longer(run.path, 3)
     config.run.dir, config.optim.epochs = str(tmp_path / "new"), 1
     assert hj.train(config).config.run.history == []
+
+
+def test_signals_are_compared_with_those_from_before(run: hj.Run) -> None:
+    rows = [json.dumps(row | {"effective_rank_level_1": 99}) for row in run.metrics]
+    (run.path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert "Level 1 may be collapsing: effective rank" in train(run.path, "--epochs", 3)

@@ -51,6 +51,21 @@ def test_metrics_hold_what_the_design_promises(run: Run) -> None:
     assert last["momentum"] == 1.0
 
 
+def test_a_long_run_does_not_read_its_metrics_at_every_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    whole = Run.metrics.fget
+    monkeypatch.setattr(Run, "metrics", property(lambda run: reads.append(1) or whole(run)))
+    counts = []
+    for epochs in (1, 3):
+        config = resolve(parse(TINY | {"optim": {"epochs": epochs, "warmup_epochs": 0.5}}))
+        config.run.dir, config.run.log_every = str(tmp_path / str(epochs)), 1
+        hj.train(config)
+        counts.append(len(reads))
+    assert counts[1] == 2 * counts[0]
+
+
 def test_the_logged_loss_is_the_mean_of_its_steps_and_falls(run: Run) -> None:
     rows = [row for row in run.metrics if "loss" in row]
     assert [row["step"] for row in rows] == [4, 8, 12, 16, 20]

@@ -42,7 +42,7 @@ from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.costs import average_gflop
 from hjepa_mlx.files import write_json
 from hjepa_mlx.runs import differences
-from hjepa_mlx.signals import warnings
+from hjepa_mlx.signals import highest, warnings
 from hjepa_mlx.state import steps_per_epoch
 from hjepa_mlx.train import Interrupted
 
@@ -109,7 +109,7 @@ def run(
     pictures = rows[-1]["step"] * config.data.batch_size * config.optim.accumulate if rows else 0
     gflop = average_gflop(config, model)
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
-    said = {row["step"]: warnings(rows[:at], row) for at, row in enumerate(rows)}
+    said = {row["step"]: warnings(highest(rows[:at]), row) for at, row in enumerate(rows)}
     result = {
         "recipe": recipe,
         "cost": {

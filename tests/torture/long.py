@@ -7,12 +7,13 @@ import random
 import signal
 import subprocess
 import time
-from array import array
+from itertools import count
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 from torture.kills import COMMANDS
 from torture.trials import TRAIN, assert_same, ended, inputs, result, start, succeed
 
@@ -41,16 +42,17 @@ def steady(rng: random.Random, folder: Path) -> str:
     os.chdir(folder)
     steps = int(min(MOST, max(LEAST, A_MINUTE * float(os.environ["TORTURE_MINUTES"]))))
     config = hj.load_config("tiny.yaml", [*SETTINGS, f"optim.epochs={steps // 5}"])
-    begins, ends, saved = array("d"), array("d"), set[int]()  # small: memory is measured
-    sizes, files = list[int](), list[int]()
+    begins, ends, calls = np.ones(steps), np.ones(steps), count()  # whole: memory is measured
+    sizes, files, saved = list[int](), list[int](), set[int]()
     plain, save = hj.Step.__call__, checkpoint.save
 
     def call(step: Any, *given: Any) -> Any:
-        ends.append(time.process_time())
-        if len(ends) % EACH == 0:
+        at = next(calls)
+        ends[at] = time.process_time()
+        if at % EACH == 0:
             sizes.append(memory())
             files.append(len(os.listdir("/dev/fd")))
-        begins.append(time.process_time())
+        begins[at] = time.process_time()
         return plain(step, *given)
 
     def saving(place: Path, step: Any, number: int, *given: Any) -> Path:
@@ -59,10 +61,10 @@ def steady(rng: random.Random, folder: Path) -> str:
 
     with patch.object(hj.Step, "__call__", call), patch.object(checkpoint, "save", saving):
         run = hj.train(config)
-    took = [end - begin for begin, end in zip(begins, ends[1:], strict=False)]
+    took = ends[1:] - begins[:-1]
     logged = {row["step"] for row in run.metrics}
     assert logged == {*range(0, steps, 50), steps}, "metrics.jsonl lacks rows."
-    usual = median(took)
+    usual = float(np.median(took))
     slow = [at for at, seconds in enumerate(took, 1) if seconds > SLOW * usual]
     unexplained = [at for at in slow if not {at, at - 1} & (logged | saved)]
     assert len(unexplained) <= max(2, RARE * steps), (
