@@ -10,7 +10,13 @@ import pytest
 from layouts import difference, smooth
 from PIL import Image, ImageOps
 
+from hjepa_mlx.data import images
 from hjepa_mlx.data.images import decodable
+
+
+@pytest.fixture(autouse=True)
+def in_several_strips(monkeypatch):
+    monkeypatch.setattr(images, "STRIP", 200)
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from itertools import islice
 
@@ -157,9 +158,21 @@ def test_a_pipeline_that_is_done_or_left_lets_go_of_its_threads(mixed, numbered,
         list(evaluation_images(source, tiny_config(), Skipped()))
         next(evaluation_images(source, tiny_config(), Skipped()))
     gc.collect()
-    for thread in list(pipeline._ending):
-        thread.join()
     assert not list(pipeline._live)
+
+
+def test_nothing_is_decoded_any_more_once_a_pipeline_is_left(mixed, tiny_config, monkeypatch):
+    reading, read = set(), Source.read
+
+    def slow(source, index):
+        reading.add(index)
+        time.sleep(0.3)
+        reading.discard(index)
+        return read(source, index)
+
+    monkeypatch.setattr(Source, "read", slow)
+    take(mixed, tiny_config(), 1)
+    assert not reading
 
 
 class NeverEnds:
@@ -169,7 +182,8 @@ class NeverEnds:
         threading.Event().wait()
 
 
-def test_a_stream_that_never_ends_holds_up_nothing(tiny_config):
+def test_a_stream_that_never_ends_is_not_waited_for(tiny_config, monkeypatch):
+    monkeypatch.setattr(pipeline, "END_WAIT", 0.1)
     source = in_memory(np.zeros((20, 32, 32, 3), np.uint8))
     reader = pipeline._Reader(source, np.arange(20), tiny_config(), None, Skipped())
     reader.begin(range(20))

@@ -22,6 +22,7 @@ UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
 MAX_OTHER = 61_000_000  # of one that is decoded here, which takes three times the memory
 DOUBLE = ("WEBP", "JPEG2000")  # whose decoders take as much again
+STRIP = 1_000_000  # pixels converted at a time
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded once for each
 FORMATS = (
     "JPEG",
@@ -61,7 +62,14 @@ def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
     with opened(data) as image:
         if _passes(image, data):
             return np.frombuffer(bytearray(data), np.uint8)
-        return as_ppm(np.asarray(_as_rgb(_upright(image), bits)))
+        upright = _upright(image)
+        width, height = upright.size
+        ppm, pixels = _empty_ppm(height, width)
+        rows = max(1, STRIP // width)  # strip by strip: this bounds memory
+        for top in range(0, height, rows):
+            strip = upright.crop((0, top, width, min(height, top + rows)))
+            pixels[top : top + rows] = np.asarray(_as_rgb(strip, bits))
+        return ppm
 
 
 class Look(NamedTuple):
@@ -178,7 +186,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its Exif says; ValueError before it is decoded if that takes too much memory."""
+    """Turned as its Exif says; ValueError first if that takes too much memory, or it has floats."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
     if image.width * image.height > MAX_OTHER >> (image.format in DOUBLE):
         raise ValueError(f"{image.width}x{image.height} pixels are too many; save it as RGB JPEG")
     ImageOps.exif_transpose(image, in_place=True)
@@ -187,8 +197,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """8-bit RGB; 16-bit greys keep the highest 8 of `bits` bits, transparency becomes white."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         image = Image.fromarray(np.clip(levels >> ((bits or 16) - 8), 0, 255).astype(np.uint8))
@@ -196,10 +204,19 @@ def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")
         image.alpha_composite(rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def as_ppm(pixels: np.ndarray) -> np.ndarray:
     """Pixels [H, W, 3] uint8 as a PPM file, [bytes] uint8, which decodes to just these pixels."""
-    header = f"P6 {pixels.shape[1]} {pixels.shape[0]} 255\n".encode()
-    return np.concatenate([np.frombuffer(header, np.uint8), pixels.reshape(-1)])
+    ppm, place = _empty_ppm(*pixels.shape[:2])
+    place[...] = pixels
+    return ppm
+
+
+def _empty_ppm(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A PPM file, [bytes] uint8, and its pixels [H, W, 3], which are still to be set."""
+    header = np.frombuffer(f"P6 {width} {height} 255\n".encode(), np.uint8)
+    ppm = np.empty(len(header) + 3 * height * width, np.uint8)
+    ppm[: len(header)] = header
+    return ppm, ppm[len(header) :].reshape(height, width, 3)

@@ -29,7 +29,7 @@ from hjepa_mlx.rng import generator
 
 CHUNK = 32_768  # images whose order mlx-data is told at once: this bounds memory
 RAW_CHUNK = 512  # likewise where the chunk's pixels are read at once
-END_WAIT = 5.0  # seconds that leaving Python waits for mlx-data's threads
+END_WAIT = 5.0  # seconds to wait for mlx-data's threads
 
 
 class Position(NamedTuple):
@@ -234,8 +234,8 @@ class _Reader:
     def end(self, count: int | None = None) -> None:
         """Let go of the first `count` streams, or of all: they hold this object, and it them.
 
-        A thread does it that nobody waits for: once in some ten thousand streams, mlx-data 0.1.0
-        waits for ever for a thread of its own, which has missed that it should end.
+        Waits, as two readers at once would decode twice as many pictures; but not for ever: once in
+        some ten thousand streams, mlx-data 0.1.0 does for a thread that missed that it should end.
         """
         streams = self.streams
         ended = [streams.popleft() for _ in range(len(streams) if count is None else count)]
@@ -244,6 +244,7 @@ class _Reader:
         thread = threading.Thread(target=ended.clear, name="end-streams", daemon=True)
         _ending.add(thread)
         thread.start()
+        thread.join(END_WAIT)
 
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
         place = int(sample["place"])
