@@ -64,6 +64,8 @@ def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
             return np.frombuffer(bytearray(data), np.uint8)
         upright = _upright(image)
         width, height = upright.size
+        if width * height <= STRIP:
+            return as_ppm(np.asarray(_as_rgb(upright, bits)))
         ppm, pixels = _empty_ppm(height, width)
         rows = max(1, STRIP // width)  # strip by strip: this bounds memory
         for top in range(0, height, rows):
