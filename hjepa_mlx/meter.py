@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_mlx import world
+from hjepa_mlx import agreement
 from hjepa_mlx.step import Metrics
 
 
@@ -48,7 +48,7 @@ class Meter:
             # an overflow passes while the loss scale can still be halved
             sound = math.isfinite(metrics["grad_norm"]) or metrics.get("loss_scale", 1) > 1
             if not (math.isfinite(metrics["loss"]) and sound):
-                raise world.shared_error(
+                raise agreement.shared_error(
                     f"Training stopped at step {number}: the loss is {metrics['loss']}, the "
                     f"gradient's norm {metrics['grad_norm']}. The last good checkpoint is "
                     f"{kept or 'none yet'}. Lower optim.lr, or use precision=float32."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from hjepa_mlx import runs, world
+from hjepa_mlx import agreement, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.recipes import parse
 
@@ -14,7 +14,7 @@ def of_rank_0(config: Config) -> Config:
     """Rank 0's config, which has what its run keeps; but for this rank's own folders."""
     if world.size() == 1:
         return config
-    tree = world.values(config.model_dump(mode="json"))[0]
+    tree = agreement.values(config.model_dump(mode="json"))[0]
     tree["data"]["dir"], tree["run"]["dir"] = config.data.dir, config.run.dir
     return parse(tree)
 
@@ -24,17 +24,17 @@ def check(facts: dict[str, Any]) -> None:
     from hjepa_mlx import __version__  # here: the package imports this module
 
     facts["version"] = {"hjepa-mlx": __version__, "mlx": version("mlx")}
-    first, *others = world.values(facts)
+    first, *others = agreement.values(facts)
     for rank, other in enumerate(others, 1):
         for key, (here, there) in runs.differences(first, other).items():
-            raise world.shared_error(
+            raise agreement.shared_error(
                 f"Rank 0 and rank {rank} differ: {key} is {here!r:.40} and {there!r:.40}. Start "
                 "all ranks with the same config, images and versions.",
                 status=2,
             )
     batch, ranks = first["data"]["batch_size"], world.size()
     if batch % ranks:
-        raise world.shared_error(
+        raise agreement.shared_error(
             f"data.batch_size={batch} cannot be shared by {ranks} ranks. Use a multiple of "
             f"{ranks}, for example {batch - batch % -ranks}.",
             status=2,

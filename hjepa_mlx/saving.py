@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from hjepa_mlx import checkpoint, world
+from hjepa_mlx import agreement, checkpoint, world
 from hjepa_mlx.data.pipeline import Position
 from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.models.hjepa import Origin
@@ -42,7 +42,7 @@ def check_finite(state: TrainState) -> None:
     state.meter.read(state.done, state.run.latest)
     arrays = dict(tree_flatten([state.step.weights, state.step.optimizer.state])).values()
     if not mx.stack([mx.isfinite(x).all() for x in arrays]).all():
-        raise world.shared_error(
+        raise agreement.shared_error(
             f"Training stopped at step {state.done}: a weight, or what the optimizer keeps of it, "
             f"is not finite. The last good checkpoint is {state.run.latest or 'none yet'}. Go on "
             "from there with --resume. If it happens again, lower optim.lr."
@@ -131,7 +131,7 @@ def share(state: TrainState) -> None:
     """Take rank 0's weights, optimizer, random numbers and place in the run."""
     step, place = state.step, mx.array([state.done, *state.position])
     own = [step.model.parameters(), step.optimizer.state, step.scaler, random_key(), place]
-    parameters, optimizer, scaler, key, place = world.of_rank_0(own)
+    parameters, optimizer, scaler, key, place = agreement.of_rank_0(own)
     step.model.update(parameters)
     step.adopt()
     step.optimizer.state.update(optimizer)

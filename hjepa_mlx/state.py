@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_reduce
 from rich.console import Console
 
-from hjepa_mlx import backend, pretrained, ranks, runs, world
+from hjepa_mlx import agreement, backend, pretrained, ranks, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.data.folder import RECORD
@@ -104,7 +104,7 @@ def setup(
     config = resolve(config)
     facts = config.model_dump()
     config, run = _reopened(config, resume)
-    with world.together():
+    with agreement.together():
         _check_own_parts(config, loss_fn, sampler, model)
         source, train, test = _sources(config, resume, run)
         per_epoch = steps_per_epoch(config, len(source))
@@ -146,7 +146,7 @@ def setup(
 
 def _reopened(config: Config, resume: bool) -> tuple[Config, Run | None]:
     """The config, with what the run that is resumed keeps; on rank 0 also that run."""
-    with world.together():
+    with agreement.together():
         run = runs.reopen(config) if resume and world.rank() == 0 else None
     return ranks.of_rank_0(config), run
 
@@ -162,12 +162,12 @@ def _sources(config: Config, resume: bool, run: Run | None) -> tuple[Source, Sou
 
 def _with_folder(run: Run | None, config: Config, model: HJEPA, source: Source) -> Run:
     """The run that is resumed, or a new one; rank 0 makes its folder, the others know its path."""
-    with world.together():
+    with agreement.together():
         if not run and world.rank() == 0:
             _check_disk(config, model)
             run = runs.create(config, source.folder)
     run = run or Run("")
-    run.path = Path(world.values(str(run.path))[0])
+    run.path = Path(agreement.values(str(run.path))[0])
     return run
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hjepa_mlx import backend, world
+from hjepa_mlx import agreement, backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
@@ -127,7 +127,7 @@ def settle(config: Config, steps: int) -> list[str]:
             if config.compile == "auto":
                 config.compile, why = _compile(config, steps)
                 found.append(f"compile: {str(config.compile).lower()} ({why}).")
-    config.precision, config.compile = world.values([config.precision, config.compile])[0]
+    config.precision, config.compile = agreement.values([config.precision, config.compile])[0]
     return found
 
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from rich.console import Console
 
-from hjepa_mlx import backend, world
+from hjepa_mlx import agreement, backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import Position, training_batches
 from hjepa_mlx.data.storage import StorageError
@@ -60,7 +60,7 @@ def train(
             beat = inside.enter_context(watched(60 * config.run.rank_timeout_minutes))
             console = Console(quiet=True) if world.rank() else console
         state = setup(config, resume, console, loss_fn, sampler, model)
-        with world.together():
+        with agreement.together():
             if world.rank() == 0:
                 inside.enter_context(locked(state.run.path / ".lock", str(state.run.path)))
                 restore(state)
@@ -98,9 +98,9 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
                 beat()
                 log(state, values, show, write)
                 due = time.monotonic() > state.next_save or state.done == state.total
-                stop, due = world.anywhere(interrupt.wanted, due)
+                stop, due = agreement.anywhere(interrupt.wanted, due)
                 if stop or due:
-                    with world.together():
+                    with agreement.together():
                         save(state)
                 if stop:
                     break
@@ -134,6 +134,8 @@ def begin(state: TrainState, write: Write) -> None:
 def log(state: TrainState, values: Schedule, show: Write, write: Write) -> None:
     """Report and evaluate where that is due; write it down."""
     row = report(state, values)
+    if row:
+        gather_skipped(state)
     if world.rank():
         return
     row |= evaluate(state)
@@ -200,10 +202,18 @@ def evaluate(state: TrainState) -> dict[str, float]:
     return row
 
 
+def gather_skipped(state: TrainState) -> None:
+    """Let rank 0 know of images that the others could not read."""
+    own = list(state.skipped.reasons.items())[state.named :]
+    for others in agreement.values(own if world.rank() else [])[1:]:
+        state.skipped.reasons |= dict(others)
+    state.named += len(own) if world.rank() else 0
+
+
 def name_skipped(state: TrainState) -> None:
     """Report images that could not be read since the last call; skipped.txt names them all."""
     if world.rank():
-        return  # rank 0 has met them too
+        return
     items = list(state.skipped.reasons.items())[state.named :]
     state.named += len(items)
     if new := state.run.log_skipped(items):

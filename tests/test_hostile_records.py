@@ -145,6 +145,8 @@ def test_a_damaged_record_of_a_run_s_images_is_named(tmp_path):
 
 def test_a_message_is_one_line_without_control_characters():
     assert _plain("a\nb\x1b[31mé\udcff ×") == "a\\nb\\x1b[31mé\\udcff ×"
+    assert _plain("a" * 10**6 + " is gone. Do this.").endswith("aaa is gone. Do this.")
+    assert len(_plain("\0" * 10**6)) < 4000
     assert _line_and_status(MemoryError()) == ("There is too little memory for this.", 1)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from contextlib import suppress
 from itertools import product
 
 import mlx.data as dx
@@ -117,6 +118,18 @@ def test_32_bit_greys_are_refused_instead_of_black(kind):
     levels = np.random.default_rng(0).random((24, 28)).astype(kind)
     with pytest.raises(ValueError, match="32 bits"):
         decode(encoded(Image.fromarray(levels), "TIFF"))
+
+
+def test_a_jpeg_with_a_part_that_reaches_beyond_its_end_never_gets_to_the_decoder():
+    """For its rest mlx-data waits for ever."""
+    for options in ({}, {"progressive": True}):
+        data = encoded(RGB, "JPEG", **options)
+        scan = data.rfind(b"\xff\xda")
+        table = data.rfind(b"\xff\xc4", 0, scan)
+        lies = data[: table + 2] + b"\xff\xf0" + data[table + 4 :]
+        with suppress(ValueError):
+            assert decodable(lies)[:2].tobytes() == b"P6"
+        assert decodable(data)[:2].tobytes() == b"\xff\xd8"
 
 
 def png_of(side: int) -> bytes:

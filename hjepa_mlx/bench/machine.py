@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_reduce
 
-from hjepa_mlx import backend, world
+from hjepa_mlx import agreement, backend, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.pipeline import training_batches
 from hjepa_mlx.data.source import Source
@@ -196,7 +196,7 @@ def scaling(config: Config, seconds: float) -> dict[str, Any]:
     if world.rank() == 0:
         with world.alone():
             alone = float(np.median(time_steps(config, seconds).seconds))
-    alone = world.values(alone)[0]
+    alone = agreement.values(alone)[0]
     own = config.with_batch(config.data.batch_size // world.size())
     together = time_steps(own, float("inf"), max(FEWEST, round(seconds / alone)))
     gradients = HJEPA(own).trainable_parameters()
@@ -206,7 +206,7 @@ def scaling(config: Config, seconds: float) -> dict[str, Any]:
         "recipe": config.name,
         "batch": config.data.batch_size,
         "backend": world.backend(),
-        "hosts": world.values(platform.node()),
+        "hosts": agreement.values(platform.node()),
         "averaged_mb": size / 1e6,
         "averaging_seconds": averaging,
         "averaged_gbs": size / averaging / 1e9,

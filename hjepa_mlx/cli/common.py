@@ -16,6 +16,7 @@ import typer
 
 from hjepa_mlx.errors import HJEPAError, UsageError
 
+LONGEST = 3000  # characters of a message
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Command = TypeVar("Command", bound=Callable[..., Any])
 DataDir = Annotated[
@@ -81,8 +82,10 @@ def readable(command: Command) -> Command:
 
 
 def _plain(line: str) -> str:
-    """One line, whatever the names of files in it: no other control characters either."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    """One line, whatever the names of files in it: no control characters, and no endless name."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 def _line_and_status(error: Exception) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-START, END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
+START, END = b"\xff\xd8", 0xD9  # of a JPEG
 FRAMES = (0xC0, 0xC1, 0xC2)  # its markers of baseline, extended and progressive frames
 UNSURE = (0xE1, 0xEE)  # Exif and Adobe segments: rotation, other colour spaces
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
@@ -52,7 +52,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff
 def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
     """Check an image file and return it [bytes] uint8 in a form mlx-data decodes correctly.
 
-    An upright RGB JPEG passes as it is, after the cheap check that its end is there. All else
+    An upright RGB JPEG passes as it is, after the cheap check that its parts are there. All else
     (greyscale, CMYK, alpha, 16 bit, EXIF rotation, other formats), which mlx-data would decode
     wrongly or not at all, is decoded here and passed on as a PPM. bits: see `_as_rgb`.
     Raises ValueError when it is not a whole image.
@@ -102,10 +102,10 @@ def look_at(data: bytes) -> Look:
 def _is_plain_jpeg(data: bytes) -> bool:
     """Whether a look at the header alone shows that the decoder gives the right picture.
 
-    Three components of 8 bits, neither Exif nor Adobe's segment, the end in its place. It takes a
-    tenth of the time that PIL needs to open the file. PIL decides where this does not.
+    Three components of 8 bits, neither Exif nor Adobe's segment, all parts in their places. It
+    takes a tenth of the time that PIL needs to open the file. PIL decides where this does not.
     """
-    if data[:2] != START or END not in data[-64:]:
+    if data[:2] != START or not _is_whole(data):
         return False
     at, length = 2, len(data)
     while at + 18 < length and data[at] == 0xFF:
@@ -117,6 +117,29 @@ def _is_plain_jpeg(data: bytes) -> bool:
         if marker in UNSURE:
             return False
         at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a JPEG's end is there, and every part before it ends within the file.
+
+    mlx-data 0.1.0 waits for ever for the rest of a part that does not.
+    """
+    x = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(x[:-1] == 0xFF)
+    kinds = x[
+        places + 1
+    ]  # of markers, but for 0 and 0xD0 to 0xD7, which belong to a scan, and 0xFF
+    marked = (kinds > 0) & (kinds < 0xFF) & ((kinds < 0xD0) | (kinds > 0xD7))
+    end = len(START)
+    for place in places[marked].tolist():
+        if place < end:  # within a part
+            continue
+        if data[place + 1] == END:
+            return True
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if end > len(data):
+            return False
     return False
 
 
@@ -147,9 +170,9 @@ def shrunk(data: bytes, side: int, quality: int, bits: int | None = None) -> byt
 
 
 def _passes(image: Image.Image, data: bytes) -> bool:
-    """Whether mlx-data's decoder gives the right picture: an upright RGB JPEG with its end."""
+    """Whether mlx-data's decoder gives the right picture: a whole, upright RGB JPEG."""
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return image.format == "JPEG" and image.mode == "RGB" and upright and END in data[-64:]
+    return image.format == "JPEG" and image.mode == "RGB" and upright and _is_whole(data)
 
 
 @contextmanager

@@ -45,7 +45,6 @@ class Batch(NamedTuple):
     images: np.ndarray
     next: Position
     numbers: np.ndarray  # in the source
-    incomplete: bool = False  # an image of this rank's rows cannot be read
 
 
 @dataclass
@@ -67,69 +66,79 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Shuffled, randomly cropped and flipped batches without end, pass after pass.
 
-    Images that cannot be read are noted in `skipped`; the last, incomplete batch of a pass is
-    dropped. Raises StorageError when a whole pass gives no batch. On several ranks each gets its
-    own rows of every batch, and reads no others unless an image of the batch cannot be read.
+    The last, incomplete batch of a pass is dropped. An image that cannot be read is noted in
+    `skipped`, and one from the same row of a later batch is shown in its place. On several ranks
+    each reads and gets its own rows. Raises StorageError when too few images can be read.
     """
     skipped = Skipped() if skipped is None else skipped
-    if world.size() == 1:
-        yield from _batches(source, config, start, skipped)
-    rows = world.rows(config.data.batch_size)
-    while True:
-        with closing(_batches(source, config, start, skipped, rows)) as own:
-            for batch in own:
-                if world.anywhere(batch.incomplete)[0]:
-                    break
-                yield batch
-                start = batch.next
-        with closing(_batches(source, config, start, skipped)) as whole:
-            batch = next(whole)
-        start = batch.next
-        if len({*map(tuple, world.values(start))}) > 1:
-            raise world.shared_error(f"The ranks' images differ. {skipped.first()}")
-        yield Batch(batch.images[rows], start, batch.numbers[rows])
-
-
-def _batches(
-    source: Source, config: Config, start: Position, skipped: Skipped, rows: slice = slice(None)
-) -> Generator[Batch, None, None]:
-    """All batches, or some rows of each, up to the first one in which one of them is missing."""
-    B, S = config.data.batch_size, config.data.image_size
-    share = len(range(B)[rows])
+    B, S, n = config.data.batch_size, config.data.image_size, len(source)
+    if n < B:
+        raise _too_few(source, config, skipped)
     for number in itertools.count(start.number):
         offset = start.offset if number == start.number else 0
-        order = source.pass_order(config.seed, number)[offset:]
+        order = source.pass_order(config.seed, number)
         draws = generator(config.seed, "crop", number)
-        crops = draws.random((len(source), CROP_NUMBERS), dtype=np.float32)[order]
-        if share < B:
-            own = np.arange(len(order) // B * B).reshape(-1, B)[:, rows].ravel()
-            order, crops = order[own], crops[own]
-        images, numbers = np.empty((share, S, S, 3), np.uint8), np.empty(share, np.int64)
-        filled, batches, readable = 0, 0, 0
-        for place, image in _samples(source, order, config, crops, skipped):
-            mirrored = config.data.flip and crops[place, -1] < 0.5
-            _put(images[filled], image, mirrored)
-            numbers[filled] = order[place]
-            filled += 1
-            readable += 1
-            if filled == share:
-                batches += 1
-                used = offset + (place + 1) * B // share
-                ended = len(source) - used < B
-                following = Position(number + 1) if ended else Position(number, used)
-                missing = share < B and place >= batches * share
-                yield Batch(images, following, numbers, missing)
-                images, numbers = np.empty((share, S, S, 3), np.uint8), np.empty(share, np.int64)
-                filled = 0
-                if ended:
-                    break
-        if share < B and batches * share < len(order):  # its last batch
-            yield Batch(images, start, numbers, True)
-        if not batches and not offset:
-            raise StorageError(
-                f"{source.name}: only {readable} of {len(order)} images can be read, fewer than "
-                f"data.batch_size={B}. {skipped.first()}"
-            )
+        crops = draws.random((n, CROP_NUMBERS), dtype=np.float32)[order]
+        batches = np.arange(offset, offset + (n - offset) // B * B).reshape(-1, B)
+        batches = batches[:, world.rows(B)]
+        with closing(_at(batches.ravel(), source, order, config, crops, skipped)) as found:
+            for places in batches:
+                images = np.empty((len(places), S, S, 3), np.uint8)
+                numbers = np.empty(len(places), np.int64)
+                for row, (place, (shown, image)) in enumerate(zip(places, found, strict=False)):
+                    numbers[row] = shown
+                    _put(images[row], image, config.data.flip and crops[place, -1] < 0.5)
+                offset += B
+                following = Position(number, offset) if n - offset >= B else Position(number + 1)
+                yield Batch(images, following, numbers)
+
+
+def _at(
+    places: np.ndarray,
+    source: Source,
+    order: np.ndarray,
+    config: Config,
+    crops: np.ndarray,
+    skipped: Skipped,
+) -> Generator[tuple[int, np.ndarray], None, None]:
+    """(number, image [S, S, 3]) for each of some places in `order`."""
+    B, n = config.data.batch_size, len(order)
+    done = missing = 0
+    samples = _samples(source, order[places], config, crops[places], skipped)
+    for at, image in itertools.chain(samples, [(len(places), None)]):
+        for place in places[done:at].tolist():
+            missing += 1
+            if missing > n - B:
+                raise _too_few(source, config, skipped)
+            yield _instead(place, source, order, config, crops[[place]], skipped)
+        if image is not None:
+            yield int(order[places[at]]), image
+        done = at + 1
+
+
+def _instead(
+    place: int,
+    source: Source,
+    order: np.ndarray,
+    config: Config,
+    crop: np.ndarray,
+    skipped: Skipped,
+) -> tuple[int, np.ndarray]:
+    """(number, image) from the same row of another batch, or if need be from any place."""
+    B, n = config.data.batch_size, len(order)
+    for other in itertools.chain(range(place + B, n, B), range(place % B, place, B), range(n)):
+        one = order[[other]]
+        if source.name_of(int(one[0])) not in skipped.reasons:
+            for _, image in _samples(source, one, config, crop, skipped):
+                return int(one[0]), image
+    raise _too_few(source, config, skipped)
+
+
+def _too_few(source: Source, config: Config, skipped: Skipped) -> StorageError:
+    return StorageError(
+        f"{source.name}: too few of {len(source)} images can be read for a batch of "
+        f"data.batch_size={config.data.batch_size}. {skipped.first()}".rstrip()
+    )
 
 
 def evaluation_images(

@@ -28,7 +28,13 @@ SECONDS = 60  # of CPU time
 WALL = 600.0  # seconds on the clock
 ADDRESSES = 40_000_000_000  # bytes of address space: a bomb must not take the machine along
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-ENDINGS = ("Traceback", "unexpected ", "Fatal Python error", "terminate called", "Aborted")
+ENDINGS = (
+    "Traceback",
+    "hjepa-mlx: unexpected ",
+    "Fatal Python error",
+    "terminate called",
+    "Aborted",
+)
 
 
 class Ended(NamedTuple):
