@@ -93,6 +93,14 @@ def test_with_the_package_that_was_missing_the_command_works(
     works(command)
 
 
+def test_names_too_long_for_a_safetensors_file_fit_into_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hjepa_mlx.embed.LONGEST_HEADER", 1)
+    found = advised("embed run pictures --out n.safetensors", r"cannot hold 40 names; use (\.npz)")
+    works(f"embed run pictures --out n{found[1]}")
+
+
 def test_with_the_compiler_that_was_missing_nothing_is_advised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -106,13 +106,14 @@ def cut(path: Path) -> Callable[[], object]:
         (layouts.parquet, "data/train-00001*", lose, "has 2 of 3 .* Download the others"),
         (layouts.parquet, "data/train-00001*", cut, "Delete it and download again"),
         (layouts.kaggle_hundred, "train.X3", lose, "Put it there and run again"),
+        (layouts.tars, f"{layouts.KIT}*", lose, "which class .*: put ILSVRC2012_devkit.* there"),
     ],
 )
 def test_an_imagenet100_is_whole_after_what_is_advised(
     layout: Callable, file: str, harm: Callable, advice: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "imagenet100"
-    classes = CMC if layout is layouts.parquet else KAGGLE
+    classes = KAGGLE if layout is layouts.kaggle_hundred else CMC
     layout(folder, layouts.photos(classes, train=1))
     put_right = harm(next(folder.glob(file)))
     prepare = f"datasets prepare imagenet100 --data-dir {tmp_path}"
