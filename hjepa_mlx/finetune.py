@@ -246,7 +246,9 @@ def load(folder: str | Path) -> Classifier:
         found = checkpoint.read_safetensors(folder / WEIGHTS)
         classifier.load_weights([(name, w.astype(mx.float32)) for name, w in found.items()])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HJEPAError(f"The classifier {folder} is damaged: {error}. Fine-tune again.") from None
+        raise HJEPAError(
+            f"The classifier {folder} is damaged: {error}. Delete it and fine-tune again."
+        ) from None
     mx.eval(classifier.parameters())
     return classifier
 

@@ -7,6 +7,7 @@ the learning rate gets there from what it was in a straight line, in as many ste
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from hjepa_mlx import checkpoint
 from hjepa_mlx.config import Config
@@ -38,7 +39,7 @@ def longer(path: str | Path, epochs: int, overrides: list[str] | None = None) ->
         if before.model.positions == "learned":
             raise UsageError(
                 "Learned positions belong to one image size. Start a new run with another: "
-                f"--init {path} --set data.image_size={config.data.image_size}."
+                f"--init {quote(str(path))} --set data.image_size={config.data.image_size}."
             )
         scaled = before.at_size(config.data.image_size)
         config.model.positions = before.position_grid

@@ -51,7 +51,8 @@ class Meter:
                 raise agreement.shared_error(
                     f"Training stopped at step {number}: the loss is {metrics['loss']}, the "
                     f"gradient's norm {metrics['grad_norm']}. The last good checkpoint is "
-                    f"{kept or 'none yet'}. Lower optim.lr, or use precision=float32."
+                    f"{kept or 'none yet'}. Start a new run with a lower optim.lr, or with "
+                    "precision=float32."
                 )
 
     def rate(self, batch: int) -> float:

@@ -45,7 +45,7 @@ def check_finite(state: TrainState) -> None:
         raise agreement.shared_error(
             f"Training stopped at step {state.done}: a weight, or what the optimizer keeps of it, "
             f"is not finite. The last good checkpoint is {state.run.latest or 'none yet'}. Go on "
-            "from there with --resume. If it happens again, lower optim.lr."
+            "from there with --resume. If it happens again, start a new run with a lower optim.lr."
         )
 
 

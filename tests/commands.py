@@ -1,5 +1,6 @@
 """Commands run for real, and the folder of configs, images and a run that they share."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
 HJEPA = [sys.executable, "-m", "hjepa_mlx"]
 # The shared run makes two passes over 36 images, 8 steps, with a checkpoint after each step.
@@ -42,6 +44,43 @@ def hjepa(folder: Path, command: str, **options) -> subprocess.CompletedProcess:
     command = HJEPA + shlex.split(command)
     how = {"capture_output": True, "text": True, "timeout": 600}  # a busy machine is slow
     return subprocess.run(command, cwd=folder, **how, **options)
+
+
+OURS = {
+    "bench", "compare", "datasets", "doctor", "embed", "eval", "export", "finetune", "predict",
+    "push", "train", "viz",
+}  # fmt: skip
+
+
+def do(commands: str) -> tuple[int, str]:
+    """Run commands, of ours or of the shell, until one fails; its status and what it said."""
+    from hjepa_mlx.cli import app  # not before conftest.py has set what MLX looks at
+
+    status, said = 0, ""
+    for command in filter(None, commands.split("; ")):
+        if command.split()[0] not in OURS:
+            subprocess.run(command, shell=True, check=True)
+            continue
+        ended = CliRunner().invoke(app, shlex.split(command))
+        status, said = ended.exit_code, " ".join(ended.output.split())
+        if status:
+            break
+    return status, said
+
+
+def works(commands: str) -> str:
+    """What commands say that end well."""
+    status, said = do(commands)
+    assert status == 0, said
+    return said
+
+
+def advised(command: str, advice: str) -> re.Match:
+    """The advice, a pattern, that a command gives."""
+    _, said = do(command)
+    found = re.search(advice, said)
+    assert found, said
+    return found
 
 
 def assert_one_line(ended: subprocess.CompletedProcess, *parts: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import settings
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # M5 multiplies float32 less exactly, if it may
 import hjepa_mlx  # noqa: F401  OpenBLAS has to be loaded before any test imports MLX
 from hjepa_mlx.config import Config
+from hjepa_mlx.eval import features
 from hjepa_mlx.recipes import parse, resolve
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
@@ -81,3 +82,14 @@ def prepared(tmp_path_factory):
     ended = hjepa(folder, "train tiny.yaml --run-dir run")
     assert ended.returncode == 0, ended.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def here(prepared, tmp_path_factory):
+    """A copy of that folder, which may be changed; tests work in it, and evaluate few pixels."""
+    folder = tmp_path_factory.mktemp("copy") / "here"
+    shutil.copytree(prepared, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(features, "PIXEL_SIDE", 8)
+        yield folder

@@ -101,6 +101,14 @@ def test_where_mlx_does_not_start_every_command_says_so(
         assert_one_line(ended, says)
 
 
+@with_openblas
+def test_imported_first_as_the_warning_says_the_package_finds_openblas() -> None:
+    for modules, said in (("mlx.core, hjepa_mlx", "Import hjepa_mlx first"), ("hjepa_mlx", "")):
+        command = [sys.executable, "-c", f"import {modules}"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (said in ended.stderr, bool(said)) == (True, bool(ended.stderr))
+
+
 def test_a_step_may_take_what_other_processes_leave_of_an_nvidia_gpu(monkeypatch):
     card = {"device_name": "NVIDIA H100", "total_memory": 80 * 10**9, "free_memory": 30 * 10**9}
     held = backend.mx.get_active_memory() + backend.mx.get_cache_memory()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import advised
 from rich.console import Group
 from typer.testing import CliRunner
 
@@ -83,6 +84,13 @@ def test_bench_says_what_it_found(facts, tmp_path):
     (tmp_path / "other.json").write_text('{"images": 3}')
     with pytest.raises(UsageError, match="not a result of hjepa-mlx bench"):
         read(tmp_path / "other.json")
+
+
+@pytest.mark.usefixtures("facts")  # which does as advised
+def test_what_bench_cannot_measure_is_refused_with_advice(tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {name: folder, dir: pictures}")
+    advised(f"bench {tmp_path}/own.yaml", r"Choose a recipe of a data set .*: .*\bimagenet100\b")
+    advised("bench demo --sustained -1", "give a number of minutes")
 
 
 def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypatch, tiny_config):

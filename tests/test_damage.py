@@ -188,6 +188,14 @@ def test_an_interrupted_run_is_saved_though_nobody_reads_what_it_says(place, num
     assert list(place.glob("new/checkpoints/step-*/state.json"))
 
 
+def test_a_second_ctrl_c_leaves_at_once_as_the_first_one_says():
+    code = "import os; from hjepa_mlx.session import interruptible\n"
+    code += "with interruptible(): os.kill(os.getpid(), 2); os.kill(os.getpid(), 2); print('here')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "press Ctrl-C again to leave at once" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (130, "")
+
+
 def test_a_run_that_ignores_hanging_up_goes_on():
     ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"  # as nohup does
     code = f"{ignore}; from hjepa_mlx.session import interruptible\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import layouts
 import pytest
+from commands import advised, works
 from layouts import CMC, OTHERS
 from servers import good, remote, serving, status
 from test_sources import fashion_files
@@ -121,6 +122,42 @@ def test_originals_stay_while_an_image_of_theirs_cannot_be_read(tmp_path, lost, 
         assert all(path.is_file() for path in cut)
 
 
+def test_the_command_that_a_missing_data_set_names_gets_it(cifar10):
+    train = f"train cifar10 --dry-run --set data.batch_size=8 --data-dir {cifar10[0].parent.parent}"
+    get = advised(train, r"Get it \(.* GB\) with: hjepa-mlx (datasets \S+ cifar10 --data-dir \S+)")
+    works(get[1])
+    assert "50 images, 6 an epoch" in works(train)
+
+
+def test_a_file_that_is_gone_from_the_web_can_be_put_where_the_error_says(server, cifar10):
+    archive, content = cifar10
+    server.manners = [status(404)]
+    command = f"datasets download cifar10 --data-dir {archive.parent.parent}"
+    place = advised(command, r"from elsewhere, put it into (\S+) and run the command again")
+    (Path(place[1]) / archive.name).write_bytes(content)
+    works(command)
+
+
+@pytest.mark.parametrize("cut", ["cifar-10-binary.tar.gz", "data_batch_1.bin", "train-labels"])
+def test_a_cut_original_is_deleted_and_downloaded_again(published, cifar10, tmp_path, cut):
+    name = "fashion-mnist" if cut == "train-labels" else "cifar10"
+    files = fashion_files() if name == "fashion-mnist" else {cifar10[0].name: cifar10[1]}
+    published(name, files)
+    folder = tmp_path / "data" / name
+    if cut.endswith(".bin"):
+        shutil.copytree(tmp_path / "made", folder)
+    else:
+        folder.mkdir(parents=True)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+    (path,) = folder.rglob(f"{cut}*")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    command = f"datasets prepare {name} --data-dir {tmp_path}/data"
+    advice = advised(command, r"hjepa-mlx: (\S+) is .*[Dd]elete it and download (it )?again")
+    Path(advice[1]).unlink()
+    works(command.replace("prepare", "download"))
+
+
 def test_debians_files_are_used_and_never_removed(server, published, tmp_path, monkeypatch):
     files = fashion_files()
     published("fashion-mnist", {name: content + b"?" for name, content in files.items()})
@@ -211,16 +248,19 @@ def test_fashion_mnist_goes_on_with_the_file_that_failed(server, published, tmp_
 
 
 def test_a_small_disk_is_refused_before_anything_is_asked(server, published, tmp_path, monkeypatch):
-    published("stl10", {"stl10_binary.tar.gz": b"x"})
+    published("stl10", dict([archive_of("stl10", tmp_path)]))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000_000))
-    with pytest.raises(HJEPAError, match=r"STL-10 needs 3\.12 GB in .*3\.00 GB are free"):
-        fetch("stl10", tmp_path)
+    free = lambda path: 10**12 if "large" in Path(path).parts else 3_000_000_000  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free(path)))
+    advice = "or choose another folder with --data-dir"
+    with pytest.raises(HJEPAError, match=rf"STL-10 needs 3\.1\d GB .*3\.00 GB are free.* {advice}"):
+        fetch("stl10", tmp_path / "data")
     assert server.asked == []
-    with open(tmp_path / "stl10/.stl10_binary.tar.gz.part", "wb") as part:
+    with open(tmp_path / "data/stl10/.stl10_binary.tar.gz.part", "wb") as part:
         part.truncate(200_000_000)  # it counts as here already
     with pytest.raises(HJEPAError, match="not the right file"):
-        fetch("stl10", tmp_path)
+        fetch("stl10", tmp_path / "data")
+    assert fetch("stl10", tmp_path / "large")
 
 
 def test_archives_of_imagenet1k_with_the_right_md5_are_taken(tmp_path, monkeypatch):

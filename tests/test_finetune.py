@@ -200,7 +200,7 @@ def test_what_is_no_classifier_or_damaged_ends_in_one_line(model: hj.HJEPA, tmp_
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
         save(classifier, tmp_path / "bad", {})
         (tmp_path / "bad" / name).write_bytes(damage)
-        with pytest.raises(hj.HJEPAError, match=r"bad is damaged: .* Fine-tune again"):
+        with pytest.raises(hj.HJEPAError, match=r"bad is damaged: .* fine-tune again"):
             load(tmp_path / "bad")
     with pytest.raises(hj.HJEPAError, match="leave model"):
         finetune(model, hj.load_config("demo"))

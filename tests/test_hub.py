@@ -73,9 +73,10 @@ def hub(server, tmp_path):
     return Hub(server, {**files, "README.md": b"card"})
 
 
-def download_imagenet100(server, tmp_path) -> subprocess.CompletedProcess:
+def download_imagenet100(server, tmp_path, first="") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "hjepa_mlx", "datasets", "download", "imagenet100"]
     place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache")}
+    place["PYTHONPATH"] = f"{first}:{os.environ.get('PYTHONPATH', '')}"
     return subprocess.run(
         [*command, "--data-dir", tmp_path / "data"],
         env={**os.environ, **place, "HF_HUB_DISABLE_XET": "1"},
@@ -84,9 +85,9 @@ def download_imagenet100(server, tmp_path) -> subprocess.CompletedProcess:
     )
 
 
-def one_line(server, tmp_path) -> str:
+def one_line(server, tmp_path, first="") -> str:
     """Where the download ends with an error: its last line."""
-    ended = download_imagenet100(server, tmp_path)
+    ended = download_imagenet100(server, tmp_path, first)
     assert ended.returncode == 1, ended
     assert "Traceback" not in ended.stderr
     return ended.stderr.splitlines()[-1]
@@ -119,6 +120,13 @@ def test_a_wrong_or_cut_file_from_the_hub_is_fetched_again(hub, server, tmp_path
     hub.served = hub.files
     assert download_imagenet100(server, tmp_path).returncode == 0
     assert (tmp_path / "data/imagenet100" / name).read_bytes() == hub.files[name]
+
+
+def test_without_the_hub_s_client_the_extra_that_brings_it_is_named(hub, server, tmp_path):
+    missing = tmp_path / "huggingface_hub.py"
+    missing.write_text("raise ImportError")
+    assert "pip install 'hjepa-mlx[hub]'" in one_line(server, tmp_path, str(tmp_path))
+    assert download_imagenet100(server, tmp_path).returncode == 0
 
 
 def test_a_repository_without_parquet_files_is_named(hub, server, tmp_path):

@@ -87,6 +87,9 @@ def test_a_pushed_run_or_export_is_loaded_and_started_from(server, prepared, tmp
     started = hjepa(prepared, "train tiny.yaml --init hf:ann/net --dry-run")
     assert "init: hf:ann/net" in started.stdout
     assert re.search(r"predictor.blocks 0–0 +12  loaded", started.stdout)
+    export = "export hf:ann/net --to safetensors"
+    assert_one_line(hjepa(prepared, export), "Say where to write", "--out FOLDER")
+    assert hjepa(prepared, f"{export} --out {tmp_path}/got").returncode == 0
 
     files.clear()
     hjepa(prepared, f"export run --to safetensors --out {tmp_path}/out")

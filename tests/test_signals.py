@@ -104,7 +104,7 @@ def test_overflows_that_no_loss_scale_ends_stop_the_run() -> None:
         return found
 
     meter(2.0).read(1, None)
-    with pytest.raises(hj.HJEPAError, match=r"norm nan.*use precision=float32"):
+    with pytest.raises(hj.HJEPAError, match=r"norm nan.*with precision=float32"):
         meter(1.0).read(1, None)
 
 

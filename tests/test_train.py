@@ -141,6 +141,9 @@ def test_a_moment_that_is_not_finite_ends_the_run_before_it_is_saved(
     step, kept = ("3", "step-00000002") if log_every == 1000 else ("10", "none yet")
     with pytest.raises(hj.HJEPAError, match=f"stopped at step {step}: a weight.*{kept}"):
         hj.train(config)
+    if kept != "none yet":  # as the message says
+        monkeypatch.undo()
+        assert hj.train(config, resume=True).metrics[-1]["step"] == 20
 
 
 def test_a_run_is_one_once_it_has_a_record_of_its_images(

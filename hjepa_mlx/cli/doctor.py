@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +60,7 @@ def _between_ranks(recipe: str, json_file: str | None) -> None:
         known = ", ".join(filter(mx.distributed.is_available, world.BACKENDS.values()))
         raise UsageError(
             f"There is only one rank. MLX can join several here by {known}. Start them with: "
-            f"mlx.launch -n 2 -- hjepa-mlx doctor --distributed {recipe}"
+            f"mlx.launch -n 2 -- hjepa-mlx doctor --distributed {quote(recipe)}"
         )
     facts = machine.scaling(load_config(recipe), SECONDS)
     if world.rank() == 0:

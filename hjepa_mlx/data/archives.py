@@ -69,7 +69,9 @@ def opened_member(archive: Path, wanted: str, largest: int, whole: int) -> Itera
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's, not the archive's
-        raise HJEPAError(f"{archive} is damaged ({error}). Download it again.") from error
+        raise HJEPAError(
+            f"{archive} is damaged ({error}). Delete it and download again."
+        ) from error
 
 
 def _checked(member: tarfile.TarInfo, archive: Path) -> str:

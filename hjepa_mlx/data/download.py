@@ -38,7 +38,7 @@ def download(remote: Remote, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     with locked(part, str(path)) as file:
         with bar(path.name, remote.size) as advance:
-            _fetch(remote, file, advance)
+            _fetch(remote, path.parent, file, advance)
         file.flush()
         file.seek(0)
         md5 = md5_of(file)
@@ -51,7 +51,7 @@ def download(remote: Remote, path: Path) -> None:
         publish(file, part, path)
 
 
-def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> None:
+def _fetch(remote: Remote, folder: Path, file: BinaryIO, advance: Callable[[int], None]) -> None:
     """Append the missing bytes, up to one more than there should be.
 
     HJEPAError after TRIES answers in a row that brought nothing.
@@ -63,7 +63,7 @@ def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> No
     while failures < TRIES:
         before = end
         try:
-            for begin, chunk in _answer(url, end):
+            for begin, chunk in _answer(url, end, folder):
                 if begin < end:
                     file.truncate(begin)
                 file.write(chunk[: most - begin])
@@ -80,7 +80,7 @@ def _fetch(remote: Remote, file: BinaryIO, advance: Callable[[int], None]) -> No
     raise HJEPAError(f"Downloading {url} failed: {reason}. Run the command again to go on.")
 
 
-def _answer(url: str, have: int) -> Iterator[tuple[int, bytes]]:
+def _answer(url: str, have: int, folder: Path) -> Iterator[tuple[int, bytes]]:
     """The bytes after the first `have` of a file, in chunks, each with its place in the file.
 
     A server that ignores the range starts at 0 again. _Broken when the connection ends early.
@@ -109,10 +109,10 @@ def _answer(url: str, have: int) -> Iterator[tuple[int, bytes]]:
         raise _Broken("the connection ended early") from None
     except (http.client.HTTPException, OSError, ValueError) as error:
         if getattr(error, "code", None) != 416:  # the server has nothing after `have` bytes
-            raise _failure(url, error) from None
+            raise _failure(url, error, folder) from None
 
 
-def _failure(url: str, error: Exception) -> Exception:
+def _failure(url: str, error: Exception, folder: Path) -> Exception:
     """_Broken where another try may help, else HJEPAError."""
     words = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
     advice = ""
@@ -121,7 +121,7 @@ def _failure(url: str, error: Exception) -> Exception:
         words = f"the server answered {error.code} {words}"
         if error.code >= 500 or error.code in (408, 429):  # for the moment only
             return _Broken(words)
-        advice = " Get the file from elsewhere and put it there by hand."
+        advice = f" Get the file from elsewhere, put it into {folder} and run the command again."
     elif isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
         advice = " Python lacks certificates. On a Mac, run Install Certificates.command."
     elif isinstance(error, (http.client.HTTPException, OSError)):

@@ -112,7 +112,7 @@ def prepare(
         each = int(np.prod(shape)) if shape else IMAGE_BYTES * min(side, 2 * SIDE) ** 2 // SIDE**2
         there = sum(path.stat().st_size for path in folder.iterdir())
         needs = f"{total:,} prepared images need about"
-        advice = "Free some, or give another folder with --out."
+        advice = "Free some, or give `datasets prepare` another folder with --out."
         check_space(needs, total * each - there, folder, advice)
         splits = _begun(folder, plan)
         record = partial(write_json, folder / prepared.MANIFEST, plan | {"begun": splits})

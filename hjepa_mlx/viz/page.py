@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from html import escape
 from pathlib import Path
+from shlex import quote
 from string import Template
 
 from hjepa_mlx import tables
@@ -124,5 +125,8 @@ def evaluation(run: Run) -> str:
         title, shown = f" at step {report.scores['trained']['step']:,}", tables.html(report)
     except (HJEPAError, KeyError, TypeError, AttributeError):
         words = f"{run.path / 'eval.json'} is damaged or from another version of hjepa-mlx. "
-        title, shown = "", escape(words + f"Run `hjepa-mlx eval {run.path}` to write it again.")
+        title, shown = (
+            "",
+            escape(words + f"Run `hjepa-mlx eval {quote(str(run.path))}` to write it again."),
+        )
     return f"<h2>Evaluation{title}</h2>\n{shown}"
