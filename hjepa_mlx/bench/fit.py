@@ -46,7 +46,7 @@ LEAST_STEPS = 4  # of an epoch, or the batch gets smaller
 FEW_STEPS = 5000  # of a run: its target encoder has to follow faster
 SHORTEST, LONGEST = 5.0, 20.0  # seconds of measuring steps, within which they are a fiftieth
 LONGEST_STEP = 2.0  # seconds, of a step in the measurement
-LOOKS = 10  # of k-NN in a run
+LOOKS = 10  # of k-NN in a run, at most
 TRIED = 2000  # training images of the evaluation that is tried
 EXACT = 5  # epochs; for fewer, `data.limit` makes the time right
 
@@ -86,13 +86,16 @@ def fit_hours(
     rate, evaluation = _rate(source, config, seconds), _evaluation(config, source, test)
     beside, looks = _looks(config, source, test)
     left = budget - evaluation - (time.monotonic() - began)
-    passes = (left * rate - looks) / len(source) / (1 + beside)
-    if passes * len(source) < config.data.batch_size * config.optim.accumulate:
+    batch = config.data.batch_size * config.optim.accumulate
+    steps = (left * rate - looks) / batch / (1 + beside)
+    passes = steps / steps_per_epoch(config, len(source))
+    if steps < 1:
         words = f"beside measuring and evaluation ({duration(budget - left)})"
         raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = load_config(recipe, [*settings, *given])
-    seen = config.optim.epochs * min(len(source), config.data.limit or len(source))
+    images = min(len(source), config.data.limit or len(source))
+    seen = config.optim.epochs * steps_per_epoch(config, images) * batch
     training = (seen * (1 + beside) + looks) / rate
     lines.append(f"For {hours:g} h: {' '.join(settings)}. Change any with --set.")
     lines.append(
@@ -192,5 +195,5 @@ def _length(config: Config, passes: float, images: int) -> list[str]:
     found = [f"optim.epochs={epochs}", f"optim.warmup_epochs={warm_up:g}"]
     found += [f"data.limit={limit}"] if limit < images else []
     found += ["optim.momentum=[0.99,1.0]"] if steps < FEW_STEPS else []
-    every = max(config.run.eval_every_epochs, epochs // LOOKS)
+    every = max(config.run.eval_every_epochs, math.ceil(epochs / LOOKS))
     return [*found, f"run.eval_every_epochs={every}"] if config.run.eval_every_epochs else found
