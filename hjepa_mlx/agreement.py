@@ -1,4 +1,7 @@
-"""What ranks tell each other: rank 0's state, wishes, values, and errors that all raise."""
+"""What ranks tell each other: rank 0's state, wishes, values, and errors that all raise.
+
+All ranks call these functions in the same order.
+"""
 
 from __future__ import annotations
 

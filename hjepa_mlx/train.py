@@ -100,6 +100,7 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
                 due = time.monotonic() > state.next_save or state.done == state.total
                 stop, due = agreement.anywhere(interrupt.wanted, due)
                 if stop or due:
+                    gather_skipped(state)
                     with agreement.together():
                         save(state)
                 if stop:
@@ -127,7 +128,7 @@ def begin(state: TrainState, write: Write) -> None:
     if world.rank() == 0 and not state.run.metrics:
         own = {"own_parts": state.own_parts} if any(state.own_parts.values()) else {}
         write({"step": 0, "epoch": 0.0, **own, **state.signals()})
-    state.highest = highest(state.run.metrics)
+    state.highest = {} if world.rank() else highest(state.run.metrics)
     state.meter.start()
 
 
@@ -204,10 +205,11 @@ def evaluate(state: TrainState) -> dict[str, float]:
 
 def gather_skipped(state: TrainState) -> None:
     """Let rank 0 know of images that the others could not read."""
-    own = list(state.skipped.reasons.items())[state.named :]
-    for others in agreement.values(own if world.rank() else [])[1:]:
+    new = list(state.skipped.reasons.items())[state.named :] if world.rank() else []
+    state.named += len(new)
+    found = agreement.values(new)
+    for others in [] if world.rank() else found[1:]:
         state.skipped.reasons |= dict(others)
-    state.named += len(own) if world.rank() else 0
 
 
 def name_skipped(state: TrainState) -> None:

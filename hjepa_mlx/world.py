@@ -1,4 +1,7 @@
-"""The ranks of a run, joined by MLX. All call these in one order; alone, each gets its own back."""
+"""The ranks of a run, one a machine or GPU, as `mlx.launch` starts them; MLX's engine joins them.
+
+All ranks call these functions in the same order. Alone, a rank gets back what it gave.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +80,8 @@ def gather(x: mx.array, axis: int = 0) -> mx.array:
     if size() == 1:
         return x
     fixed = mx.stop_gradient(x)
-    x = (fixed + size() * (x - fixed)).swapaxes(0, axis)
-    return mx.distributed.all_gather(x, stream=stream()).swapaxes(0, axis)
+    own = (fixed + size() * (x - fixed)).swapaxes(0, axis)
+    return mx.distributed.all_gather(own, stream=stream()).swapaxes(0, axis)
 
 
 def by_name(tree: Any) -> list[tuple[str, Any]]:
@@ -90,8 +93,7 @@ def average(tree: Any) -> Any:
     """The mean over the ranks of a tree of float32 arrays."""
     if size() == 1:
         return tree
-    names, arrays = zip(*by_name(tree), strict=True)
-    mean = total(mx.concatenate([array.reshape(-1) for array in arrays])) / size()
-    parts = mx.split(mean, list(accumulate(array.size for array in arrays))[:-1])
-    shaped = (part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True))
-    return tree_unflatten(list(zip(names, shaped, strict=True)))
+    own = by_name(tree)
+    mean = total(mx.concatenate([x.reshape(-1) for _, x in own])) / size()
+    parts = mx.split(mean, list(accumulate(x.size for _, x in own))[:-1])
+    return tree_unflatten([(k, p.reshape(x.shape)) for (k, x), p in zip(own, parts, strict=True)])

@@ -234,5 +234,5 @@ def test_broken_images_are_left_out_counted_and_named(prepared, tmp_path):
 
 def test_a_folder_of_broken_images_only_is_refused_and_they_are_named(prepared, tmp_path):
     command = f"train tiny.yaml --data-dir unreadable --run-dir {tmp_path}/new"
-    assert_one_line(hjepa(prepared, command), "too few of 27 images can be read", "unreadable/")
-    assert len((tmp_path / "new/skipped.txt").read_text().splitlines()) > 3
+    assert_one_line(hjepa(prepared, command), "none of 27 images can be read", "unreadable/")
+    assert len((tmp_path / "new/skipped.txt").read_text().splitlines()) == 30

@@ -82,16 +82,14 @@ def fit_hours(
                      f"(median {middle:.0f}).")  # fmt: skip
     config = load_config(recipe, [*settings, *given])
     settle(config, 1)
-    seconds = min(LONGEST, max(SHORTEST, budget / 50))
-    rate, evaluation = _rate(source, config, seconds), _evaluation(config, source, test)
-    beside, looks = _looks(config, source, test)
+    rate = _rate(source, config, min(LONGEST, max(SHORTEST, budget / 50)))
+    evaluation, (beside, looks) = _evaluation(config, source, test), _looks(config, source, test)
     left = budget - evaluation - (time.monotonic() - began)
     batch = config.data.batch_size * config.optim.accumulate
-    steps = (left * rate - looks) / batch / (1 + beside)
-    passes = steps / steps_per_epoch(config, len(source))
-    if steps < 1:
+    if (steps := (left * rate - looks) / batch / (1 + beside)) < 1:
         words = f"beside measuring and evaluation ({duration(budget - left)})"
         raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
+    passes = steps / steps_per_epoch(config, len(source))
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = load_config(recipe, [*settings, *given])
     images = min(len(source), config.data.limit or len(source))

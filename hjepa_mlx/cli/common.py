@@ -82,7 +82,7 @@ def readable(command: Command) -> Command:
 
 
 def _plain(line: str) -> str:
-    """One line, whatever the names of files in it: no control characters, and no endless name."""
+    """One line, whatever the names of files in it: no control characters, and never endless."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"

@@ -68,12 +68,12 @@ def training_batches(
 
     The last, incomplete batch of a pass is dropped. An image that cannot be read is noted in
     `skipped`, and one from the same row of a later batch is shown in its place. On several ranks
-    each reads and gets its own rows. Raises StorageError when too few images can be read.
+    each reads and gets its own rows. Raises StorageError when none of the images can be read.
     """
     skipped = Skipped() if skipped is None else skipped
     B, S, n = config.data.batch_size, config.data.image_size, len(source)
     if n < B:
-        raise _too_few(source, config, skipped)
+        raise StorageError(f"{source.name}: {n} images are too few for data.batch_size={B}.")
     for number in itertools.count(start.number):
         offset = start.offset if number == start.number else 0
         order = source.pass_order(config.seed, number)
@@ -85,8 +85,8 @@ def training_batches(
             for places in batches:
                 images = np.empty((len(places), S, S, 3), np.uint8)
                 numbers = np.empty(len(places), np.int64)
-                for row, (place, (shown, image)) in enumerate(zip(places, found, strict=False)):
-                    numbers[row] = shown
+                for row, place in enumerate(places):
+                    numbers[row], image = next(found)
                     _put(images[row], image, config.data.flip and crops[place, -1] < 0.5)
                 offset += B
                 following = Position(number, offset) if n - offset >= B else Position(number + 1)
@@ -102,18 +102,15 @@ def _at(
     skipped: Skipped,
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """(number, image [S, S, 3]) for each of some places in `order`."""
-    B, n = config.data.batch_size, len(order)
-    done = missing = 0
-    samples = _samples(source, order[places], config, crops[places], skipped)
-    for at, image in itertools.chain(samples, [(len(places), None)]):
-        for place in places[done:at].tolist():
-            missing += 1
-            if missing > n - B:
-                raise _too_few(source, config, skipped)
-            yield _instead(place, source, order, config, crops[[place]], skipped)
-        if image is not None:
-            yield int(order[places[at]]), image
-        done = at + 1
+    done, bad = 0, set[int]()
+    with closing(_samples(source, order[places], config, crops[places], skipped)) as samples:
+        for at, image in itertools.chain(samples, [(len(places), None)]):
+            for place in places[done:at].tolist():
+                bad.add(int(order[place]))
+                yield _instead(place, source, order, config, crops[[place]], skipped, bad)
+            if image is not None:
+                yield int(order[places[at]]), image
+            done = at + 1
 
 
 def _instead(
@@ -123,22 +120,21 @@ def _instead(
     config: Config,
     crop: np.ndarray,
     skipped: Skipped,
+    bad: set[int],
 ) -> tuple[int, np.ndarray]:
-    """(number, image) from the same row of another batch, or if need be from any place."""
+    """(number, image) from the next readable place in the row, or else in the pass.
+
+    bad: numbers of unreadable images, which this adds to.
+    """
     B, n = config.data.batch_size, len(order)
-    for other in itertools.chain(range(place + B, n, B), range(place % B, place, B), range(n)):
-        one = order[[other]]
-        if source.name_of(int(one[0])) not in skipped.reasons:
-            for _, image in _samples(source, one, config, crop, skipped):
-                return int(one[0]), image
-    raise _too_few(source, config, skipped)
-
-
-def _too_few(source: Source, config: Config, skipped: Skipped) -> StorageError:
-    return StorageError(
-        f"{source.name}: too few of {len(source)} images can be read for a batch of "
-        f"data.batch_size={config.data.batch_size}. {skipped.first()}".rstrip()
-    )
+    same_row = itertools.chain(range(place + B, n, B), range(place % B, place, B))
+    for other in itertools.chain(same_row, range(place + 1, n), range(place)):
+        number = int(order[other])
+        if number not in bad:
+            for _, image in _samples(source, order[[other]], config, crop, skipped):
+                return number, image
+            bad.add(number)
+    raise StorageError(f"{source.name}: none of {n} images can be read. {skipped.first()}")
 
 
 def evaluation_images(
@@ -167,7 +163,7 @@ def _samples(
     crops: np.ndarray | None,
     skipped: Skipped,
     frame: Frame | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """(place in `order`, image [H, W, 3]), in order, without the unreadable ones."""
     reader = _Reader(source, order, config, crops, skipped)
     reader.frame = frame or reader.frame
@@ -237,7 +233,9 @@ class _Reader:
         resized = buffer.image_resize("image", self.frame.width, self.frame.height)
         # with more ahead than there are samples, mlx-data would make them again and again
         ahead = min(self.ahead, len(places))
-        self.streams.append(resized.ordered_prefetch(ahead, self.threads))
+        few = len(places) == 1  # threads would take longer than the image
+        stream = resized.to_stream() if few else resized.ordered_prefetch(ahead, self.threads)
+        self.streams.append(stream)
         _live.add(self)
 
     def end(self, count: int | None = None) -> None:

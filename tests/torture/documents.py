@@ -147,7 +147,8 @@ def config(rng: random.Random, folder: Path) -> str:
         tree = yaml.safe_load(text)
         if rng.random() < 0.5:
             tree |= {"data": {**tree.get("data", {}), "name": "folder", "dir": "pictures"}}
-        text = yaml.safe_dump(mutated_tree(rng, tree), allow_unicode=rng.random() < 0.5)
+        with suppress(RecursionError):  # too deep to be written
+            text = yaml.safe_dump(mutated_tree(rng, tree), allow_unicode=rng.random() < 0.5)
     elif kind < 8:
         text = mutated(rng, text.encode()).decode("latin-1")
     else:
