@@ -65,14 +65,12 @@ def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last
         shutil.rmtree(final, ignore_errors=True)  # a part of one, without state.json
         with atomic_folder(final) as part:
             _write(part, step, {"format": FORMAT, "step": number, **state})
-        with atomic_write(folder / "latest") as file:
-            file.write(final.name.encode())
+        tidy(folder, keep_last)
     except OSError as error:
         raise HJEPAError(
             f"Saving {final} failed ({error.strerror}). The last good checkpoint is "
             f"{latest(folder) or 'none yet'}. Fix the cause, then go on with --resume."
         ) from error
-    _prune(folder, keep_last)
     return final
 
 
@@ -259,8 +257,15 @@ def _kept_for_good(checkpoint: Path) -> bool:
         return True
 
 
-def _prune(folder: Path, keep_last: int) -> None:
-    """Delete old checkpoints; one that resists, as on a network's disk, the next time."""
+def tidy(folder: Path, keep_last: int) -> None:
+    """Name the newest checkpoint in `latest`, and delete all but the newest `keep_last`.
+
+    One that resists, as on a network's disk, is deleted the next time.
+    """
+    newest, named = latest(folder), folder / "latest"
+    if newest and not (named.is_file() and named.read_text() == newest.name):
+        with atomic_write(named) as file:
+            file.write(newest.name.encode())
     for path in [path for path in complete(folder) if not _kept_for_good(path)][:-keep_last]:
         with suppress(OSError):
             os.replace(path, folder / f".{path.name}.part")  # a half of it would be no checkpoint

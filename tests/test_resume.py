@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_the_newest_checkpoints_stay_and_milestones_of_earlier_versions(tmp_path
         old = {"milestone": step == 2} if step < 5 else {}
         state = STATE | {"own_parts": {"error": "l1"}} | old
         (folder / "state.json").write_text(json.dumps(state))
-    checkpoint._prune(tmp_path, keep_last=2)
+    checkpoint.tidy(tmp_path, keep_last=2)
     kept = checkpoint.complete(tmp_path)
     assert [path.name[-1] for path in kept] == ["2", "4", "5"]
     assert checkpoint.read_state(kept[0])["own_parts"]["loss_fn"] == "l1"
@@ -113,9 +114,14 @@ def test_a_run_keeps_its_newest_checkpoints(uninterrupted: Path) -> None:
 
 
 def test_a_finished_run_can_be_resumed_and_has_nothing_left_to_do(uninterrupted: Path) -> None:
-    before = metrics(uninterrupted)
+    before, checkpoints = metrics(uninterrupted), uninterrupted / "run/checkpoints"
+    extra = checkpoints / "step-00000018"  # as if the run had died within its last save
+    shutil.copytree(checkpoints / "step-00000020", extra)
+    (checkpoints / "latest").write_text(extra.name)
     finish(uninterrupted, "--resume")
     assert metrics(uninterrupted) == before
+    assert not extra.exists()
+    assert (checkpoints / "latest").read_text() == "step-00000020"
 
 
 def of_pictures(folder: Path, *overrides: str) -> hj.Config:

@@ -115,11 +115,11 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
         (tmp_path / f"step-0000000{step}").mkdir()
         (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(STATE))
     monkeypatch.setattr(os, "rmdir", lambda *_, **__: os.open("/nowhere", 0))
-    checkpoint._prune(tmp_path, keep_last=1)
+    checkpoint.tidy(tmp_path, keep_last=1)
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["step-00000003"]
     monkeypatch.undo()
-    checkpoint._prune(tmp_path, keep_last=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    checkpoint.tidy(tmp_path, keep_last=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step-00000003"}
 
 
 def test_a_folder_has_its_name_once_all_in_it_is_on_disk(
@@ -166,9 +166,10 @@ def test_old_checkpoints_lose_their_names_for_good_before_what_is_in_them(
     for step in (1, 2):
         (tmp_path / f"step-0000000{step}").mkdir()
         (tmp_path / f"step-0000000{step}" / "state.json").write_text(json.dumps(STATE))
+    (tmp_path / "latest").write_text("step-00000002")
     monkeypatch.setattr(os, "fsync", lambda _: done.append("synced"))
     monkeypatch.setattr(shutil, "rmtree", lambda *x, **more: [done.append("gone"), rmtree(*x)])
-    checkpoint._prune(tmp_path, keep_last=1)
+    checkpoint.tidy(tmp_path, keep_last=1)
     assert done == ["synced", "gone"]
 
 
