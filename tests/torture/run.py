@@ -82,6 +82,7 @@ def main() -> int:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--repeat", metavar="KIND/TRIAL/NUMBER", help="exactly this one")
     options = parser.parse_args()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # on a busy machine more threads wait for each other
     every, first = kinds(), 0
     both = [(kind, trial) for kind in every for trial in every[kind]]
     chosen = [x for x in both if not options.kinds or {x[0], "/".join(x)} & {*options.kinds}]
