@@ -263,9 +263,10 @@ def tidy(folder: Path, keep_last: int) -> None:
     One that resists, as on a network's disk, is deleted the next time.
     """
     newest, named = latest(folder), folder / "latest"
-    if newest and not (named.is_file() and named.read_text() == newest.name):
+    name = newest.name.encode() if newest else b""
+    if newest and not (named.is_file() and named.read_bytes() == name):
         with atomic_write(named) as file:
-            file.write(newest.name.encode())
+            file.write(name)
     for path in [path for path in complete(folder) if not _kept_for_good(path)][:-keep_last]:
         with suppress(OSError):
             os.replace(path, folder / f".{path.name}.part")  # a half of it would be no checkpoint

@@ -66,7 +66,7 @@ def restore(state: TrainState) -> None:
     if newest:
         kept = checkpoint.restore(newest, state.step)
         _check_images(state, kept)
-        checkpoint.tidy(run.checkpoints, state.config.run.keep_last)  # it may have died before
+        checkpoint.tidy(run.checkpoints, state.config.run.keep_last)  # if it died before that
         if "fingerprint" not in kept and source.encoded and state.config.data.name != "folder":
             say(
                 state.console,

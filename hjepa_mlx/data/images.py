@@ -65,7 +65,7 @@ def decodable(data: bytes, bits: int | None = None) -> np.ndarray:
             return np.frombuffer(bytearray(data), np.uint8)
         upright = _upright(image)
         width, height = upright.size
-        if width * height <= STRIP:
+        if width * height <= STRIP:  # a copy less
             return as_ppm(np.asarray(_as_rgb(upright, bits)))
         ppm, pixels = _empty_ppm(height, width)
         rows = max(1, STRIP // width)  # strip by strip: this bounds memory
@@ -180,7 +180,7 @@ def opened(source: bytes | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data) if data else source, formats=_formats()) as image:
             large = image.width * image.height > MAX_PIXELS
-            if large or (data[:2] == START and data.count(b"\xff\xda") > MAX_SCANS):
+            if large or (data[:2] == START and data.count(bytes((0xFF, SCAN))) > MAX_SCANS):
                 raise ValueError(f"{image.width}x{image.height} pixels, or its scans, are too many")
             yield image
     except UnidentifiedImageError:

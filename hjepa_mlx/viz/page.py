@@ -125,8 +125,6 @@ def evaluation(run: Run) -> str:
         title, shown = f" at step {report.scores['trained']['step']:,}", tables.html(report)
     except (HJEPAError, KeyError, TypeError, AttributeError):
         words = f"{run.path / 'eval.json'} is damaged or from another version of hjepa-mlx. "
-        title, shown = (
-            "",
-            escape(words + f"Run `hjepa-mlx eval {quote(str(run.path))}` to write it again."),
-        )
+        command = f"hjepa-mlx eval {quote(str(run.path))}"
+        title, shown = "", escape(f"{words}Run `{command}` to write it again.")
     return f"<h2>Evaluation{title}</h2>\n{shown}"
