@@ -1,7 +1,8 @@
-"""Weights in a few long arrays, so that an update takes a few kernels instead of many a weight."""
+"""Weights in long arrays, so that an update takes a few kernels instead of many a weight."""
 
 from __future__ import annotations
 
+import sys
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -9,22 +10,32 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-Flat = dict[str, dict[str, mx.array]]  # by part of the model, then "matrices" and "vectors"
+from hjepa_mlx import backend
+
+Flat = dict[str, dict[str, mx.array]]  # by part of the model, then "vectors", "matrices 0", …
 ROW = 1024  # matrices are summed row by row: on a CPU a long float32 sum loses digits
+# Numbers in an array of matrices on a CPU. An update makes its arrays anew, one after the other: if
+# they are short, it needs little memory beside the old ones, and finds it in the cache.
+MOST = 1_000_000
 
 
 class Layout:
-    """The places of a model's weights in two arrays for each of its parts.
+    """The places of a model's weights in a few arrays for each of its parts.
 
-    "matrices" [R, ROW] holds the weights of two axes or more, each transposed, as gradients of
-    linear layers come; zeros fill its last row. "vectors" [n] holds biases, norms and mask token.
+    "matrices 0" [R, ROW], and on a CPU more of them, hold the weights of two axes or more, each
+    transposed, as gradients of linear layers come; zeros fill the last row. "vectors" [n] holds
+    biases, norms and mask token.
     """
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.shapes: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
         for part, tree in parts.items():
+            numbers, most = 0, sys.maxsize if backend.on_gpu() else MOST
             for name, weight in dict(tree_flatten(tree)).items():
-                kind = "matrices" if weight.ndim > 1 else "vectors"
+                kind = "vectors"
+                if weight.ndim > 1:
+                    numbers += weight.size
+                    kind = f"matrices {(numbers - 1) // most}"
                 self.shapes.setdefault(part, {}).setdefault(kind, {})[name] = weight.shape
 
     def join(self, parts: dict[str, Any]) -> Flat:
@@ -34,7 +45,7 @@ class Layout:
             if part in parts:
                 weights = dict(tree_flatten(parts[part]))
                 joined[part] = {
-                    kind: _end_to_end([weights[name] for name in shapes], kind == "matrices")
+                    kind: _end_to_end([weights[name] for name in shapes], kind != "vectors")
                     for kind, shapes in kinds.items()
                 }
         return joined

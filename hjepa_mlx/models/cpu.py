@@ -1,4 +1,4 @@
-"""Attention and GELU: MLX's own, or forms for a CPU, where its exp and erf are slow loops.
+"""Attention, GELU and LayerNorm: MLX's own, or forms for a CPU, where those are slow loops.
 
 **Softmax.** exp(x) for x ≤ 0 is had from additions, multiplications and one division, which g++
 vectorises in the code that `mx.compile` fuses. With u = −x/2⁵ and w the Taylor polynomial of
@@ -9,6 +9,9 @@ keeps its digits: the result is within 2e-7 of exp(x), for any x above −4e9.
 z = x clamped to ±LIMIT, so one rational function serves both. The coefficients were fitted for this
 project by weighted least squares; in float32 the largest errors are 1.9e-6 in value (at |x| = 30,
 6e-8 of it) and 4.8e-7 in slope.
+
+**LayerNorm.** Sums over rows are matrix products, and so is what all numbers of a row share: the
+BLAS is faster at both than MLX's reductions and broadcasts, which `mx.compile` does not vectorise.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from hjepa_mlx import backend
 DOUBLINGS = 5
 TAYLOR = (1 / 2, 1 / 6, 1 / 24, 1 / 120)
 LIMIT = 5.5
+EPS = 1e-6  # of LayerNorm, as in timm and I-JEPA
 VALUE = (
     (0.797883971, 0.0702846467, 0.00952323275, 0.000365716344, 1.30614928e-05, 4.44319573e-08),
     (1, 0.254752327, 0.0293986923, 0.00196243429, 7.86103093e-05, 1.19539988e-06),
@@ -35,25 +39,32 @@ SLOPE = (
 
 
 class Kernels(NamedTuple):
-    """The two functions of a ViT that have a form for each device.
+    """The functions of a ViT that have a form for each device.
 
-    attention: softmax(q·kᵀ/√d)·v of q, k, v [B, H, N, d]; gelu: x·Φ(x), any shape.
+    attention: softmax(q·kᵀ/√d)·v of q, k, v [B, H, N, d]; gelu: x·Φ(x), any shape; layer_norm: of
+    x [B, N, D] over its last axis, times a weight [D], plus a bias [D].
     """
 
     attention: Callable[[mx.array, mx.array, mx.array], mx.array]
     gelu: Callable[[mx.array], mx.array]
+    layer_norm: Callable[[mx.array, mx.array, mx.array], mx.array]
 
 
 def kernels() -> Kernels:
     """MLX's own kernels on a GPU, the ones below on a CPU."""
     if backend.on_gpu():
-        return Kernels(fused_attention, nn.gelu)
-    return Kernels(attention, rational_gelu)  # type: ignore[arg-type]
+        return Kernels(fused_attention, nn.gelu, fused_layer_norm)
+    return Kernels(attention, rational_gelu, layer_norm)  # type: ignore[arg-type]
 
 
 def fused_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """MLX's fused attention."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+
+
+def fused_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """MLX's fused LayerNorm."""
+    return mx.fast.layer_norm(x, weight, bias, EPS)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -107,6 +118,44 @@ def _rational(
     z = 0.5 * (mx.abs(x32 + LIMIT) - mx.abs(x32 - LIMIT))
     p, q = (_horner(polynomial, z * z) for polynomial in coefficients)
     return (0.5 * (factor32 + factor32 * (z * (p / q)))).astype(x.dtype)
+
+
+@mx.custom_function
+def layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """LayerNorm by matrix products; computed in float32."""
+    centred, scale = _standardised(x)
+    y = centred * (scale @ weight.astype(mx.float32)[None]) + bias
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+@layer_norm.vjp
+def _layer_norm_vjp(
+    inputs: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    # with n = centred·scale and g = cotangent·weight, x has scale·(g − mean(g) − n·mean(g·n))
+    x, weight, bias = inputs
+    centred, scale = _standardised(x)
+    own = weight.astype(mx.float32)
+    g = cotangent.astype(mx.float32).reshape(centred.shape)
+    product = g * centred
+    mean = scale * (g @ own[:, None] / len(own))  # [rows, 1]
+    slope = scale**3 * (product @ own[:, None] / len(own))
+    along = mx.ones((1, len(own)))
+    of_x = g * (scale @ own[None]) - centred * (slope @ along) - mean @ along
+    of_weight, of_bias = scale.T @ product, mx.ones((1, len(g))) @ g
+    return (
+        of_x.reshape(x.shape).astype(x.dtype),
+        of_weight[0].astype(weight.dtype),
+        of_bias[0].astype(bias.dtype),
+    )
+
+
+def _standardised(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Rows of x [..., D] without their mean, [rows, D], and one over their deviation, [rows, 1]."""
+    x = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+    share = mx.full((x.shape[1], 1), 1 / x.shape[1])
+    centred = mx.addmm(x, x @ share, mx.ones((1, x.shape[1])), alpha=-1.0)
+    return centred, mx.rsqrt(centred.square() @ share + EPS)
 
 
 def _horner(coefficients: tuple[float, ...], t: mx.array) -> mx.array:

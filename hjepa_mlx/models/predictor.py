@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.models.vit import blocks, checkpointed, grid_positions, trunc_normal
+from hjepa_mlx.models.vit import LayerNorm, blocks, checkpointed, grid_positions, trunc_normal
 
 TOLD = {"tokens": ("tokens",), "mean": ("mean",), "both": ("tokens", "mean")}
 
@@ -32,7 +32,7 @@ class Predictor(nn.Module):
         self.mask_token = trunc_normal((self.dim,))
         self.level_embed = trunc_normal((levels, self.dim))
         self.blocks = blocks(self.dim, model.predictor_depth, model.predictor_heads)
-        self.norm = nn.LayerNorm(self.dim, eps=1e-6)
+        self.norm = LayerNorm(self.dim)
         self.heads = [nn.Linear(self.dim, int(model.dim)) for _ in range(levels)]
         for linear in (self.embed, *self.heads):
             linear.weight = trunc_normal(linear.weight.shape)

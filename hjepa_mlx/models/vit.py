@@ -124,6 +124,19 @@ def _together_vjp(_inputs: Any, gradients: tuple[dict, mx.array], _outputs: Any)
     return of_weights, of_x
 
 
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, with a weight and a bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = mx.ones(dim), mx.zeros(dim)
+        self._norm = kernels().layer_norm
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, N, dim] to [B, N, dim]."""
+        return self._norm(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -161,9 +174,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, number: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim)
         self.mlp = MLP(dim, 4 * dim, dim)
         for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
             linear.weight = trunc_normal(linear.weight.shape)
@@ -210,7 +223,7 @@ class VisionTransformer(nn.Module):
         self._run = checkpointed if model.checkpoint_blocks else lambda block: block
         self.patch_embed = PatchEmbed(model.patch_size, self.dim)
         self.blocks = blocks(self.dim, int(model.depth), int(model.heads))
-        self.norm = nn.LayerNorm(self.dim, eps=1e-6)
+        self.norm = LayerNorm(self.dim)
         if model.positions == "learned":
             self.pos_embed = self.positions(self.grid)
 
