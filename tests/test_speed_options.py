@@ -59,7 +59,7 @@ IMAGE_LEVEL = {
 def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, changes):
     monkeypatch.setattr("hjepa_mlx.models.cpu.backend.on_gpu", lambda: False)  # fused there
     # these cannot be exported, and have no matmul inside but for sums
-    monkeypatch.setattr("hjepa_mlx.models.cpu.softmax", partial(mx.softmax, axis=-1))
+    monkeypatch.setattr("hjepa_mlx.models.cpu.softmax", partial(mx.softmax, axis=-2))
     monkeypatch.setattr("hjepa_mlx.models.cpu.rational_gelu", nn.gelu)
     monkeypatch.setattr("hjepa_mlx.models.cpu.layer_norm", fused_layer_norm)
     monkeypatch.setattr(mx, "contiguous", lambda x: x)

@@ -70,22 +70,22 @@ def fused_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """Attention by two matmuls and the softmax below."""
     q, k, v = map(mx.contiguous, (q, k, v))  # once: a matmul copies what is not, each time
-    weights: mx.array = softmax((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2))  # type: ignore[assignment]
-    return weights @ v
+    weights: mx.array = softmax(k @ (q * q.shape[-1] ** -0.5).swapaxes(-1, -2))  # type: ignore[assignment]
+    return weights.swapaxes(-1, -2) @ v
 
 
 @mx.custom_function
 def softmax(x: mx.array) -> mx.array:
-    """Softmax over the last axis, computed in float32."""
+    """Softmax over the last axis but one, where sums are vectorised; computed in float32."""
     x32 = x.astype(mx.float32)
-    e = _exp(x32 - x32.max(-1, keepdims=True))
-    return (e / e.sum(-1, keepdims=True)).astype(x.dtype)
+    e = _exp(x32 - x32.max(-2, keepdims=True))
+    return (e / e.sum(-2, keepdims=True)).astype(x.dtype)
 
 
 @softmax.vjp
 def _softmax_vjp(_x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     product = cotangent * output
-    return product - output * product.sum(-1, keepdims=True)
+    return product - output * product.sum(-2, keepdims=True)
 
 
 def _exp(x: mx.array) -> mx.array:
