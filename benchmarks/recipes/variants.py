@@ -242,6 +242,7 @@ VARIANTS = {
     "small_grid_14_context_22": Variant((*SMALL, *GRID_14)),
     "small_grid_14_1_level": Variant((*SMALL, *GRID_14, *targets([1]))),
     "small_grid_14_read_3": Variant((*SMALL, *GRID_14, *READ_3)),
+    "small_grid_14_2_masks": Variant((*SMALL, *GRID_14, *READ_3, "masks.per_image=2")),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
@@ -265,9 +266,9 @@ VARIANTS = {
     "chosen_read_3": Variant((*CHOSEN, *READ_3)),
     "demo": Variant(recipe="demo"),
     "demo_3_targets": Variant(TARGETS_3, recipe="demo"),
-    "demo_half_lr": Variant((*TARGETS_3, "optim.lr=2.5e-4"), recipe="demo"),
-    "demo_double_lr": Variant((*TARGETS_3, "optim.lr=1e-3"), recipe="demo"),
+    "demo_half_lr": Variant(("optim.lr=2.5e-4",), recipe="demo"),
+    "demo_double_lr": Variant(("optim.lr=1e-3",), recipe="demo"),
     "demo_collapsing": Variant(
-        (*TARGETS_3, "optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
+        ("optim.momentum=[0,0]", "loss.vicreg=0", "optim.lr=4e-3"), recipe="demo"
     ),
 }
