@@ -14,8 +14,9 @@ from hjepa_mlx import backend
 
 Flat = dict[str, dict[str, mx.array]]  # by part of the model, then "vectors", "matrices 0", …
 ROW = 1024  # matrices are summed row by row: on a CPU a long float32 sum loses digits
-# Numbers in an array of matrices on a CPU. An update makes its arrays anew, one after the other: if
-# they are short, it needs little memory beside the old ones, and finds it in the cache.
+# About so many numbers are in an array of matrices on a CPU. An update makes its arrays anew, one
+# after the other: if they are short, it needs little memory beside the old ones, and finds it in
+# the cache.
 MOST = 1_000_000
 
 
@@ -29,13 +30,14 @@ class Layout:
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.shapes: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
+        most = sys.maxsize if backend.on_gpu() else MOST
         for part, tree in parts.items():
-            numbers, most = 0, sys.maxsize if backend.on_gpu() else MOST
+            numbers = 0
             for name, weight in dict(tree_flatten(tree)).items():
                 kind = "vectors"
                 if weight.ndim > 1:
+                    kind = f"matrices {numbers // most}"
                     numbers += weight.size
-                    kind = f"matrices {(numbers - 1) // most}"
                 self.shapes.setdefault(part, {}).setdefault(kind, {})[name] = weight.shape
 
     def join(self, parts: dict[str, Any]) -> Flat:

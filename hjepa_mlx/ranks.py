@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from hjepa_mlx import agreement, runs, world
+from hjepa_mlx import agreement, backend, runs, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.recipes import parse
 
@@ -23,13 +23,15 @@ def check(facts: dict[str, Any]) -> None:
     """Refuse ranks that differ, or a batch that they cannot share; HJEPAError on all of them."""
     from hjepa_mlx import __version__  # here: the package imports this module
 
+    # their weights lie in other arrays (flat.py)
+    facts["the device"] = "a GPU" if backend.on_gpu() else "a CPU"
     facts["version"] = {"hjepa-mlx": __version__, "mlx": version("mlx")}
     first, *others = agreement.values(facts)
     for rank, other in enumerate(others, 1):
         for key, (here, there) in runs.differences(first, other).items():
             raise agreement.shared_error(
                 f"Rank 0 and rank {rank} differ: {key} is {here!r:.40} and {there!r:.40}. Start "
-                "all ranks with the same config, images and versions.",
+                "all ranks with the same config, images and versions, all on GPUs or all on CPUs.",
                 status=2,
             )
     batch, ranks = first["data"]["batch_size"], world.size()

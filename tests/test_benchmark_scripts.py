@@ -34,7 +34,8 @@ def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     assert shown.stdout.strip() == blas_name()
 
 
-def test_an_update_launches_no_more_kernels_for_a_deeper_network(tiny_config):
+def test_an_update_launches_no_more_kernels_for_a_deeper_network(tiny_config, monkeypatch):
+    monkeypatch.setattr("hjepa_mlx.backend.on_gpu", lambda: True)  # as the script's command does
     kernels = script("kernels.py").kernels
     shallow, deep = (kernels(tiny_config(model={"depth": depth})) for depth in (3, 6))
     assert shallow["update"] == deep["update"]

@@ -16,6 +16,8 @@ from mlx.core import load
 from ranks import RUNS, end, start
 
 import hjepa_mlx as hj
+from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.ranks import check
 from hjepa_mlx.session import watched
 
 WORKER = [str(Path(ranks.__file__))]
@@ -172,6 +174,15 @@ def test_ranks_that_differ_are_refused_in_one_line(place, others, line):
     assert not (place / "run").exists()
     if "optim" in line:  # all with the same config, as the line says
         finish(place, "run", 2, *others, "--set", "optim.epochs=1")
+
+
+def test_ranks_on_a_cpu_and_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr("hjepa_mlx.backend.on_gpu", lambda: False)
+    monkeypatch.setattr(
+        "hjepa_mlx.agreement.values", lambda own: [own, own | {"the device": "a GPU"}]
+    )
+    with pytest.raises(HJEPAError, match="the device is 'a CPU' and 'a GPU'"):
+        check({"data": {"batch_size": 4}})
 
 
 @pytest.mark.parametrize(

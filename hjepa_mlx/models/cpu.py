@@ -152,10 +152,10 @@ def _layer_norm_vjp(
 
 def _standardised(x: mx.array) -> tuple[mx.array, mx.array]:
     """Rows of x [..., D] without their mean, [rows, D], and one over their deviation, [rows, 1]."""
-    x = x.reshape(-1, x.shape[-1]).astype(mx.float32)
-    share = mx.full((x.shape[1], 1), 1 / x.shape[1])
-    centred = mx.addmm(x, x @ share, mx.ones((1, x.shape[1])), alpha=-1.0)
-    return centred, mx.rsqrt(centred.square() @ share + EPS)
+    D = x.shape[-1]
+    x, ones = x.reshape(-1, D).astype(mx.float32), mx.ones((D, 1))
+    centred = mx.addmm(x, x @ ones / D, ones.T, alpha=-1.0)
+    return centred, mx.rsqrt(centred.square() @ ones / D + EPS)
 
 
 def _horner(coefficients: tuple[float, ...], t: mx.array) -> mx.array:
