@@ -26,6 +26,7 @@ from hjepa_mlx.eval import linear_probe
 from hjepa_mlx.eval.arrays import accuracy, interval
 from hjepa_mlx.eval.features import Encoded, Encoder, Features, extract, replica
 from hjepa_mlx.eval.labels import check_evaluable, judged
+from hjepa_mlx.eval.report import CLASSIFIER
 from hjepa_mlx.files import atomic_folder, read_json, sha256, write_json
 from hjepa_mlx.flat import Layout
 from hjepa_mlx.models.hjepa import HJEPA
@@ -38,7 +39,7 @@ from hjepa_mlx.step import AdamW
 
 BETAS = [0.9, 0.999]
 LEAST_L2 = 1e-4  # of a probe to start from: larger weights throw the encoder about
-WEIGHTS, ABOUT = "model.safetensors", "classifier.json"
+WEIGHTS = "model.safetensors"
 
 
 class Classifier(nn.Module):
@@ -230,16 +231,18 @@ def save(classifier: Classifier, folder: Path, scores: dict[str, Any]) -> None:
         (part / "config.yaml").write_text(classifier.config.to_yaml())
         checksum = sha256(part / WEIGHTS)
         about = {"classes": classifier.classes, "scores": scores, "sha256": checksum}
-        write_json(part / ABOUT, about)
+        write_json(part / CLASSIFIER, about)
 
 
 def load(folder: str | Path) -> Classifier:
     """The classifier that `save` wrote. UsageError if it is none, HJEPAError if it is damaged."""
     folder = Path(folder)
-    if not (folder / ABOUT).is_file():
-        raise UsageError(f"{folder} is no classifier: it has no {ABOUT}. Make one: finetune RUN.")
+    if not (folder / CLASSIFIER).is_file():
+        raise UsageError(
+            f"{folder} is no classifier: it has no {CLASSIFIER}. Make one: finetune RUN."
+        )
     try:
-        about = read_json(folder / ABOUT)
+        about = read_json(folder / CLASSIFIER)
         classifier = Classifier(load_config(folder / "config.yaml"), tuple(about["classes"]))
         if sha256(folder / WEIGHTS) != about["sha256"]:
             raise ValueError(f"{WEIGHTS} does not match its checksum")

@@ -87,8 +87,8 @@ def find_config(name_or_path: str) -> Path:
         raise UsageError(f"Config file {path} does not exist.")
     hint = did_you_mean(name_or_path, names)
     raise UsageError(
-        f"No config named '{name_or_path}'.{hint} Give the path of a .yaml file, or one of: "
-        f"{', '.join(names)}."
+        f"No config named '{name_or_path}'.{hint} Give the path of a .yaml file or a run, or one "
+        f"of: {', '.join(names)}."
     )
 
 

@@ -16,7 +16,7 @@ from hjepa_mlx import checkpoint, hub, pretrained, weights
 from hjepa_mlx.config import Config
 from hjepa_mlx.data.folder import RECORD, Folder, write_record
 from hjepa_mlx.errors import HJEPAError, UsageError
-from hjepa_mlx.eval.report import Report
+from hjepa_mlx.eval.report import CLASSIFIER, Report
 from hjepa_mlx.files import atomic_write, locked, make_folder, read_json, sync
 from hjepa_mlx.models.hjepa import HJEPA, Origin
 from hjepa_mlx.recipes import load_config
@@ -259,6 +259,11 @@ def load(path: str | Path, model: HJEPA | None = None) -> HJEPA:
     damaged.
     """
     path = hub.download(str(path)) if str(path).startswith("hf:") else Path(path)
+    if (path / CLASSIFIER).is_file():
+        raise UsageError(
+            f"{path} is a classifier: `hjepa-mlx predict` uses it, and `hjepa-mlx train RECIPE "
+            f"--init {quote(str(path))}` starts from its encoder. Give the run instead."
+        )
     one = (path / "state.json").is_file()
     run = Run(path.parent.parent if one else path)
     folder, config = path if one else run.latest, run.config

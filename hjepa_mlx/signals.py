@@ -28,7 +28,7 @@ IN_WORDS = {  # by the directions of loss and effective rank
     (0, -1): "The rank falls at a steady loss. A lower optim.lr or loss.vicreg keeps it up.",
     (1, -1): "The loss rises and the rank falls: the run is unstable. Lower optim.lr.",
     (-1, 0): "The loss falls at a steady rank.",
-    (0, 0): "Loss and rank have levelled off: longer training would change little.",
+    (0, 0): "Loss and rank have levelled off.",
     (1, 0): "The loss rises at a steady rank: the targets change faster than they are learned.",
 }
 # Below these shares of the highest values so far a warning is due; the recipes' runs kept 0.86.

@@ -27,6 +27,8 @@ PICKLES = (".pth", ".pt", ".bin", ".tar")  # what torch.save writes
 WRONG = (ValueError, TypeError, AttributeError)  # of content that is no network's
 ENCODERS = ("context_encoder.", "target_encoder.")
 NETWORKS = (*ENCODERS, "predictor.", "image_predictor.", "projector.")
+# That others put before an encoder's names, and our classifiers; transformers has encoder.layer
+PREFIXES = re.compile(r"^((module|model|backbone|ijepa|vit|encoder(?!\.layer))\.)+")
 NAMES = (  # here, in transformers' files, and in its modules from version 5 on
     ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
     ("pos_embed", "embeddings.position_embeddings"),
@@ -139,7 +141,7 @@ def _as_here(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for full, array in arrays.items():
         network = next((start for start in NETWORKS if full.startswith(start)), "")
-        name = re.sub(r"^((module|model|backbone|ijepa|vit)\.)+", "", full.removeprefix(network))
+        name = PREFIXES.sub("", full.removeprefix(network))
         for here, *others in NAMES if network != "predictor." else ():
             for there in others:
                 name = _renamed(name, there, here)

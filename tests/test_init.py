@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 import hjepa_mlx as hj
 from hjepa_mlx import pretrained, weights
 from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.finetune import Classifier, save
 from hjepa_mlx.models.vit import stretched
 
 
@@ -124,6 +125,19 @@ def test_every_weight_is_accounted_for(tiny_config, tmp_path):
     assert told["context_encoder.blocks.2.norm1.bias"] == "starts as new"
     assert told["predictor.embed.weight"] == "left out: [64, 64] there, [128, 64] here"
     assert told["head.weight"] == "left out: there is no such weight here"
+
+
+def test_a_classifier_s_encoder_is_a_start(tiny_config, tmp_path):
+    classifier = Classifier(tiny_config(), ("a", "b"))
+    save(classifier, tmp_path / "head", {})
+    model = hj.HJEPA(tiny_config(seed=1))
+    outcomes = dict(pretrained.put(weights.read(tmp_path / "head"), model))
+    assert outcomes["target_encoder.head.bias"] == "left out: there is no such weight here"
+    own = dict(tree_flatten(classifier.encoder.parameters()))
+    for name, weight in tree_flatten(model.target_encoder.parameters()):
+        np.testing.assert_array_equal(weight, own[name])
+    with pytest.raises(UsageError, match="is a classifier"):
+        hj.load(tmp_path / "head")
 
 
 def test_heads_of_other_levels_are_left_out_though_they_would_fit(prepared):

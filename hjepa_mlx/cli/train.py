@@ -65,7 +65,7 @@ def train(
     `hjepa-mlx train runs/demo-20260101-120000 --epochs 10`
     """
     config = config if config in config_names() else in_runs(config)
-    own_run = None if run_dir is not None else _own_run(config)
+    own_run = _own_run(config, run_dir, epochs)
     overrides = overrides or []
     if hours is not None and epochs is not None:
         raise UsageError("--hours chooses the epochs itself: give either --hours or --epochs.")
@@ -126,13 +126,24 @@ def _chosen(
     return settings
 
 
-def _own_run(given: str) -> str | None:
-    """The run that `given` is or whose config it is: a folder, or one that has been logged to."""
+def _own_run(given: str, run_dir: str | None, epochs: int | None) -> str | None:
+    """The run that `given` is or whose config it is: a folder, or one that has been logged to.
+
+    None if its config is to be trained anew, in `run_dir`.
+    """
     from hjepa_mlx.recipes import find_config
 
     file = find_config(given)
     is_run = Path(given).is_dir() or (file.parent / "metrics.jsonl").is_file()
-    return str(file.parent) if file.name == "config.yaml" and is_run else None
+    if file.name != "config.yaml" or not is_run:
+        return None
+    run = str(file.parent)
+    if run_dir is not None and epochs is not None:
+        raise UsageError(
+            f"{run} goes on in its own folder: leave out --run-dir. A new run with its weights: "
+            f"hjepa-mlx train RECIPE --init {quote(run)}."
+        )
+    return run if run_dir is None else None
 
 
 def _loaded(given: str, own_run: str | None, overrides: list[str], epochs: int | None) -> Config:

@@ -17,6 +17,7 @@ from hjepa_mlx.files import write_json
 from hjepa_mlx.tables.evaluation import evaluation
 
 RANK_TOLERANCE = 5.0  # the promise is "about 60 % of the dimension"
+CLASSIFIER = "classifier.json"  # what `finetune` writes about a classifier
 NOTHING = (
     "Not clearly better than random initialisation by linear probe or k-NN: the differences are "
     "within the 95 % intervals. `hjepa-mlx viz RUN` draws the curves."
@@ -90,7 +91,7 @@ def add_fine_tuned(scores: dict[str, Any], run: str | Path) -> None:
     """
     level = max(name for name in scores["features"] if name.startswith("level_"))
     for folder, own in (("finetuned", scores), ("scratch", scores["baselines"]["random_init"])):
-        file = Path(run, folder, "classifier.json")
+        file = Path(run, folder, CLASSIFIER)
         found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
         if "fine_tuned" in found and found.get("run_step") == scores["trained"]["step"]:
             own["fine_tuned"] = {level: found["fine_tuned"]}
