@@ -195,7 +195,7 @@ def evaluate(state: TrainState) -> dict[str, float]:
             check_finite(state)
         if looks:
             row = state.signals()
-            for warning in warnings(state.highest, row):
+            for warning in warnings(state.highest, row, state.config.predicted):
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
             state.highest = highest([state.highest, row])
         if state.knn and judges:

@@ -40,18 +40,20 @@ def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) 
     key = f"{signal}_level_1"
     before = highest([{key: 1.2}, {key: 3.0, "loss_level_1": 1.0}, {"loss_level_1": 2.0}])
     assert before == {key: 3.0}
-    assert warnings(before, {key: sound, "loss_level_1": 0.0}) == []
+    assert warnings(before, {key: sound, "loss_level_1": 0.0}, [1]) == []
     below = "position_only_loss_level_1"
-    assert warnings(highest([{below: -1.0}]), {below: -9}) == []
-    (said,) = warnings(before, {key: collapsed})
+    assert warnings(highest([{below: -1.0}]), {below: -9}, [1]) == []
+    elsewhere = warnings(before, {key: collapsed}, [0, 2])  # level 1 is only read
+    assert (elsewhere == []) == (signal == "feature_std")
+    (said,) = warnings(before, {key: collapsed}, [1])
     words = signal.replace("_", " ")
     assert f"Level 1 may be collapsing: {words} {collapsed:g}, it was 3." in said
 
 
 def test_the_rank_of_an_untrained_network_can_fall_and_images_that_look_alike_are_said() -> None:
-    (said,) = warnings({"effective_rank_level_0": 1.4}, {"effective_rank_level_0": 1.1})
+    (said,) = warnings({"effective_rank_level_0": 1.4}, {"effective_rank_level_0": 1.1}, [0])
     assert "effective rank 1.1, it was 1.4." in said
-    (said,) = warnings({"feature_std_level_0": 0.0}, {"feature_std_level_0": 0.0})
+    (said,) = warnings({"feature_std_level_0": 0.0}, {"feature_std_level_0": 0.0}, [0])
     assert said == "Level 0: all images look alike to it. Are they different?"
 
 

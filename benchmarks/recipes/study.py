@@ -109,7 +109,7 @@ def run(
     pictures = rows[-1]["step"] * config.data.batch_size * config.optim.accumulate if rows else 0
     gflop = average_gflop(config, model)
     speed = np.median([row["images_per_second"] for row in rows if "loss" in row] or [1])
-    said = {row["step"]: warnings(highest(rows[:at]), row) for at, row in enumerate(rows)}
+    said = {r["step"]: warnings(highest(rows[:n]), r, config.predicted) for n, r in enumerate(rows)}
     result = {
         "recipe": recipe,
         "cost": {
