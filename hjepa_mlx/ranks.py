@@ -23,7 +23,7 @@ def check(facts: dict[str, Any]) -> None:
     """Refuse ranks that differ, or a batch that they cannot share; HJEPAError on all of them."""
     from hjepa_mlx import __version__  # here: the package imports this module
 
-    # their weights lie in other arrays (flat.py)
+    # gradients are summed place by place, and on a GPU weights lie in other places (flat.py)
     facts["the device"] = "a GPU" if backend.on_gpu() else "a CPU"
     facts["version"] = {"hjepa-mlx": __version__, "mlx": version("mlx")}
     first, *others = agreement.values(facts)
