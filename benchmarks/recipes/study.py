@@ -98,8 +98,7 @@ def run(
     recipe["data"].pop("dir")
     if file.is_file():
         kept: Result = json.loads(file.read_text())["recipe"]
-        kept["data"].pop("weights", None)  # a key of earlier versions, auto in all of these
-        if differences(kept, recipe):  # keys that came later are off
+        if differences(kept, recipe):  # keys that came later, or are gone, are off
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
     with stopped_at(end):
