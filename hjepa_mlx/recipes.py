@@ -135,7 +135,7 @@ def _drop_retired(tree: dict[str, Any]) -> None:
                 raise UsageError(f"The run used data.weights={value}, which is gone: train anew.")
     if isinstance(data := tree.get("data"), dict) and "labels" not in data:
         data |= {"listing": 1, "bits": 16}
-    if isinstance(loss := tree.get("loss"), dict):
+    if isinstance(loss := tree.get("loss"), dict) and "vicreg" in loss:
         loss.setdefault("isotropy", 0.0)
 
 

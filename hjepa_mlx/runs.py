@@ -238,10 +238,7 @@ def keep_choices(config: Config, before: Config) -> None:
 
 
 def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Keys of a run's config, as trees, that were one value and are another; without FREE_KEYS.
-
-    Keys that are gone do not count.
-    """
+    """Keys of a run's config, as trees, that were one value and are another; without FREE_KEYS."""
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in then.items():
         name = prefix + key
@@ -249,7 +246,7 @@ def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any,
             continue
         if isinstance(value, dict):
             found |= differences(value, now[key], name + ".")
-        elif value != now.get(key, value):
+        elif value != now[key]:
             found[name] = (value, now[key])
     return found
 

@@ -94,11 +94,12 @@ def run(
     """
     config = config_of(variant, data, seed, split, root)
     file = result_file(variant, data, seed, split)
-    recipe: Result = config.model_dump(exclude={"run", "name"})
-    recipe["data"].pop("dir")
+    recipe: Result = config.model_dump(exclude={"run": True, "name": True, "data": {"dir"}})
     if file.is_file():
         kept: Result = json.loads(file.read_text())["recipe"]
-        if differences(kept, recipe):  # keys that came later, or are gone, are off
+        for section, key in (("data", "weights"), ("loss", "projection")):  # gone, had no effect
+            kept[section].pop(key, None)
+        if differences(kept, recipe):  # keys that came later are off
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return
     with stopped_at(end):
