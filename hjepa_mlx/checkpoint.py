@@ -31,7 +31,6 @@ LONGEST_HEADER = 10_000_000  # bytes, of a safetensors file
 MOST_AXES = 8  # of an array
 BITS = re.compile(r"B?F(16|32|64)|[IU](8|16|32|64)")  # of a number, by its type in safetensors
 MOMENTS = ("m", "v")  # that Adam keeps of each weight
-PROJECTOR = "projector."  # names of weights that image levels had in earlier versions
 Whole = Annotated[int, Field(ge=0, lt=2**53)]
 Word = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -161,7 +160,6 @@ def load_model(checkpoint: Path, model: HJEPA) -> dict[str, Any]:
     """
     state = read_state(checkpoint)
     arrays = _load(checkpoint, "model.safetensors", state)
-    arrays = {name: w for name, w in arrays.items() if not name.startswith(PROJECTOR)}
     expected = {name: w.shape for name, w in dict(tree_flatten(model.parameters())).items()}
     found = {name: w.shape for name, w in arrays.items()}
     if expected != found:
@@ -182,11 +180,6 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     state = load_model(checkpoint, step.model)
     step.adopt()
     arrays = _load(checkpoint, "optimizer.safetensors", state)
-    if any(name.startswith(PROJECTOR) for name in arrays):
-        raise HJEPAError(
-            f"{checkpoint} cannot be resumed: its image level had a projector (loss.projection), "
-            "which is gone. It can be evaluated and exported, and model.init takes its weights."
-        )
     if _shapes(arrays) != _shapes(_optimizer_arrays(step)):
         raise _damaged(checkpoint, "optimizer.safetensors belongs to other weights")
     _put_back(arrays, step)

@@ -113,10 +113,11 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     passes = [n + queries / len(told) for n in told if queries]  # tokens in the predictor's
     pixels, masks, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
     views, area = config.views.count, np.mean([shape.area for shape in sampler.shapes])
+    heads = sum(weights.get(name, 0) for name in ("image_predictor", "projector"))
 
     target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
     look = rendering_flop(config.view_grid * model.patch_size, config.data.image_size)
-    look += encoder.learned(seen, pixels) + BACKWARD * 2 * weights.get("image_predictor", 0)
+    look += encoder.learned(seen, pixels) + BACKWARD * 2 * heads
     predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim if queries else 0
     predict += sum(map(predictor.flop, passes))
     most = 2 if model.checkpoint_blocks else max(encoder.depth, predictor.depth)

@@ -1,4 +1,4 @@
-"""Losses: the prediction error of each level, and three optional regularisers."""
+"""Losses: the prediction error of each level, and two optional regularisers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from hjepa_mlx import world
 from hjepa_mlx.errors import UsageError, did_you_mean
 
 LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
-KEPT = 0.99  # of the running second moment, each batch
-FLOOR = 1e-3  # of the mean eigenvalue: no direction counts as weaker
 SIGREG_DIRECTIONS = 256
 SIGREG_KNOTS, SIGREG_LIMIT = 17, 3.0
 
@@ -44,30 +42,6 @@ def prediction_loss(kind: str) -> LossFn:
         hint = did_you_mean(kind, PREDICTION)
         raise UsageError(f"loss.kind={kind} is not a prediction loss.{hint} There are: {known}.")
     return PREDICTION[kind]
-
-
-def isotropy(x: mx.array, moment: mx.array) -> tuple[mx.array, mx.array]:
-    """How unequally strong the directions of features are: log of arithmetic over geometric mean.
-
-    The means are of the eigenvalues of C = M + FLOOR·tr(M)/D·I, where M is the running second
-    moment about 0 of x [B, D], one vector per mask; those of all ranks count. 0 when features are
-    centred, uncorrelated and equally spread. A single batch has fewer rows than D, so its own
-    moment would say little; the idea of a log det of a running one is CorInfoMax's (arXiv
-    2209.07999). Returns the value and the new `moment` [D, D]. The gradient is that of the batch's
-    rows as if M were all theirs.
-    """
-    x = world.gather(x.astype(mx.float32))
-    B, D = x.shape
-    fixed, one = mx.stop_gradient(x), mx.eye(D)
-    found = KEPT * moment + (1 - KEPT) / B * (fixed.T @ fixed)
-    moment = mx.where(mx.isfinite(found).all(), found, moment)  # float16 may have overflowed
-    scale = mx.diag(moment).mean()
-    root = mx.linalg.cholesky(moment + FLOOR * scale * one, stream=mx.cpu)
-    value = mx.log((1 + FLOOR) * scale) - 2 * mx.log(mx.diag(root)).mean()
-    slope = one / ((1 + FLOOR) * scale) - mx.linalg.cholesky_inv(root, stream=mx.cpu)
-    slope = slope + FLOOR * mx.diag(slope).mean() * one
-    change = ((x @ slope) * x).sum() / B / D
-    return value + change - mx.stop_gradient(change), moment
 
 
 def vicreg(x: mx.array) -> mx.array:

@@ -19,7 +19,6 @@ MOST_ALIASES = 20
 LONGEST = 300  # characters of a value in a message
 ALIASES = {"m1_max_imagenet100_100epoch": "imagenet100"}
 RETIRED = {  # keys of earlier versions: runs still have them, recipes may not
-    "loss.projection": "regularisers act on the features themselves",
     "data.weights": "a pass shows each image of each data set once",
     "run.eval_share": "k-NN while training runs every run.eval_every_epochs",
     "run.milestone_epochs": "the last run.keep_last checkpoints are kept",
@@ -135,8 +134,6 @@ def _drop_retired(tree: dict[str, Any]) -> None:
                 raise UsageError(f"The run used data.weights={value}, which is gone: train anew.")
     if isinstance(data := tree.get("data"), dict) and "labels" not in data:
         data |= {"listing": 1, "bits": 16}
-    if isinstance(loss := tree.get("loss"), dict) and "vicreg" in loss:
-        loss.setdefault("isotropy", 0.0)
 
 
 def resolve(config: Config) -> Config:

@@ -147,15 +147,16 @@ class Views(Section):
 class Loss(Section):
     """Prediction loss and the optional regularisers' weights (0: off).
 
-    level_weights: a level of weight 0 is not predicted, only evaluated after training. isotropy,
-    vicreg and sigreg act on the mean features of a masked context, and on those of a view.
+    level_weights: a level of weight 0 is not predicted, only evaluated after training. vicreg and
+    sigreg act on the mean of a masked context's features, and on a projection of a view's to
+    `projection` dimensions (0: on that mean itself).
     """
 
     kind: str = "smooth_l1"  # a name in losses.py
     level_weights: Auto | list[Annotated[float, Field(ge=0)]] = "auto"
-    isotropy: Annotated[float, Field(ge=0)] = 0.1
-    vicreg: Annotated[float, Field(ge=0)] = 0.0
+    vicreg: Annotated[float, Field(ge=0)] = 0.2
     sigreg: Annotated[float, Field(ge=0)] = 0.0
+    projection: Annotated[int, Field(ge=0, le=65_536)] = 512
 
 
 class Optim(Section):

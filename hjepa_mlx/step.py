@@ -26,8 +26,6 @@ Metrics = dict[str, mx.array]
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
 LARGEST_FLOAT16 = 65_504
 CONTEXT, TARGET = "context_encoder", "target_encoder"  # parts of the model
-MASKED, IMAGE = "", "_image"  # what the regularisers' metrics end in, by what they act on
-SECOND_MOMENT = "second_moment"
 STEPS_TO_GROW = 200  # steps without overflow before the loss scale is doubled
 
 
@@ -93,10 +91,6 @@ class Step:
         self.adopt()
         self.optimizer = AdamW(config.optim.betas)
         self.optimizer.init({k: part for k, part in self.weights.items() if k != TARGET})
-        seen = {MASKED: config.masked, IMAGE: config.view_grid} if config.loss.isotropy else {}
-        names = [SECOND_MOMENT + of for of, there in seen.items() if there]
-        self.moments = {name: mx.eye(int(config.model.dim)) for name in names}  # during a step
-        self.optimizer.state.update(self.moments)  # after it: saved and shared with these
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
         self._value_and_grad = mx.value_and_grad(self._loss)
@@ -107,7 +101,7 @@ class Step:
     @property
     def state(self) -> list[Any]:
         """All that a step reads and writes."""
-        return [self.weights, self.optimizer.state, self.moments, mx.random.state, self.scaler]
+        return [self.weights, self.optimizer.state, mx.random.state, self.scaler]
 
     def adopt(self) -> None:
         """Take the weights that the model has now."""
@@ -124,7 +118,6 @@ class Step:
 
         Returns lazily computed 0-d arrays: loss, loss_level_l, grad_norm and what is switched on.
         """
-        self.moments.update({key: self.optimizer.state[key] for key in self.moments})
         arrays = [mx.array(value, mx.float32) for value in values]
         inputs = [(images, *as_arrays(masks)) for images, masks in batches]
         if len(inputs) == 1 and world.size() == 1:
@@ -143,8 +136,9 @@ class Step:
 
     def compile(self, function: Callable) -> Callable:
         """A function that reads and writes the state, compiled if the config says so."""
-        compiled = mx.compile(function, inputs=self.state, outputs=self.state)
-        return compiled if backend.compiles(self.config) else function
+        if not backend.compiles(self.config):
+            return function
+        return mx.compile(function, inputs=self.state, outputs=self.state)
 
     def _whole_step(self, *inputs: Any) -> Metrics:
         *batch, lr, weight_decay, momentum = inputs
@@ -164,8 +158,7 @@ class Step:
         truth = self.model.targets(patches, targets, pool)
         parts.pop(TARGET, None)
         seen = patches, context, centres, views
-        (_, metrics, moments), gradients = self._value_and_grad(parts, *seen, truth)
-        self.moments.update(moments)
+        (_, metrics), gradients = self._value_and_grad(parts, *seen, truth)
         self.model.update(whole)  # also what a forward pass has changed
         joined = self.layout.join(gradients)
         return metrics, tree_map(lambda g: g.astype(mx.float32), joined)
@@ -182,7 +175,7 @@ class Step:
         centres: mx.array,
         views: mx.array | None,
         truth: list[mx.array],
-    ) -> tuple[mx.array, Metrics, dict[str, mx.array]]:
+    ) -> tuple[mx.array, Metrics]:
         c = self.config.loss
         self.model.update(trained)
         predictions: list[mx.array] = []
@@ -190,35 +183,34 @@ class Step:
         if masked := self.config.masked:
             cells = [target.shape[1] for target in truth[: len(masked)]]
             predictions, features = self.model.predict(patches, context, centres, cells)
-            means[MASKED] = features.astype(mx.float32).mean(1)  # [B·V, D]
+            means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
         if views is not None:
             prediction, features = self.model.predict_image(views)
             predictions = [*predictions, prediction]
             truth = [*truth[:-1], mx.repeat(truth[-1], len(views) // len(patches), axis=0)]
-            means[IMAGE] = features.astype(mx.float32).mean(1)
-        loss, metrics, moments = mx.array(0.0), {}, {}
-        levels = zip(self.config.predicted, predictions, truth, strict=True)
-        for level, prediction, target in levels:
+            if c.vicreg or c.sigreg:
+                seen = features.mean(1)
+                seen = self.model.projector(seen) if c.projection else seen
+                means["_image"] = seen.astype(mx.float32)
+        loss, metrics = mx.array(0.0), {}
+        for level, prediction, target in zip(
+            self.config.predicted, predictions, truth, strict=True
+        ):
             metrics[f"loss_level_{level}"] = self.loss_fn(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         for of, pooled in means.items():
-            terms = {}
-            if c.isotropy:
-                key = SECOND_MOMENT + of
-                terms["isotropy"], moments[key] = losses.isotropy(pooled, self.moments[key])
             if c.vicreg:
-                terms["vicreg"] = losses.vicreg(pooled)
+                metrics["vicreg" + of] = losses.vicreg(pooled)
+                loss = loss + c.vicreg * metrics["vicreg" + of]
             if c.sigreg:
                 by_image = pooled.reshape(len(patches), -1, pooled.shape[1])
-                terms["sigreg"] = losses.sigreg(by_image.swapaxes(0, 1))
-            for name, term in terms.items():
-                metrics[name + of] = term
-                loss = loss + getattr(c, name) * term
+                metrics["sigreg" + of] = losses.sigreg(by_image.swapaxes(0, 1))
+                loss = loss + c.sigreg * metrics["sigreg" + of]
         metrics["loss"] = loss
         if self.dtype == mx.float16:
             # a rank's mean is over fewer images, so its gradients are larger
             loss = loss * (self.scaler["scale"] / world.size())
-        return loss, metrics, moments
+        return loss, metrics
 
     def apply_gradients(
         self, gradients: Flat, lr: mx.array, weight_decay: mx.array, momentum: mx.array
@@ -233,7 +225,6 @@ class Step:
             factor = mx.minimum(self.config.optim.grad_clip / (norm + 1e-6), 1.0)
             gradients = tree_map(lambda g: g * factor, gradients)
         before = tree_map(lambda x: x, (self.weights, self.optimizer.state))
-        self.optimizer.state.update(self.moments)
         self.optimizer.learning_rate = lr
         self.optimizer.state["weight_decay"] = weight_decay
         self.weights.update(self.optimizer.apply_gradients(gradients, self.weights))

@@ -26,7 +26,7 @@ from hjepa_mlx.recipes import load_config
 PICKLES = (".pth", ".pt", ".bin", ".tar")  # what torch.save writes
 WRONG = (ValueError, TypeError, AttributeError)  # of content that is no network's
 ENCODERS = ("context_encoder.", "target_encoder.")
-NETWORKS = (*ENCODERS, "predictor.", "image_predictor.")
+NETWORKS = (*ENCODERS, "predictor.", "image_predictor.", "projector.")
 # That others put before an encoder's names, and our classifiers; transformers has encoder.layer
 PREFIXES = re.compile(r"^((module|model|backbone|ijepa|vit|encoder(?!\.layer))\.)+")
 NAMES = (  # here, in transformers' files, and in its modules from version 5 on

@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
         "predictor_depth": 2,
         "predictor_context": "tokens",
     },
-    "loss": {"isotropy": 0.0},
+    "loss": {"vicreg": 0.0},
     "run": {"eval_every_epochs": 0},
 }
 

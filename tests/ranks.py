@@ -28,10 +28,10 @@ TINY = {
     "run": {"log_every": 1, "eval_every_epochs": 0, "final_eval": False},
 }  # fmt: skip
 RUNS = {  # 10 steps each; 20 the compiled one, the only one of three ranks
-    "plain": {"loss": {"isotropy": 0.0}},
-    "isotropy": {"loss": {"isotropy": 1.0}, "model": {"level_pool": [1, "image"]},
+    "plain": {"loss": {"vicreg": 0.0}},
+    "vicreg": {"loss": {"vicreg": 1.0}, "model": {"level_pool": [1, "image"]},
                "views": {"count": 2, "colour": 0.5}},
-    "sigreg": {"loss": {"vicreg": 1.0, "sigreg": 0.5}, "masks": {"per_image": 2},
+    "sigreg": {"loss": {"vicreg": 0.2, "sigreg": 0.5}, "masks": {"per_image": 2},
                "optim": {"epochs": 2, "warmup_epochs": 0.2}, "compile": True},
     "accumulate": {"optim": {"accumulate": 2, "epochs": 2, "warmup_epochs": 0.2}},
     "progressive": {"data": {"progressive": [[16, 0.5]]},

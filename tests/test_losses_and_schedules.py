@@ -43,54 +43,6 @@ def test_a_mean_over_four_million_errors_keeps_five_digits(rng, error):
     assert measured == pytest.approx(expected, rel=2e-6)
 
 
-def unequal(second_moment):
-    """Log of the arithmetic over the geometric mean of the eigenvalues, a thousandth added."""
-    D = len(second_moment)
-    eigenvalues = np.linalg.eigvalsh(second_moment)
-    eigenvalues += 1e-3 * eigenvalues.sum() / D
-    return np.log(eigenvalues.mean()) - np.log(eigenvalues).mean()
-
-
-def test_isotropy_is_of_the_running_second_moment(rng):
-    batches = rng.normal(size=(3, 8, 12)) @ rng.normal(size=(12, 12)) + 0.3
-    moment, expected = mx.eye(12), np.eye(12)
-    for x in batches:
-        value, moment = losses.isotropy(mx.array(x.astype(np.float32)), moment)
-        expected = 0.99 * expected + 0.01 * x.T @ x / 8
-        assert np.array(moment) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        assert value.item() == pytest.approx(unequal(expected), rel=1e-3, abs=1e-6)
-
-
-def test_isotropy_s_gradient_is_that_of_a_batch_with_this_moment(rng):
-    x = rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)) + 0.3
-    own = mx.array((x.T @ x / 40).astype(np.float32))  # so the running moment stays as it is
-    found = mx.grad(lambda x: losses.isotropy(x, own)[0])(mx.array(x.astype(np.float32)))
-    for row, column in [(0, 0), (7, 3), (39, 5)]:
-        step = np.zeros_like(x)
-        step[row, column] = 1e-5
-        up, down = (unequal(y.T @ y / 40) for y in (x + step, x - step))
-        assert found[row, column].item() == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-6)
-
-
-def test_isotropy_is_0_for_directions_of_equal_strength_and_grows_as_they_collapse(rng):
-    x = np.linalg.qr(rng.normal(size=(64, 16)))[0]
-    found = []
-    for share in (1, 0.1, 0):
-        x[:, 8:] *= share
-        own = mx.array((x.T @ x / 64).astype(np.float32))
-        found.append(losses.isotropy(mx.array(x.astype(np.float32)), own)[0].item())
-    assert found[0] == pytest.approx(0, abs=1e-5)
-    assert found[1] > 1
-    assert found[2] > 2
-
-
-def test_isotropy_forgets_a_batch_that_overflowed():
-    x = mx.ones((4, 8))
-    _, moment = losses.isotropy(mx.where(x > 0, mx.inf, x), mx.eye(8))
-    assert np.array_equal(moment, np.eye(8))
-    assert np.isfinite(losses.isotropy(x, moment)[0].item())
-
-
 def test_vicreg_is_the_variance_hinge_plus_the_off_diagonal_covariance(rng):
     x = (rng.normal(size=(32, 12)) @ rng.normal(0, 0.3, (12, 12)) + 5).astype(np.float32)
     hinge = np.maximum(0, 1 - np.sqrt(x.var(0, ddof=1) + 1e-4)).mean()

@@ -34,7 +34,7 @@ def test_position_only_loss_is_zero_when_only_position_matters() -> None:
 
 @pytest.mark.parametrize(
     ("signal", "sound", "collapsed"),
-    [("effective_rank", 1.7, 1.5), ("feature_std", 1.6, 1.4), ("position_only_loss", 0.65, 0.55)],
+    [("effective_rank", 2.1, 1.9), ("feature_std", 1.6, 1.4), ("position_only_loss", 0.8, 0.7)],
 )
 def test_collapse_is_said_in_words(signal: str, sound: float, collapsed: float) -> None:
     key = f"{signal}_level_1"

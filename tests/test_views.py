@@ -134,11 +134,11 @@ def test_views_come_from_the_seed_and_the_step_and_leave_the_masks_as_they_are(
 
 
 def test_the_image_level_is_learned_beside_the_masked_ones(image_config):
-    config = image_config(optim={"lr": 1e-3}, loss={"isotropy": 0.1})
+    config = image_config(optim={"lr": 1e-3}, loss={"vicreg": 0.2})
     step = Step(HJEPA(config), config)
     before = weights(step)
     first = run(step, 0)
-    assert {"loss_level_2", "isotropy_image"} <= first.keys()
+    assert {"loss_level_2", "vicreg_image"} <= first.keys()
     for name, weight in weights(step).items():
         if name.endswith("weight"):
             assert not np.array_equal(weight, before[name]), name
@@ -155,7 +155,7 @@ def test_an_image_level_of_weight_0_costs_nothing(image_config):
 
 
 def test_the_image_level_alone_needs_no_predictor_of_masked_cells(image_config):
-    config = image_config(loss={"level_weights": [0, 0, 1], "isotropy": 0.1})
+    config = image_config(loss={"level_weights": [0, 0, 1], "vicreg": 0.2})
     step = Step(HJEPA(config), config)
     assert "predictor" not in step.model
     metrics = run(step, 0)

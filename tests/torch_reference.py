@@ -16,17 +16,14 @@ class TorchHJEPA:
     def __init__(self, weights, config, encoder_positions, predictor_positions, view_positions):
         self.w = weights
         self.model, self.level_weights = config.model, config.loss.level_weights
-        self.regularisers = [
-            (config.loss.vicreg, self.vicreg),
-            (config.loss.isotropy, self.isotropy),
-        ]
+        self.vicreg_weight = config.loss.vicreg
         self.view_positions = torch.from_numpy(view_positions)  # [view_grid², D]
         self.encoder_positions = torch.from_numpy(encoder_positions)  # [grid², D]
         self.predictor_positions = torch.from_numpy(predictor_positions)  # [(2·grid − 1)², P]
         self.grid = config.grid
 
     def loss(self, images, masks, views=None):
-        """Weighted sum of the levels' smooth-L1 losses, and the regularisers' terms.
+        """Weighted sum of the levels' smooth-L1 losses, and VICReg's terms.
 
         images: [B, S, S, 3] uint8; views: [B, s, s, 3], for the image level.
         """
@@ -35,20 +32,20 @@ class TorchHJEPA:
             truth = self.targets(images, targets, masks.pool)
         features = self.encode("context_encoder", images, context)[-1]
         predictions = self.predict(features, context, torch.from_numpy(masks.centres).long(), truth)
-        means = [features.mean(1)]
+        spread = [features.mean(1)] if self.vicreg_weight else []
         if views is not None:
             with torch.no_grad():
                 whole = self.encode("target_encoder", images)[-1].mean(1)
             truth.append(F.layer_norm(whole, whole.shape[-1:]))
             seen = self.encode("context_encoder", views, positions=self.view_positions)[-1].mean(1)
             predictions.append(self.mlp("image_predictor", seen))
-            means.append(seen)
+            spread.append(self.mlp("projector", seen))
         return sum(
             weight * F.smooth_l1_loss(prediction, target)
             for weight, prediction, target in zip(
                 self.level_weights, predictions, truth, strict=True
             )
-        ) + sum(weight * term(x) for weight, term in self.regularisers for x in means)
+        ) + sum(self.vicreg_weight * self.vicreg(x) for x in spread)
 
     def vicreg(self, x):
         """Variance and covariance terms of VICReg (arXiv 2105.04906, equations 1 and 4), 25 : 1."""
@@ -56,13 +53,6 @@ class TorchHJEPA:
         hinge = torch.relu(1 - torch.sqrt(covariance.diagonal() + 1e-4)).mean()
         off_diagonal = covariance - torch.diag(covariance.diagonal())
         return hinge + off_diagonal.square().sum() / x.shape[1] / 25
-
-    def isotropy(self, x):
-        """log tr(C)/D − log det(C)/D, in the first step, with the gradient of x's own moment."""
-        own, one = x.T @ x / len(x), torch.eye(x.shape[1])
-        moment = 0.99 * one + 0.01 * own.detach() + own - own.detach()
-        c = moment + 1e-3 * moment.trace() / len(one) * one
-        return torch.log(c.trace() / len(one)) - torch.logdet(c) / len(one)
 
     def targets(self, images, indices, pool):
         """LayerNorm of the features of each target block, averaged over the cells of a level."""

@@ -94,11 +94,11 @@ def run(
     """
     config = config_of(variant, data, seed, split, root)
     file = result_file(variant, data, seed, split)
-    recipe: Result = config.model_dump(exclude={"run": True, "name": True, "data": {"dir"}})
+    recipe: Result = config.model_dump(exclude={"run", "name"})
+    recipe["data"].pop("dir")
     if file.is_file():
         kept: Result = json.loads(file.read_text())["recipe"]
-        for section, key in (("data", "weights"), ("loss", "projection")):  # gone, had no effect
-            kept[section].pop(key, None)
+        kept["data"].pop("weights", None)  # a key of earlier versions, auto in all of these
         if differences(kept, recipe):  # keys that came later are off
             raise SystemExit(f"{file} is of another recipe. Delete it, or rename the variant.")
         return

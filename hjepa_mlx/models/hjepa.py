@@ -33,7 +33,7 @@ class Origin:
 class HJEPA(nn.Module):
     """The networks of a run, built from its config; both encoders start equal.
 
-    predictor: of the masked levels. image_predictor: of the image level.
+    predictor: of the masked levels. image_predictor and projector: of the image level.
 
     The weights come from `config.seed`, so the same config gives the same; MLX's global random
     numbers start anew from it.
@@ -55,6 +55,9 @@ class HJEPA(nn.Module):
         if config.view_grid:
             dim = int(model.dim)
             self.image_predictor = MLP(dim, WIDE, dim)
+            if config.loss.projection and (config.loss.vicreg or config.loss.sigreg):
+                self.projector = MLP(dim, WIDE, config.loss.projection)
+                self.projector.fc2.pop("bias")  # VICReg takes the mean off, so it would only wander
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
         """Images [B, H, W, 3] uint8 as the encoders see them: patches [B, H/p · W/p, p·p·3]."""

@@ -19,14 +19,14 @@ SETTINGS = [
     *("run.checkpoint_minutes=1000", "run.eval_every_epochs=0"),
 ]
 SOUND = "none of these"
-ALONE = ["optim.momentum=[0,0]", "loss.isotropy=0"]  # nothing holds the features apart
+ALONE = ["optim.momentum=[0,0]", "loss.vicreg=0"]  # nothing holds the features apart
 WAYS = {
     SOUND: [],
     "lr 1": ["optim.lr=1"],
     "lr 1 without clipping": ["optim.lr=1", "optim.grad_clip=0", "optim.momentum=[0.9,0.9]"],
     "no momentum": [*ALONE, "optim.lr=0.03"],
     "no momentum at lr 0.1": [*ALONE, "optim.lr=0.1"],
-    "momentum 0.5": ["loss.isotropy=0", "optim.momentum=[0.5,0.5]", "optim.lr=0.3"],
+    "momentum 0.5": ["loss.vicreg=0", "optim.momentum=[0.5,0.5]", "optim.lr=0.3"],
     "weight decay 1000": ["optim.weight_decay=[1000,1000]", "optim.momentum=[0.9,1]"],
     "dark images": ["model.image_std=[10000,10000,10000]"],
     "equal images": ["data.name=folder", "data.dir=equal"],
