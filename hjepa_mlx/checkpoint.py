@@ -91,12 +91,12 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
 
 
 def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
-    """The optimizer's numbers, and its two moments of each weight as "NAME.m" and "NAME.v"."""
+    """The optimizer's numbers, and its moments of each weight as "NAME.m" and "NAME.v"."""
     state = step.optimizer.state
     arrays = {name: value for name, value in state.items() if isinstance(value, mx.array)}
     for moment in MOMENTS:
         joined = {
-            part: {kind: of[moment] for kind, of in kinds.items()}
+            part: {kind: of[moment] for kind, of in kinds.items() if moment in of}
             for part, kinds in state.items()
             if part not in arrays
         }

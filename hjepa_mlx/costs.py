@@ -12,6 +12,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.predictor import TOLD
+from hjepa_mlx.optimizer import muon_flop
 from hjepa_mlx.views import rendering_flop
 
 GIGA = 1e9
@@ -135,13 +136,25 @@ def costs(config: Config, networks: HJEPA) -> Costs:
         Part(masks * encoder.learned(context, pixels) / GIGA, moved[0] / GIGA),
         Part(views * look / GIGA, moved[1] / GIGA),
         Part(masks * BACKWARD * predict / GIGA, moved[2] / GIGA),
-        Part(0.0, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
+        Part(_update_flop(config, networks) / GIGA, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,
         predicted_cells=cells,
         memory_gb=memory / GIGA,
         weights=weights,
     )
+
+
+def _update_flop(config: Config, networks: HJEPA) -> float:
+    """FLOP of the optimizer's matrix products, per image."""
+    if config.optim.kind != "muon":
+        return 0.0
+    matrices = [
+        weight.shape
+        for name, weight in dict(tree_flatten(networks.trainable_parameters())).items()
+        if ".blocks." in name and weight.ndim == 2
+    ]
+    return sum(map(muon_flop, matrices)) / (config.data.batch_size * config.optim.accumulate)
 
 
 def average_gflop(config: Config, networks: HJEPA) -> float:

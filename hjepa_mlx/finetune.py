@@ -31,11 +31,11 @@ from hjepa_mlx.files import atomic_folder, read_json, sha256, write_json
 from hjepa_mlx.flat import Layout
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import VisionTransformer, patchify
+from hjepa_mlx.optimizer import AdamW
 from hjepa_mlx.progress import bar
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.rng import generator
 from hjepa_mlx.state import steps_per_epoch
-from hjepa_mlx.step import AdamW
 
 BETAS = [0.9, 0.999]
 LEAST_L2 = 1e-4  # of a probe to start from: larger weights throw the encoder about

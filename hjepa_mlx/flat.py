@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -12,7 +13,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from hjepa_mlx import backend
 
-Flat = dict[str, dict[str, mx.array]]  # by part of the model, then "vectors", "matrices 0", …
+# By part of the model, then "vectors", "matrices 0", "stack 384x1536 0", …
+Flat = dict[str, dict[str, mx.array]]
 ROW = 1024  # matrices are summed row by row: on a CPU a long float32 sum loses digits
 # About so many numbers are in an array of matrices on a CPU. An update makes its arrays anew, one
 # after the other: if they are short, it needs little memory beside the old ones, and finds it in
@@ -25,30 +27,34 @@ class Layout:
 
     "matrices 0" [R, ROW], and on a CPU more of them, hold the weights of two axes or more, each
     transposed, as gradients of linear layers come; zeros fill the last row. "vectors" [n] holds
-    biases, norms and mask token.
+    biases, norms and mask token. With `stacked`, the matrices of transformer blocks are in stacks
+    of equal ones instead, "stack OUTxIN 0" [n, in, out] and so on.
     """
 
-    def __init__(self, parts: dict[str, Any]) -> None:
+    def __init__(self, parts: dict[str, Any], stacked: bool = False) -> None:
         self.shapes: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
         most = sys.maxsize if backend.on_gpu() else MOST
         for part, tree in parts.items():
-            numbers = 0
+            numbers: Counter[str] = Counter()
             for name, weight in dict(tree_flatten(tree)).items():
                 kind = "vectors"
                 if weight.ndim > 1:
-                    kind = f"matrices {numbers // most}"
-                    numbers += weight.size
+                    of_block = stacked and name.startswith("blocks.")
+                    kind = "stack {}x{}".format(*weight.shape) if of_block else "matrices"
+                    numbers[kind] += weight.size
+                    kind += f" {(numbers[kind] - weight.size) // most}"
                 self.shapes.setdefault(part, {}).setdefault(kind, {})[name] = weight.shape
 
     def join(self, parts: dict[str, Any]) -> Flat:
-        """Copy weights, a tree for each part, into the arrays."""
+        """Copy weights, a tree for each part, into the arrays, as far as there are weights."""
         joined: Flat = {}
         for part, kinds in self.shapes.items():
             if part in parts:
                 weights = dict(tree_flatten(parts[part]))
                 joined[part] = {
-                    kind: _end_to_end([weights[name] for name in shapes], kind != "vectors")
+                    kind: _joined(kind, [weights[name] for name in shapes])
                     for kind, shapes in kinds.items()
+                    if shapes.keys() <= weights.keys()
                 }
         return joined
 
@@ -57,18 +63,21 @@ class Layout:
         parts = {}
         for part, arrays in joined.items():
             weights = []
-            for kind, shapes in self.shapes[part].items():
+            for kind, array in arrays.items():
+                shapes = self.shapes[part][kind]
                 ends = list(accumulate(map(prod, shapes.values())))
-                pieces = mx.split(arrays[kind].reshape(-1), ends)[:-1]  # the rest is padding
+                pieces = mx.split(array.reshape(-1), ends)[:-1]  # the rest is padding
                 for (name, shape), piece in zip(shapes.items(), pieces, strict=True):
                     weights.append((name, piece.reshape(shape[::-1]).T))
             parts[part] = tree_unflatten(weights)
         return parts
 
 
-def _end_to_end(weights: list[mx.array], in_rows: bool) -> mx.array:
+def _joined(kind: str, weights: list[mx.array]) -> mx.array:
+    if kind.startswith("stack"):
+        return mx.stack([weight.T for weight in weights])
     flat = [weight.T.reshape(-1) for weight in weights]
-    if not in_rows:
+    if kind == "vectors":
         return mx.concatenate(flat)
     padding = -sum(weight.size for weight in flat) % ROW
     return mx.concatenate([*flat, mx.zeros(padding, flat[0].dtype)]).reshape(-1, ROW)

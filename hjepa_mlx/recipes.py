@@ -134,6 +134,8 @@ def _drop_retired(tree: dict[str, Any]) -> None:
                 raise UsageError(f"The run used data.weights={value}, which is gone: train anew.")
     if isinstance(data := tree.get("data"), dict) and "labels" not in data:
         data |= {"listing": 1, "bits": 16}
+    if isinstance(optim := tree.get("optim"), dict):
+        optim.setdefault("kind", "adamw")
 
 
 def resolve(config: Config) -> Config:

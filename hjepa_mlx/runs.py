@@ -208,7 +208,11 @@ def reopen(config: Config) -> Run:
     keep_choices(config, run.config)
     differing = differences(run.config.model_dump(), config.model_dump())
     if len(config.run.history) > len(run.config.run.history):
-        differing = {key: both for key, both in differing.items() if not key.startswith(STAGE_KEYS)}
+        differing = {
+            key: both
+            for key, both in differing.items()
+            if not key.startswith(STAGE_KEYS) or key == "optim.kind"
+        }
     else:
         config.run.history = run.config.run.history
     if differing:

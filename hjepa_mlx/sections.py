@@ -160,13 +160,15 @@ class Loss(Section):
 
 
 class Optim(Section):
-    """AdamW and the schedules of its values over the steps (schedules.py, step.py).
+    """The optimizer and the schedules of its values over the steps (optimizer.py, schedules.py).
 
+    kind: muon for the matrices of transformer blocks and AdamW for the rest, or adamw for all.
     lr: linear warm-up over `warmup_epochs` (may be fractional), then a cosine to `final_lr`;
-    weight_decay and the target's momentum: [start, end]. grad_clip: of the global norm, 0: off.
-    accumulate: batches per update.
+    weight_decay and the target's momentum: [start, end]. betas: of AdamW. grad_clip: of the global
+    norm, 0: off. accumulate: batches per update.
     """
 
+    kind: Literal["muon", "adamw"] = "muon"
     epochs: Count = 100
     warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
     lr: Positive = 1.0e-3

@@ -1,6 +1,6 @@
 """The compiled update: the only place where gradients are taken.
 
-Target features → context and prediction → loss → AdamW → EMA, in that order. Everything that
+Target features → context and prediction → loss → optimizer → EMA, in that order. Everything that
 changes lives in explicit state, schedule values arrive as arrays, and every shape is fixed by the
 config, so after the few target block shapes have been seen nothing is traced or compiled again.
 """
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_reduce, tree_unflatten
 
 from hjepa_mlx import backend, ema, losses, schedules, world
@@ -21,6 +20,7 @@ from hjepa_mlx.flat import Flat, Layout
 from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.optimizer import AdamW, Muon
 
 Metrics = dict[str, mx.array]
 FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**24
@@ -57,22 +57,6 @@ def schedule(config: Config, step: int, total: int) -> Schedule:
     )
 
 
-class AdamW(optim.AdamW):
-    """AdamW whose weight decay is state, so it can follow a schedule; biases and norms have none.
-
-    Biases, norms and the mask token have one axis, all that is decayed has more.
-    """
-
-    def __init__(self, betas: list[float]) -> None:
-        super().__init__(learning_rate=0.0, betas=betas, bias_correction=True)
-        self.state["weight_decay"] = mx.array(0.0)
-
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        """One parameter's update."""
-        self.weight_decay = self.state["weight_decay"] if parameter.ndim > 1 else 0.0
-        return super().apply_single(gradient, parameter, state)
-
-
 class Step:
     """One training step over explicit state: weights, optimizer, random numbers, loss scale.
 
@@ -86,10 +70,12 @@ class Step:
         self.loss_fn = loss_fn or losses.prediction_loss(config.loss.kind)
         self.dtype: mx.Dtype = getattr(mx, backend.precision(config))
         trained = model.trainable_parameters()
-        self.layout = Layout({**trained, TARGET: _shared(trained[CONTEXT], model.target_encoder)})
+        shared = _shared(trained[CONTEXT], model.target_encoder)
+        muon = config.optim.kind == "muon"
+        self.layout = Layout({**trained, TARGET: shared}, stacked=muon)
         self.weights: Flat = {}
         self.adopt()
-        self.optimizer = AdamW(config.optim.betas)
+        self.optimizer = (Muon if muon else AdamW)(config.optim.betas)
         self.optimizer.init({k: part for k, part in self.weights.items() if k != TARGET})
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
         self.traces = 0
@@ -215,7 +201,7 @@ class Step:
     def apply_gradients(
         self, gradients: Flat, lr: mx.array, weight_decay: mx.array, momentum: mx.array
     ) -> Metrics:
-        """AdamW, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
+        """Optimizer, then EMA. In float16 an overflow leaves all but the loss scale untouched."""
         half = self.dtype == mx.float16
         if half:
             scale = self.scaler["scale"] / world.size()

@@ -31,14 +31,17 @@ def named(parts):
     return dict(tree_flatten(parts))
 
 
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("most", [20_000, 10**9])
-def test_weights_come_back_as_they_were_joined(tiny_config, monkeypatch, most):
+def test_weights_come_back_as_they_were_joined(tiny_config, monkeypatch, most, stacked):
     monkeypatch.setattr("hjepa_mlx.flat.MOST", most)
     monkeypatch.setattr("hjepa_mlx.flat.backend.on_gpu", lambda: False)
     parts = hj.HJEPA(tiny_config()).parameters()
-    layout = Layout(parts)
+    layout = Layout(parts, stacked)
     joined = layout.join(parts)
-    assert (len(joined["context_encoder"]) > 2) == (most < 10**9)
+    kinds = joined["context_encoder"].keys()
+    assert any(kind.endswith(" 1") for kind in kinds) == (most < 10**9)
+    assert any(kind.startswith("stack") for kind in kinds) == stacked
     for part, arrays in joined.items():
         total = {True: 0, False: 0}
         for _, weight in tree_flatten(parts[part]):
@@ -48,6 +51,10 @@ def test_weights_come_back_as_they_were_joined(tiny_config, monkeypatch, most):
             sizes = [prod(shape) for shape in layout.shapes[part][kind].values()]
             total[True] -= sum(sizes)
             assert sum(sizes) <= most + max(sizes)
+            if kind.startswith("stack"):
+                (shape,) = {*layout.shapes[part][kind].values()}
+                assert arrays[kind].shape == (len(sizes), *shape[::-1])
+                continue
             assert arrays[kind].shape == (-(-sum(sizes) // ROW), ROW)
             assert not np.array(arrays[kind]).ravel()[sum(sizes) :].any()
         assert total[True] == 0

@@ -113,6 +113,10 @@ def test_a_recipe_takes_its_epochs_and_a_run_is_not_changed_by_resuming(
     assert f"To train it longer: hjepa-mlx train {run.path} --epochs 4" in ended.stderr
     ended = CliRunner().invoke(app, ["train", str(run.path), "--epochs", "4", "--set", "seed=1"])
     assert "seed was 0, now 1" in ended.stderr
+    ended = CliRunner().invoke(
+        app, ["train", str(run.path), "--epochs", "4", "--set", "optim.kind=adamw"]
+    )
+    assert "optim.kind was 'muon', now 'adamw'" in ended.stderr
     config = longer(run.path, 3)
     config.run.dir, config.optim.epochs = str(tmp_path / "new"), 1
     assert hj.train(config).config.run.history == []

@@ -9,7 +9,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from hjepa_mlx import ema, losses, schedules
-from hjepa_mlx.step import AdamW, schedule
+from hjepa_mlx.optimizer import AdamW, Muon, orthogonalised
+from hjepa_mlx.step import schedule
 
 
 @pytest.fixture
@@ -169,3 +170,57 @@ def test_adamw_equals_numpy_s_and_decays_neither_biases_nor_norms(rng):
             references[name].step(gradient, lr, weight_decay)
     for name, weight in tree_flatten(model.parameters()):
         np.testing.assert_allclose(weight, references[name].weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5)])
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_lengths(rng, shape):
+    left, _, right = np.linalg.svd(rng.normal(size=(3, *shape)), full_matrices=False)
+    lengths = np.outer([1e-3, 1, 1e3], np.linspace(1, 0.1, min(shape)))
+    x = left * lengths[:, None] @ right
+    found = np.array(orthogonalised(mx.array(x, mx.float32)))
+    lengths = left.swapaxes(1, 2) @ found @ right.swapaxes(1, 2)
+    size = min(shape)
+    np.testing.assert_allclose(lengths[:, ~np.eye(size, dtype=bool)], 0, atol=2e-3)
+    kept = lengths[:, np.eye(size, dtype=bool)]
+    assert kept.min() > 0.6
+    assert kept.max() < 1.25
+    assert not np.array(orthogonalised(mx.zeros((2, *shape)))).any()
+
+
+def numpy_muon(weight, momentum, gradient, lr, weight_decay):
+    """One update of Muon in float64 (arXiv 2502.16982, equation 4); the weight and its momentum."""
+    momentum = 0.95 * momentum + 0.05 * gradient
+    x = 0.95 * momentum + 0.05 * gradient
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    x = x if wide else x.T
+    update = 0.2 * max(x.shape) ** 0.5 * x
+    return weight - lr * (update + weight_decay * weight), momentum
+
+
+@pytest.mark.parametrize(("columns", "heads"), [(6, 1), (18, 3), (24, 1)])
+def test_muon_equals_numpy_s_and_takes_queries_keys_and_values_apart(rng, columns, heads):
+    stack = mx.array(rng.normal(size=(2, 6, columns)), mx.float32)
+    optimizer = Muon([0.9, 0.95])
+    optimizer.init({"stack": stack})
+    references = [
+        (part, np.zeros_like(part))
+        for matrix in np.array(stack, np.float64)
+        for part in np.split(matrix, heads, axis=1)
+    ]
+    for lr, weight_decay in [(0.1, 0.0), (0.2, 0.5), (0.01, 2.0)]:
+        gradient = rng.normal(size=stack.shape).astype(np.float32)
+        optimizer.learning_rate = mx.array(lr)
+        optimizer.state["weight_decay"] = mx.array(weight_decay)
+        stack = optimizer.apply_gradients({"stack": mx.array(gradient)}, {"stack": stack})["stack"]
+        parts = [part for matrix in gradient for part in np.split(matrix, heads, axis=1)]
+        references = [
+            numpy_muon(*of, part.astype(np.float64), lr, weight_decay)
+            for of, part in zip(references, parts, strict=True)
+        ]
+    found = [part for matrix in np.array(stack) for part in np.split(matrix, heads, axis=1)]
+    np.testing.assert_allclose(found, [weight for weight, _ in references], atol=1e-4)

@@ -198,8 +198,10 @@ IMAGE = (
 # With 16 images the noise of VICReg's covariances in 512 dimensions outweighs what they say
 BATCH_32 = ("data.batch_size=32", "optim.lr=7e-4", "loss.projection=128")
 ALONE = ("loss.level_weights=[0,0,0,1]",)
+# Muon for the matrices of the blocks; larger batches, since an update costs matrix products too
+MUON = ("optim.kind=muon", "data.batch_size=32", "optim.lr=1e-3")
 # Of the epochs of small_read_3, for as many FLOP
-BOTH_SHARE, ALONE_SHARE = 11 / 15, 20 / 15
+BOTH_SHARE, ALONE_SHARE, MUON_SHARE = 11 / 15, 20 / 15, 11 / 15
 COLOUR = ("views.colour=0.5", "views.grey=0.2")
 
 VARIANTS = {
@@ -214,6 +216,8 @@ VARIANTS = {
     "nano": Variant((*PLAIN, *NANO)),
     "small": Variant(SMALL),
     "small_read_3": Variant((*SMALL, *READ_3)),
+    "small_muon": Variant((*SMALL, *READ_3, *MUON)),  # as many pictures as small_read_3
+    "small_muon_flop": Variant((*SMALL, *READ_3, *MUON), share=MUON_SHARE),
     "small_image": Variant((*SMALL, *IMAGE), share=BOTH_SHARE),
     "small_image_32": Variant((*SMALL, *IMAGE, *BATCH_32), share=BOTH_SHARE),
     "small_image_32_alone": Variant((*SMALL, *IMAGE, *BATCH_32, *ALONE), share=ALONE_SHARE),
@@ -243,6 +247,10 @@ VARIANTS = {
     "small_grid_14_1_level": Variant((*SMALL, *GRID_14, *targets([1]))),
     "small_grid_14_read_3": Variant((*SMALL, *GRID_14, *READ_3)),
     "small_grid_14_2_masks": Variant((*SMALL, *GRID_14, *READ_3, "masks.per_image=2")),
+    "small_grid_14_muon": Variant((*SMALL, *GRID_14, *READ_3, *MUON)),
+    "small_grid_14_muon_2_masks": Variant(
+        (*SMALL, *GRID_14, *READ_3, *MUON, "masks.per_image=2", "masks.context_tokens=20")
+    ),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
