@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from rounding import assert_same
 
 from hjepa_mlx import timing
@@ -23,7 +23,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.vit import grid_positions, sincos_positions
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import keep_choices
-from hjepa_mlx.step import Step, as_arrays
+from hjepa_mlx.step import TARGET, Step, as_arrays
 from hjepa_mlx.timing import Speed
 
 
@@ -42,6 +42,19 @@ def matmul_flop(function, *inputs):
 
     mx.export_function(note, flat, *inputs)
     return sum(found)
+
+
+def update_flop(step):
+    """FLOP of the matmuls of an update."""
+    weights = {part: kinds for part, kinds in step.weights.items() if part != TARGET}
+    names, arrays = zip(*tree_flatten(weights), strict=True)
+    mx.eval(step.state)
+
+    def updated(*gradients):
+        named = list(zip(names, gradients, strict=True))
+        return step.optimizer.apply_gradients(tree_unflatten(named), weights)
+
+    return matmul_flop(updated, *map(mx.ones_like, arrays))
 
 
 IMAGE_LEVEL = {
@@ -73,9 +86,11 @@ def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, c
         total.append(matmul_flop(lambda x, m=masks: step.compute_gradients(x, *m), images))
         patches = step.model.patches(images)
         target.append(matmul_flop(lambda x, m=masks: step.model.targets(x, m[1], m[3]), patches))
+    update = update_flop(Step(HJEPA(config), config))
     cost = costs(config, step.model)
+    assert 1e9 * cost.update.gflop * batch == pytest.approx(update)
     assert 1e9 * cost.target.gflop * batch == pytest.approx(np.mean(target), rel=1e-3)
-    assert 1e9 * cost.gflop * batch == pytest.approx(np.mean(total), rel=1e-3)
+    assert 1e9 * cost.gflop * batch == pytest.approx(np.mean(total) + update, rel=1e-3)
 
 
 def test_a_resolution_schedule_costs_less_and_keeps_the_budget():
