@@ -152,7 +152,7 @@ def _update_flop(config: Config, networks: HJEPA) -> float:
     matrices = [
         weight.shape
         for name, weight in dict(tree_flatten(networks.trainable_parameters())).items()
-        if ".blocks." in name and weight.ndim == 2
+        if name.partition(".")[2].startswith("blocks.") and weight.ndim == 2
     ]
     return sum(map(muon_flop, matrices)) / (config.data.batch_size * config.optim.accumulate)
 

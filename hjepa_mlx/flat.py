@@ -39,8 +39,8 @@ class Layout:
             for name, weight in dict(tree_flatten(tree)).items():
                 kind = "vectors"
                 if weight.ndim > 1:
-                    of_block = stacked and name.startswith("blocks.")
-                    kind = "stack {}x{}".format(*weight.shape) if of_block else "matrices"
+                    apart = stacked and weight.ndim == 2 and name.startswith("blocks.")
+                    kind = "stack {}x{}".format(*weight.shape) if apart else "matrices"
                     numbers[kind] += weight.size
                     kind += f" {(numbers[kind] - weight.size) // most}"
                 self.shapes.setdefault(part, {}).setdefault(kind, {})[name] = weight.shape
