@@ -12,7 +12,7 @@ from hjepa_mlx.config import Config
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.predictor import TOLD
-from hjepa_mlx.optimizer import muon_flop
+from hjepa_mlx.optimizer import by_muon, muon_flop
 from hjepa_mlx.views import rendering_flop
 
 GIGA = 1e9
@@ -131,30 +131,19 @@ def costs(config: Config, networks: HJEPA) -> Costs:
         views * BACKWARD * encoder.moved(seen, batch * views),
         masks * BACKWARD * sum(predictor.moved(n, batch * masks) for n in passes),
     )
+    update = sum(muon_flop(x.shape) for x in by_muon(config, networks)) / config.optim.accumulate
     return Costs(
         Part(target / GIGA, looked_at.moved(tokens, batch, fused=True) / GIGA),
         Part(masks * encoder.learned(context, pixels) / GIGA, moved[0] / GIGA),
         Part(views * look / GIGA, moved[1] / GIGA),
         Part(masks * BACKWARD * predict / GIGA, moved[2] / GIGA),
-        Part(_update_flop(config, networks) / GIGA, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
+        Part(update / batch / GIGA, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
         context_tokens=context,
         grid_tokens=tokens,
         predicted_cells=cells,
         memory_gb=memory / GIGA,
         weights=weights,
     )
-
-
-def _update_flop(config: Config, networks: HJEPA) -> float:
-    """FLOP of the optimizer's matrix products, per image."""
-    if config.optim.kind != "muon":
-        return 0.0
-    matrices = [
-        weight.shape
-        for name, weight in dict(tree_flatten(networks.trainable_parameters())).items()
-        if name.partition(".")[2].startswith("blocks.") and weight.ndim == 2
-    ]
-    return sum(map(muon_flop, matrices)) / (config.data.batch_size * config.optim.accumulate)
 
 
 def average_gflop(config: Config, networks: HJEPA) -> float:

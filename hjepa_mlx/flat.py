@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from hjepa_mlx import backend
+from hjepa_mlx.optimizer import of_block
 
 # By part of the model, then "vectors", "matrices 0", "stack 384x1536 0", …
 Flat = dict[str, dict[str, mx.array]]
@@ -39,7 +40,7 @@ class Layout:
             for name, weight in dict(tree_flatten(tree)).items():
                 kind = "vectors"
                 if weight.ndim > 1:
-                    apart = stacked and weight.ndim == 2 and name.startswith("blocks.")
+                    apart = stacked and of_block(name, weight)
                     kind = "stack {}x{}".format(*weight.shape) if apart else "matrices"
                     numbers[kind] += weight.size
                     kind += f" {(numbers[kind] - weight.size) // most}"

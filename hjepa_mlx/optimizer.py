@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+
+from hjepa_mlx.config import Config
 
 # Of the quintic Newton-Schulz iteration, and how often: as in Muon's reference code
 QUINTIC = 3.4445, -4.7750, 2.0315
@@ -59,6 +63,20 @@ class Muon(AdamW):
         return parameter * (1 - rate * decay) - rate * update
 
 
+def of_block(name: str, weight: mx.array) -> bool:
+    """Whether a weight, by its name in a part of the model, is a matrix of a transformer block."""
+    return name.startswith("blocks.") and weight.ndim == 2
+
+
+def by_muon(config: Config, model: nn.Module) -> list[mx.array]:
+    """The weights that Muon trains."""
+    if config.optim.kind != "muon":
+        return []
+    parts = model.trainable_parameters().values()
+    named = [item for part in parts for item in dict(tree_flatten(part)).items()]
+    return [weight for name, weight in named if of_block(name, weight)]
+
+
 def orthogonalised(x: mx.array) -> mx.array:
     """Matrices [..., m, n] with singular values of about 1 (0.7 to 1.2) and the same directions."""
     a, b, c = QUINTIC
@@ -67,7 +85,7 @@ def orthogonalised(x: mx.array) -> mx.array:
     x = x / (mx.sqrt(x.square().sum(-1, keepdims=True).sum(-2, keepdims=True)) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.swapaxes(-1, -2)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = mx.addmm(a * x, mx.addmm(b * gram, gram, gram, alpha=c), x)
     return x if wide else x.swapaxes(-1, -2)
 
 

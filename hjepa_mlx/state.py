@@ -28,6 +28,7 @@ from hjepa_mlx.losses import LossFn
 from hjepa_mlx.masks import Masks, MaskSampler
 from hjepa_mlx.meter import Meter
 from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.optimizer import by_muon
 from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import resolve
 from hjepa_mlx.runs import Run
@@ -262,6 +263,7 @@ def _check_disk(config: Config, model: HJEPA) -> None:
     """Refuse to start a run whose checkpoints, with the one being written, the disk cannot hold."""
     weights = tree_reduce(lambda total, w: total + w.nbytes, model.parameters(), 0)
     moments = 2 * tree_reduce(lambda total, w: total + w.nbytes, model.trainable_parameters(), 0)
+    moments -= sum(weight.nbytes for weight in by_muon(config, model))  # it keeps one
     needed = (weights + moments) * (config.run.keep_last + 1)
     advice = "Free some, choose another --run-dir, or lower run.keep_last."
     check_space("The run's checkpoints need", needed, Path(config.run.dir or "runs"), advice)

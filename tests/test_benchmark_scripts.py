@@ -34,12 +34,17 @@ def test_a_script_computes_with_the_blas_that_the_package_chooses(name):
     assert shown.stdout.strip() == blas_name()
 
 
-def test_an_update_launches_no_more_kernels_for_a_deeper_network(tiny_config, monkeypatch):
+@pytest.mark.parametrize(("kind", "most"), [("adamw", 200), ("muon", 600)])
+def test_an_update_launches_no_more_kernels_for_a_deeper_network(
+    tiny_config, monkeypatch, kind, most
+):
     monkeypatch.setattr("hjepa_mlx.backend.on_gpu", lambda: True)  # as the script's command does
     kernels = script("kernels.py").kernels
-    shallow, deep = (kernels(tiny_config(model={"depth": depth})) for depth in (3, 6))
+    shallow, deep = (
+        kernels(tiny_config(model={"depth": depth}, optim={"kind": kind})) for depth in (3, 6)
+    )
     assert shallow["update"] == deep["update"]
-    assert shallow["update"].total() < 200
+    assert shallow["update"].total() < most
     assert shallow["gradients"]["Matmul"] < deep["gradients"]["Matmul"]
 
 
