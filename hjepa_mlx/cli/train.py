@@ -177,10 +177,9 @@ def _print_plan(config: Config) -> None:
         f"tokens       {config.grid}x{config.grid} = {cost.grid_tokens} in the target encoder, "
         f"{cost.context_tokens} in the context encoder; cells predicted: {cells or 'none'}",
         f"hierarchy    {_hierarchy(config)}",
-        f"GFLOP/image  {cost.gflop:.2f} (target {cost.target.gflop:.2f}, "
-        f"context {cost.context.gflop:.2f}, views {cost.views.gflop:.2f}, "
-        f"predictor {cost.predictor.gflop:.2f}); {average_gflop(config, networks):.2f} on average "
-        "over the run",
+        f"GFLOP/image  {cost.gflop:.2f} ("
+        + ", ".join(f"{name} {part.gflop:.2f}" for name, part in cost.parts.items())
+        + f"); {average_gflop(config, networks):.2f} on average over the run",
         *(
             f"{size:<12} pixels for {share:.0%} of the epochs"
             for size, share in config.stages

@@ -43,7 +43,7 @@ def _parts(facts: dict[str, Any]) -> Iterator[list[str]]:
     gflop, moved = facts["gflop_per_image"], facts["gigabytes_per_image"]
     whole = sum(facts["parts_seconds"].values())
     for part, value in facts["parts_seconds"].items():
-        cost = number(gflop.get(part) or None, 2)  # the update has no matmuls
+        cost = number(gflop.get(part) or None, 2)  # AdamW has no matmuls
         megabytes = number(1e3 * moved[part] if part in moved else None, 0)
         yield [part, cost, megabytes, number(1e3 * value, 0), f"{100 * value / whole:.0f}"]
 
