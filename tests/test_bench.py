@@ -117,6 +117,17 @@ def test_a_pipeline_slower_than_the_step_shows_in_their_speed_together(monkeypat
     assert share == 1 / (1 + 3)
 
 
+def test_a_small_batch_s_dearer_update_does_not_make_the_recipe_slower(monkeypatch, tiny_config):
+    asked = tiny_config(data={"batch_size": 64})
+    small = asked.with_batch(2)
+    bench = object.__new__(run.Bench)
+    bench.main, bench.together = small, {"images_per_second": 100.0}
+    monkeypatch.setattr(bench, "measurable", lambda config: small, raising=False)
+    cost = [costs(config, HJEPA(config)).gflop for config in (small, asked)]
+    assert cost[0] > 1.5 * cost[1]
+    assert bench.rate(asked) == pytest.approx(100 * cost[0] / cost[1] / (1 + run.overhead(asked)))
+
+
 def test_half_precision_is_measured_by_large_matmuls_on_a_gpu(monkeypatch):
     seen = []
     monkeypatch.setattr(machine, "MATMUL_SIDE", 64)

@@ -131,13 +131,16 @@ class Bench:
         """
         seconds = 0.0
         for size, share in config.stages:
-            stage = self.measurable(config.at_size(size))
+            asked = config.at_size(size)
+            stage, networks = self.measurable(asked), HJEPA(asked)
             key, rate = _step_key(stage), self.together["images_per_second"]
             if key != _step_key(self.main):
                 if key not in self.rates:
                     self.time_step(stage, SHORT)
                 rate = min(self.rates[key], self.pipeline_rate(stage))
                 rate *= min(1.0, self.together["share_of_slower"])
+            # an update of Muon costs the same for any batch, so it is dearer for the small one here
+            rate *= costs(stage, networks).gflop / costs(asked, networks).gflop
             seconds += share / rate
         return 1 / (seconds * (1 + overhead(config)))
 
@@ -230,7 +233,8 @@ def bench(config: Config, chip: Row, minutes: float = 0.0, say: Say = lambda lin
 
 def _step_key(config: Config) -> str:
     """The same for configs whose steps are the same."""
-    key = config.model_dump_json(include={"model", "masks", "loss", "precision", "compile"})
+    of_step = dict.fromkeys(("model", "masks", "loss", "precision", "compile"), True)
+    key = config.model_dump_json(include={**of_step, "optim": {"kind"}})
     return f"{key} {config.data.image_size} {config.data.batch_size}"
 
 
