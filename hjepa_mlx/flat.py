@@ -47,7 +47,7 @@ class Layout:
                 self.shapes.setdefault(part, {}).setdefault(kind, {})[name] = weight.shape
 
     def join(self, parts: dict[str, Any]) -> Flat:
-        """Copy weights, a tree for each part, into the arrays, as far as there are weights."""
+        """Copy weights, a tree for each part, into the arrays; an array without any is left out."""
         joined: Flat = {}
         for part, kinds in self.shapes.items():
             if part in parts:
@@ -55,7 +55,7 @@ class Layout:
                 joined[part] = {
                     kind: _joined(kind, [weights[name] for name in shapes])
                     for kind, shapes in kinds.items()
-                    if shapes.keys() <= weights.keys()
+                    if shapes.keys() & weights.keys()
                 }
         return joined
 

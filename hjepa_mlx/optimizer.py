@@ -55,8 +55,8 @@ class Muon(AdamW):
         state["m"] = MUON_MOMENTUM * state["m"] + (1 - MUON_MOMENTUM) * gradient
         ahead = MUON_MOMENTUM * state["m"] + (1 - MUON_MOMENTUM) * gradient  # Nesterov's
         n, rows, columns = parameter.shape
-        heads = 3 if columns == 3 * rows else 1  # queries, keys and values side by side
-        x = ahead.reshape(n, rows, heads, columns // heads).swapaxes(1, 2)
+        count = side_by_side(rows, columns)
+        x = ahead.reshape(n, rows, count, columns // count).swapaxes(1, 2)
         x = MUON_RMS * max(x.shape[2:]) ** 0.5 * orthogonalised(x)
         update = x.swapaxes(1, 2).reshape(parameter.shape)
         rate, decay = self.learning_rate, self.state["weight_decay"]
@@ -77,6 +77,11 @@ def by_muon(config: Config, model: nn.Module) -> list[mx.array]:
     return [weight for name, weight in named if of_block(name, weight)]
 
 
+def side_by_side(rows: int, columns: int) -> int:
+    """How many matrices one of [in, out] numbers is: three for queries, keys and values."""
+    return 3 if columns == 3 * rows else 1
+
+
 def orthogonalised(x: mx.array) -> mx.array:
     """Matrices [..., m, n] with singular values of about 1 (0.7 to 1.2) and the same directions."""
     a, b, c = QUINTIC
@@ -91,6 +96,7 @@ def orthogonalised(x: mx.array) -> mx.array:
 
 def muon_flop(shape: tuple[int, ...]) -> float:
     """FLOP of the update of a block's matrix [out, in], but for what is done number by number."""
-    short, long = sorted(shape)
-    heads, long = (3, short) if long == 3 * short else (1, long)
-    return heads * ITERATIONS * (4 * short**2 * long + 2 * short**3)
+    out, into = shape
+    count = side_by_side(into, out)
+    short, long = sorted((into, out // count))
+    return count * ITERATIONS * (4 * short**2 * long + 2 * short**3)

@@ -104,6 +104,13 @@ def test_retired_keys_are_dropped_from_a_run_and_refused_in_a_recipe(tmp_path):
         load_config(tmp_path)
 
 
+def test_a_run_from_before_muon_keeps_adamw(tmp_path):
+    (tmp_path / "config.yaml").write_text("optim: {lr: 0.001}")
+    assert load_config(tmp_path).optim.kind == "adamw"
+    (tmp_path / "recipe.yaml").write_text("optim: {lr: 0.001}")
+    assert load_config(tmp_path / "recipe.yaml").optim.kind == "muon"
+
+
 def test_an_edited_config_is_checked_again():
     config = load_config("demo")
     config.model.levels = 2
