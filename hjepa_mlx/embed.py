@@ -81,7 +81,7 @@ def embed(
         cells = config.model.levels if pooled else config.cells(frame.height, frame.width)
         _check_out(Path(out), pooled, 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
-    encoders = partial(model_features, model, encoder, pooled=pooled, joined=False)
+    encoders = partial(model_features, model, encoder, pooled=pooled)
     (found,) = extract(lambda: [encoders()], source, config, skipped, frame=frame)
     about = {"run": model.origin.run, "step": str(model.origin.step)} if model.origin else {}
     sides = [frame.height, frame.width][: 1 + (frame.height != frame.width)]

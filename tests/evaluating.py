@@ -16,7 +16,7 @@ from hjepa_mlx.eval.features import Features
 
 Arrays = tuple[np.ndarray, np.ndarray]  # features [N, D] and labels [N]
 LEVELS = ["level_0", "level_1", "level_2"]
-ALL = {*LEVELS, "all_levels"}
+ALL = {*LEVELS, "whitened"}
 QUICK = hj.Protocol(draws=0, attentive_images=0)
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
 

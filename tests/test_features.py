@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluating import ALL, COLOURS, cosine, network, pictures
+from evaluating import COLOURS, LEVELS, network, pictures
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from sklearn.covariance import OAS
 from threadpoolctl import threadpool_limits
 
 import hjepa_mlx as hj
@@ -27,8 +28,9 @@ from hjepa_mlx.eval.features import (
     extract,
     model_features,
     pixels,
-    side_by_side,
+    whiten,
 )
+from hjepa_mlx.eval.whitening import fit
 
 
 def encoders(model: hj.HJEPA) -> Callable[[], list[Encoder]]:
@@ -60,7 +62,7 @@ def test_features_are_the_means_of_what_the_model_encodes_with_labels_and_indice
         expected = (kept - kept.mean(2, keepdims=True)) / deviation
         assert_allclose(found.tokens[f"level_{number}"], expected, atol=5e-3)
     assert_array_equal(found.token_labels, found.labels[found.token_rows])
-    assert set(found.pooled) == ALL
+    assert list(found.pooled) == LEVELS
 
 
 @pytest.mark.parametrize("compiled", [False, "auto"])
@@ -145,10 +147,30 @@ def test_one_channel_of_grey_pixels_is_kept_and_all_of_coloured_ones() -> None:
             assert_array_equal(part.pooled["pixels"], expected)
 
 
-def test_the_cosine_of_all_levels_is_the_mean_of_the_levels_cosines() -> None:
+def test_levels_are_whitened_side_by_side_by_the_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hjepa_mlx.eval.features.CHUNK", 70)
     rng = np.random.default_rng(0)
-    levels = [rng.normal(size=(30, D)) * size for D, size in ((8, 1), (20, 100), (5, 0.01))]
-    joined = side_by_side([x.astype(np.float32) for x in levels])
-    assert joined.shape == (30, 33)
-    expected = np.mean([cosine(x, x) for x in levels], 0)
-    assert_allclose(cosine(joined, joined), expected, atol=1e-6)
+    mixed = rng.normal(size=(20, 20)) * np.geomspace(1, 1e-2, 20) + 5
+
+    def made(count: int) -> tuple[Features, np.ndarray]:
+        x = (rng.normal(size=(count, 20)) @ mixed).astype(np.float32)
+        rows = np.arange(count)
+        levels = {"level_0": x[:, :12], "level_1": x[:, 12:]}
+        return Features(levels, {}, rows, rows, rows), x
+
+    (bank, x), (queries, asked) = made(300), made(50)
+    whiten(bank, queries)
+    shrunk = OAS().fit(x.astype(np.float64))
+    values, directions = np.linalg.eigh(shrunk.covariance_)
+    root = (directions / np.sqrt(values)) @ directions.T
+    for part, before in ((bank, x), (queries, asked)):
+        assert part.pooled["whitened"].dtype == np.float32
+        assert_allclose(part.pooled["whitened"], (before - shrunk.location_) @ root, atol=2e-3)
+    assert list(bank.pooled) == ["level_0", "level_1", "whitened"]
+
+
+@pytest.mark.parametrize("x", [np.ones((9, 4)), np.zeros((9, 4)), np.eye(9, 4)])
+def test_whitening_is_finite_where_features_do_not_vary(x: np.ndarray) -> None:
+    found = fit(x.astype(np.float32))(x)
+    assert np.isfinite(found).all()
+    assert_allclose(found.mean(0), 0, atol=1e-6)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs/notebooks/quickstart.ipynb"
 LARGEST = 600_000  # bytes: every version of it stays in every clone
 ABSOLUTE = re.compile(r"(^|[\s\"'(=>])(/[\w.-]+/|~/|[A-Z]:\\)", re.M)
-SCORES = re.compile(r"(level_\d|all_levels) +k-NN ([\d.]+) %  linear probe ([\d.]+) %")
+SCORES = re.compile(r"(level_\d|whitened) +k-NN ([\d.]+) %  linear probe ([\d.]+) %")
 DISTANCES = re.compile(r"step (\d+): cosine distance ([\d.]+)")
 DOCUMENTED = sorted(
     str(path.relative_to(ROOT))
@@ -62,7 +62,7 @@ def check(cells: dict[str, NotebookNode], steps: int) -> None:
     for shape in ("(6, 32, 32, 3) uint8", *(f"level {level} (6, 64, 128)" for level in range(3))):
         assert shape in text(cells["encode"])
     scores = SCORES.findall(text(cells["scores"]))
-    levels = ["level_0", "level_1", "level_2", "all_levels"]
+    levels = ["level_0", "level_1", "level_2", "whitened"]
     assert [level for level, *_ in scores] == 2 * levels
     assert all(20 < float(accuracy) <= 100 for _, *pair in scores for accuracy in pair)
     distances = [list(map(float, found)) for found in DISTANCES.findall(text(cells["loss"]))]

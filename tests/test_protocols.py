@@ -16,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import interval, validation
-from hjepa_mlx.eval.evaluation import Protocol, few_labels, level_scores, token_scores
+from hjepa_mlx.eval.evaluation import Protocol, level_scores, token_scores
 from hjepa_mlx.eval.features import Features
+from hjepa_mlx.eval.labels import few_labels
 
 
 def accuracies(train: Features, test: Features) -> dict[str, float]:

@@ -15,7 +15,7 @@ from hjepa_mlx.eval.report import promises
 
 def made_up(best: float = 60.0, knn: float = 50.0, rank: float = 40.0, random: float = 30.0) -> Any:
     """Scores as `evaluate` gives them, with the best of all in level 1."""
-    behind = dict(zip([*LEVELS, "all_levels"], (3.0, 0.0, 2.0, 1.0), strict=True))
+    behind = dict(zip([*LEVELS, "whitened"], (3.0, 0.0, 2.0, 1.0), strict=True))
 
     def below(top: float) -> dict[str, float]:
         return {level: top - less for level, less in behind.items()}
@@ -83,7 +83,7 @@ def test_a_promise_is_met_inside_its_range(
 
 def test_a_promise_is_judged_by_the_best_single_level_and_its_rank() -> None:
     scores = made_up()
-    scores["linear_probe"]["all_levels"] = 99.0
+    scores["linear_probe"]["whitened"] = 99.0
     scores["linear_probe"]["level_2"] = 70.0
     scores["knn"]["level_0"] = 58.0
     probe, knn, rank = promises(scores, "stl10")

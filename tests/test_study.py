@@ -72,7 +72,7 @@ def test_a_run_is_trained_scored_and_not_done_again(study, tmp_path, monkeypatch
     assert result["cost"]["pictures"] == 320
     assert result["machine"]["precision"] == "float32"
     levels = result["scores"]["target"]
-    assert list(levels) == ["level_0"]
+    assert list(levels) == ["level_0", "whitened", "all_levels"]
     assert 10 < levels["level_0"]["knn"] < 100
     assert levels != result["scores"]["context"]
     monkeypatch.setattr(study, "trained", None)  # would fail if called

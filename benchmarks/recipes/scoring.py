@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 import hjepa_mlx as hj
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.eval.evaluation import Protocol, class_scores, level_scores
-from hjepa_mlx.eval.features import Encoded, Features, extract, model_features
+from hjepa_mlx.eval.features import WHITENED, Encoded, Features, extract, model_features, whiten
 from hjepa_mlx.eval.linear_probe import moments, standardised
 from hjepa_mlx.eval.rank import rankme
 
@@ -48,16 +49,25 @@ def scores(model: hj.HJEPA) -> Result:
     """k-NN, linear probe, ranks and local scores of target and context encoder, by level."""
     found: Result = {}
     for encoder, (train, test) in encoded(model).items():
+        joined = [side_by_side(list(part.pooled.values())) for part in (train, test)]
+        whiten(train, test)
+        train.pooled["all_levels"], test.pooled["all_levels"] = joined
         for name in train.pooled:
             every = level_scores(train, test, name, Protocol(draws=0))
-            found.setdefault(encoder, {})[name] = {
-                **{kind: every[kind] for kind in CLASS_SCORES},
-                "standardised_rank": standardised_rank(test.pooled[name]),
-            }
+            own = {kind: every[kind] for kind in CLASS_SCORES if kind in every}
+            if name != WHITENED:
+                own["standardised_rank"] = standardised_rank(test.pooled[name])
+            found.setdefault(encoder, {})[name] = own
         local = local_scores(model.config, partial(_by_patch, model, encoder))
         for level, values in enumerate(local):
             found[encoder][f"level_{level}"] |= values
     return found
+
+
+def side_by_side(levels: list[np.ndarray]) -> np.ndarray:
+    """Features [N, ΣD] of all levels, each scaled to unit length: a cosine is their mean cosine."""
+    units = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in levels]
+    return np.concatenate(units, 1)
 
 
 def standardised_rank(features: np.ndarray) -> float:
@@ -71,17 +81,19 @@ def baselines(config: hj.Config) -> Result:
         extract(lambda: [plain], hj.open_source(config.data, split), config, Skipped())[0]
         for split in ("train", "test")
     )
+    pair = [replace(part, pooled={"pixels": part.pooled["pixels"]}) for part in (train, test)]
+    whiten(*pair)
     mean = train.pooled["pixels"].mean(0)
-    for part in (train, test):
-        part.pooled["centred"] = part.pooled["pixels"] - mean
-    of = {
-        name: class_scores(train, test, name, Protocol(draws=0))
-        for name in ("pixels", "centred", "histogram")
-    }
+    for part, whitened in zip((train, test), pair, strict=True):
+        part.pooled.update(whitened.pooled, centred=part.pooled["pixels"] - mean)
+    of = {name: class_scores(train, test, name, Protocol(draws=0)) for name in train.pooled}
     found = {k: {kind: of[k][kind] for kind in ("knn", "linear_probe")} for k in of}
     (local,) = local_scores(config, lambda images: [_patches(images, config.model.patch_size)])
     return {
-        "pixels": {f"{COARSE}×{COARSE}": found["pixels"] | local, "centred": found["centred"]},
+        "pixels": {
+            f"{COARSE}×{COARSE}": found["pixels"] | local,
+            **{name: found[name] for name in ("centred", WHITENED)},
+        },
         "histogram": {f"{BINS}×{BINS}×{BINS}": found["histogram"]},
     }
 

@@ -201,7 +201,8 @@ ALONE = ("loss.level_weights=[0,0,0,1]",)
 # Muon for the matrices of the blocks; larger batches, since an update costs matrix products too
 MUON = ("optim.kind=muon", "data.batch_size=32", "optim.lr=1e-3")
 # Of the epochs of small_read_3, for as many FLOP
-BOTH_SHARE, ALONE_SHARE, MUON_SHARE = 11 / 15, 20 / 15, 11 / 15
+BOTH_SHARE, ALONE_SHARE = 11 / 15, 20 / 15
+MUON_SHARE, MUON_BOTH_SHARE, MUON_ALONE_SHARE = 11 / 15, 9 / 15, 13 / 15
 COLOUR = ("views.colour=0.5", "views.grey=0.2")
 
 VARIANTS = {
@@ -238,6 +239,16 @@ VARIANTS = {
     "small_image_32_none": Variant((*SMALL, *IMAGE, *BATCH_32, "loss.vicreg=0"), share=BOTH_SHARE),
     "small_image_32_above": Variant(
         (*SMALL, *IMAGE, *BATCH_32, "loss.level_weights=[0,1,0,1]"), share=BOTH_SHARE
+    ),
+    "small_image_muon": Variant((*SMALL, *IMAGE, *BATCH_32, *MUON), share=MUON_BOTH_SHARE),
+    "small_image_muon_alone": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, *MUON, *ALONE), share=MUON_ALONE_SHARE
+    ),
+    "small_image_muon_view_32": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, *MUON, "views.size=32"), share=MUON_BOTH_SHARE
+    ),
+    "small_image_muon_view_32_alone": Variant(
+        (*SMALL, *IMAGE, *BATCH_32, *MUON, *ALONE, "views.size=32"), share=MUON_ALONE_SHARE
     ),
     "small_read_3_32": Variant((*SMALL, *READ_3, *BATCH_32)),
     "small_2_levels": Variant((*SMALL, *targets([1, 2]))),

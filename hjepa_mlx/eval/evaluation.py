@@ -25,7 +25,7 @@ from hjepa_mlx.eval import attentive_probe, features, linear_probe, rank
 from hjepa_mlx.eval.arrays import HELD_OUT, accuracy, check_finite, interval
 from hjepa_mlx.eval.features import Encoder, Features
 from hjepa_mlx.eval.knn import TEMPERATURE, K, knn_accuracy
-from hjepa_mlx.eval.labels import check_evaluable, judged
+from hjepa_mlx.eval.labels import check_evaluable, few_labels, judged
 from hjepa_mlx.eval.report import Report, add_fine_tuned, promises
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -145,8 +145,11 @@ def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> 
             check_finite(x)
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
     if len(train[0].labels):  # pixels first: their probe takes longest
-        job = partial(class_scores, train[-1], test[-1], "pixels", protocol)
-        jobs.append(("pixels", "pixels", job))
+        for own, asked in zip(train, test, strict=True):
+            features.whiten(own, asked)
+        pixels = partial(class_scores, train[-1], test[-1], "pixels", protocol)
+        whitened = partial(neighbours, train[-1], test[-1], features.WHITENED, protocol)
+        jobs += [("pixels", "pixels", pixels), ("pixels", features.WHITENED, whitened)]
     for network, own, asked in zip(NETWORKS, train, test, strict=False):
         settings = replace(protocol, draws=0) if network == "context_encoder" else protocol
         for level in own.pooled:
@@ -168,6 +171,7 @@ def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> 
             advance(1)
     if baseline := scores["pixels"]:
         scores["pixels"] = {kind: baseline[kind]["pixels"] for kind in ("knn", "linear_probe")}
+        scores["pixels"]["knn_whitened"] = baseline["knn"][features.WHITENED]
         for network in NETWORKS:
             scores[network]["confidence_95"] = _intervals(scores[network], test[0])
     return scores
@@ -185,24 +189,31 @@ def _intervals(scores: Scores, test: Features) -> Scores:
 
 def class_scores(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
     """k-NN and linear probe of a level's pooled features, in per cent."""
-    x, queries = train.pooled[level], test.pooled[level]
-    k, temperature = protocol.k, protocol.temperature
-    probe = linear_probe.fit(x, train.labels)
+    probe = linear_probe.fit(train.pooled[level], train.labels)
     return {
-        "knn": knn_accuracy(x, train.labels, queries, test.labels, k, temperature),
-        "linear_probe": accuracy(probe.predict(queries), test.labels),
+        **neighbours(train, test, level, protocol),
+        "linear_probe": accuracy(probe.predict(test.pooled[level]), test.labels),
         "probe_setting": {"l2": probe.l2},
         "probe_converged": probe.converged,
     }
 
 
+def neighbours(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
+    """k-NN of a level's pooled features, in per cent."""
+    x, queries = train.pooled[level], test.pooled[level]
+    k, temperature = protocol.k, protocol.temperature
+    return {"knn": knn_accuracy(x, train.labels, queries, test.labels, k, temperature)}
+
+
 def level_scores(train: Features, test: Features, level: str, protocol: Protocol) -> Scores:
     """Every score of a level's pooled features, by kind; without labels only the ranks.
 
-    Whatever is fitted or chosen sees `train` only.
+    Whatever is fitted or chosen sees `train` only. Whitened features have no rank of their own.
     """
-    described = rank.describe(test.pooled[level])
-    scores: Scores = {"features": described, "feature_rank": described["effective_rank"]}
+    scores: Scores = {}
+    if level != features.WHITENED:
+        described = rank.describe(test.pooled[level])
+        scores = {"features": described, "feature_rank": described["effective_rank"]}
     if len(train.labels):
         scores |= class_scores(train, test, level, protocol)
         for share in FEW_LABELS if protocol.draws else ():
@@ -217,29 +228,6 @@ def token_scores(train: Features, test: Features, level: str) -> Scores:
     return {"attentive_probe": accuracy(probe.predict(test.tokens[level]), test.token_labels)}
 
 
-def few_labels(
-    train: Features, test: Features, level: str, share: float, draws: int
-) -> dict[str, float | None]:
-    """Linear-probe accuracy with a share of the labels, the same share of every class (at least 1).
-
-    Mean and standard deviation over draws of the labelled images. Too few to choose a penalty on:
-    l2 = 1/N, scikit-learn's C = 1.
-    """
-    classes = int(train.labels.max()) + 1
-    by_class = [np.flatnonzero(train.labels == number) for number in np.unique(train.labels)]
-    reached = []
-    for draw in range(draws):
-        order = generator(0, "few labels", draw)
-        rows = np.concatenate(
-            [order.permutation(of)[: max(1, round(share * len(of)))] for of in by_class]
-        )
-        x, labels = train.pooled[level][rows], train.labels[rows]
-        probe = next(linear_probe.solutions(x, labels, classes, [1 / len(rows)]))
-        reached.append(accuracy(probe.predict(test.pooled[level]), test.labels))
-    spread = float(np.std(reached, ddof=1)) if draws > 1 else None
-    return {"mean": float(np.mean(reached)), "std": spread}
-
-
 def _described(protocol: Protocol) -> dict[str, Any]:
     """The settings, and the meaning of each figure, for the JSON."""
     return {
@@ -249,8 +237,8 @@ def _described(protocol: Protocol) -> dict[str, Any]:
         f"every {HELD_OUT}th training image",
         "attentive_probe": "one cross-attention query (AIM) on normalised tokens",
         "few_labels": f"mean and deviation of {protocol.draws} draws, C = 1",
-        "features": "mean over the grid of each level; all_levels: each scaled to unit length, "
-        "side by side",
+        "features": "mean over the grid of each level; whitened: all levels side by side, whitened "
+        "by the training images (covariance shrunk by OAS)",
         "feature_rank": "exp(entropy) of the centred covariance's eigenvalues, test images",
         "rankme": "exp(entropy) of the singular values, not centred, test images",
     }

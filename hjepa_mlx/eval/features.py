@@ -24,6 +24,8 @@ from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError, counted
+from hjepa_mlx.eval.arrays import chunks
+from hjepa_mlx.eval.whitening import fit
 from hjepa_mlx.files import check_space
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
@@ -31,7 +33,8 @@ from hjepa_mlx.progress import bar
 BATCH = 64 if backend.on_gpu() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
-ALL_LEVELS = "all_levels"
+WHITENED = "whitened"
+CHUNK = 1 << 14  # images whitened at once
 
 
 class Encoded(NamedTuple):
@@ -72,13 +75,11 @@ def model_features(
     encoder: str = "target",
     tokens: bool = False,
     pooled: bool = True,
-    joined: bool = True,
 ) -> Encoder:
     """An encoder that gives each level's features averaged over the grid: level_0, level_1, …
 
     tokens: also all of a level's cells, each normalised (LayerNorm without affine), as float16.
-    pooled: if not, every cell [B, rows, columns, D] instead of the average. joined: with all levels
-    as one.
+    pooled: if not, every cell [B, rows, columns, D] instead of the average.
     """
     model, shape = replica(model), {} if pooled else {"grid": True}
 
@@ -98,10 +99,7 @@ def model_features(
     def encode(images: np.ndarray) -> Encoded:
         outputs = run(mx.array(images))
         mx.eval(outputs)
-        means, cells = ({name: np.array(x) for name, x in part.items()} for part in outputs)
-        if joined and len(means) > 1:
-            means[ALL_LEVELS] = side_by_side(list(means.values()))
-        return Encoded(means, cells)
+        return Encoded(*({name: np.array(x) for name, x in part.items()} for part in outputs))
 
     return encode
 
@@ -120,13 +118,21 @@ def replica(part: Any) -> Any:
     return type(part)(map(replica, part)) if isinstance(part, (list, tuple)) else part
 
 
-def side_by_side(levels: list[np.ndarray]) -> np.ndarray:
-    """Features [B, ΣD] of all levels, each level's scaled to unit length.
-
-    The cosine similarity of two images is then the mean of their similarities at each level.
-    """
-    units = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in levels]
-    return np.concatenate(units, 1)
+def whiten(bank: Features, queries: Features) -> None:
+    """Add `whitened` to both: all levels side by side [N, ΣD], whitened by the bank's images."""
+    row = np.empty((1, sum(x.shape[1] for x in bank.pooled.values())), np.float32)
+    _check_room([len(part) * row.nbytes for part in (bank, queries)])
+    for part in (bank, queries):
+        levels = list(part.pooled.values())
+        joined = _empty(len(part), row)
+        for rows in chunks(len(part), CHUNK):
+            np.concatenate([x[rows] for x in levels], 1, out=joined[rows])
+        part.pooled[WHITENED] = joined
+    whitening = fit(bank.pooled[WHITENED])
+    for part in (bank, queries):
+        x = part.pooled[WHITENED]
+        for rows in chunks(len(part), CHUNK):
+            x[rows] = whitening(x[rows])
 
 
 def pixels(images: np.ndarray) -> Encoded:
@@ -201,12 +207,16 @@ def _allocated(outputs: list[Encoded], images: int, with_tokens: int) -> list[En
     """Arrays for the features of all images, shaped like those of one batch."""
     counts = (images, with_tokens)
     parts = [pair for made in outputs for pair in zip(counts, made, strict=True)]
-    sizes = [n * x[0].nbytes for n, part in parts for x in part.values()]
+    _check_room([n * x[0].nbytes for n, part in parts for x in part.values()])
+    empty = iter([{name: _empty(n, x) for name, x in part.items()} for n, part in parts])
+    return [Encoded(next(empty), next(empty)) for _ in outputs]
+
+
+def _check_room(sizes: Sequence[int]) -> None:
+    """Refuse arrays of so many bytes for which the disk has no room."""
     needed = sum(size for size in sizes if size > IN_MEMORY)
     advice = "Free some, set TMPDIR to a larger disk, or lower eval --attentive-images."
     check_space("Features need", needed, Path(tempfile.gettempdir()), advice)
-    empty = iter([{name: _empty(n, x) for name, x in part.items()} for n, part in parts])
-    return [Encoded(next(empty), next(empty)) for _ in outputs]
 
 
 def _empty(count: int, like: np.ndarray) -> np.ndarray:

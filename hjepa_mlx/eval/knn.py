@@ -10,7 +10,7 @@ from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import accuracy, check_finite, check_labels, chunks
-from hjepa_mlx.eval.features import extract, model_features
+from hjepa_mlx.eval.features import extract, model_features, whiten
 from hjepa_mlx.models.hjepa import HJEPA
 
 K, TEMPERATURE = 20, 0.07  # DINO's protocol, arXiv 2104.14294, appendix F
@@ -113,20 +113,21 @@ def _unit(features: np.ndarray) -> mx.array:
 
 
 class QuickKNN:
-    """The k-NN that training logs: target encoder, every level, a fixed subset of both splits."""
+    """The k-NN that training logs: target encoder, every level and all whitened, of some images."""
 
     def __init__(self, model: HJEPA, train: Source, test: Source, config: Config) -> None:
         self.model, self.config = model, config
         self.sources = train.some(BANK, "quick k-NN"), test.some(QUERIES, "quick k-NN")
 
     def __call__(self) -> dict[str, float]:
-        """Accuracy in per cent with the weights of now: knn_level_0, knn_level_1, …"""
+        """Accuracy in per cent with the weights of now: knn_level_0, …, knn_whitened."""
         bank, queries = (
             extract(
                 lambda: [model_features(self.model)], source, self.config, Skipped(), quiet=True
             )[0]
             for source in self.sources
         )
+        whiten(bank, queries)
         return {
             f"knn_{level}": knn_accuracy(x, bank.labels, queries.pooled[level], queries.labels)
             for level, x in bank.pooled.items()

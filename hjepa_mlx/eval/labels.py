@@ -1,4 +1,4 @@
-"""Which labels k-NN and probes can use: those of classes that training images have too."""
+"""Labels: which of them k-NN and probes can use, and the probe that has only a few."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import UsageError
-from hjepa_mlx.eval.arrays import HELD_OUT
+from hjepa_mlx.eval import linear_probe
+from hjepa_mlx.eval.arrays import HELD_OUT, accuracy
+from hjepa_mlx.eval.features import Features
 from hjepa_mlx.eval.knn import K
+from hjepa_mlx.rng import generator
 
 NAMED = 3  # classes in a line
 
@@ -79,3 +82,26 @@ def check_evaluable(train: Source, test: Source) -> None:
 def _listed(names: np.ndarray) -> str:
     more = f" and {len(names) - NAMED} more classes" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def few_labels(
+    train: Features, test: Features, level: str, share: float, draws: int
+) -> dict[str, float | None]:
+    """Linear-probe accuracy with a share of the labels, the same share of every class (at least 1).
+
+    Mean and standard deviation over draws of the labelled images. Too few to choose a penalty on:
+    l2 = 1/N, scikit-learn's C = 1.
+    """
+    classes = int(train.labels.max()) + 1
+    by_class = [np.flatnonzero(train.labels == number) for number in np.unique(train.labels)]
+    reached = []
+    for draw in range(draws):
+        order = generator(0, "few labels", draw)
+        rows = np.concatenate(
+            [order.permutation(of)[: max(1, round(share * len(of)))] for of in by_class]
+        )
+        x, labels = train.pooled[level][rows], train.labels[rows]
+        probe = next(linear_probe.solutions(x, labels, classes, [1 / len(rows)]))
+        reached.append(accuracy(probe.predict(test.pooled[level]), test.labels))
+    spread = float(np.std(reached, ddof=1)) if draws > 1 else None
+    return {"mean": float(np.mean(reached)), "std": spread}

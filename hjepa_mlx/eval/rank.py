@@ -27,9 +27,8 @@ def effective_rank(features: np.ndarray) -> float:
     features: [N, D]. Between 1 (all on a line, or no spread at all) and min(N − 1, D).
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007, on covariance eigenvalues.
     """
-    mean = sum(x.sum(0) for x in _chunks(features)) / len(features)
     squares = sum(float(np.square(x).sum()) for x in _chunks(features))
-    eigenvalues = _eigenvalues(features, mean)
+    eigenvalues = _eigenvalues(features, mean_of(features))
     total = eigenvalues.sum()
     if total <= np.finfo(np.float32).eps * squares:
         return 1.0
@@ -66,13 +65,22 @@ def feature_std(features: np.ndarray) -> float:
     return float(np.sqrt(np.maximum(variance, 0)).mean() * np.sqrt(features.shape[1]))
 
 
-def _eigenvalues(features: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
-    """Eigenvalues [D] of XᵀX, where X is the features less `centre`."""
+def mean_of(features: np.ndarray) -> np.ndarray:
+    """Mean [D] of features [N, D], in float64."""
+    return sum((x.sum(0) for x in _chunks(features)), np.zeros(features.shape[1])) / len(features)
+
+
+def scatter(features: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
+    """XᵀX [D, D] in float64, where X is the features [N, D] less `centre`."""
     gram = np.zeros((features.shape[1], features.shape[1]))
     for x in _chunks(features):
         x = x - centre
         gram += x.T @ x
-    return np.maximum(np.linalg.eigvalsh(gram), 0)
+    return gram
+
+
+def _eigenvalues(features: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
+    return np.maximum(np.linalg.eigvalsh(scatter(features, centre)), 0)
 
 
 def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
