@@ -31,7 +31,13 @@ from hjepa_mlx.tables.bench import side_by_side
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     """What the command writes for a tiny recipe, with every duration cut short."""
-    small = ["model.size=nano", "model.patch_size=8", "model.levels=2", "masks.context_tokens=12"]
+    small = [
+        "model.size=nano",
+        "model.patch_size=8",
+        "model.levels=2",
+        "model.level_pool=[1,image]",
+        "masks.context_tokens=12",
+    ]
     small += ["data.image_size=64", "data.progressive=[[32,0.5]]"]
     fast = load_config("imagenet100_fast", small)
     recipes = {"demo": load_config("demo"), "imagenet100_fast": fast}
@@ -68,7 +74,8 @@ def test_bench_json_is_the_design_s(facts):
     assert facts["sustained"]["first_images_per_second"] > 0
     assert facts["sweep"] == sorted(facts["sweep"], key=lambda row: row["batch"])
     assert all(row["images_per_second"] > 0 for row in facts["sweep"])
-    assert set(facts["parts_seconds"]) == {"target", "context", "predictor", "backward", "update"}
+    parts = {"target", "context", "views", "predictor", "backward", "update"}
+    assert set(facts["parts_seconds"]) == parts
 
 
 def test_bench_says_what_it_found(facts, tmp_path):

@@ -122,7 +122,7 @@ def test_an_edited_config_is_checked_again():
 
 
 def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_means(root):
-    pooled = "--set", "model.level_pool=[1,2,4]"
+    pooled = "--set", "model.level_pool=[1,2,4,image]"
     ended = hjepa("train", "cifar10", "--dry-run", "--data-dir", root, *pooled)
     assert "level 0: 8x8 cells of 4 pixels" in ended.stdout
     assert "level 2: 2x2 cells of 16 pixels, with so few" in ended.stdout

@@ -44,7 +44,7 @@ def test_metrics_hold_what_the_design_promises(run: Run) -> None:
         "step", "epoch", "loss", "loss_level_0", "loss_level_1", "loss_level_2", "lr",
         "weight_decay", "momentum", "images_per_second", "peak_memory_gb", "grad_norm",
         "feature_std_level_0", "effective_rank_level_0", "position_only_loss_level_0",
-        "knn_level_0", "knn_level_1", "knn_level_2",
+        "knn_level_0", "knn_level_1", "knn_level_2", "knn_whitened",
     }  # fmt: skip
     assert promised <= last.keys()
     assert last["lr"] == pytest.approx(1e-6)
