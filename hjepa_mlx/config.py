@@ -91,6 +91,13 @@ class Config(Shown, Section):
         return [level for level, weight in enumerate(self.loss.level_weights) if weight]
 
     @property
+    def repeated(self) -> str | None:
+        """The image level, where it lies after the block of the level before: one mean for both."""
+        blocks = [*self.model.level_blocks]
+        image = [*self.model.level_pool][-1] == "image" and blocks[-1:] == blocks[-2:-1]
+        return f"level_{len(blocks) - 1}" if image else None
+
+    @property
     def masked(self) -> list[int]:
         """The levels that are predicted from what masks leave: all but the image level."""
         return [level for level in self.predicted if self.model.level_pool[level] != "image"]
@@ -212,8 +219,8 @@ class Config(Shown, Section):
         blocks, pools, weights = model.level_blocks, model.level_pool, self.loss.level_weights
         keys = ("model.level_blocks", "model.level_pool", "loss.level_weights")
         for key, values in zip(keys, (blocks, pools, weights), strict=True):
-            few = len(values) != model.levels
-            yield few, f"{key}={values} needs one item per level; model.levels={model.levels}."
+            wanted = f"needs one item per level; model.levels={model.levels}. Or set {key}=auto."
+            yield len(values) != model.levels, f"{key}={values} {wanted}"
             order = [self.grid if value == "image" else value for value in values]
             falls = values is not weights and order != sorted(order)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."

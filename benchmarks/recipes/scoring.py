@@ -50,7 +50,7 @@ def scores(model: hj.HJEPA) -> Result:
     found: Result = {}
     for encoder, (train, test) in encoded(model).items():
         joined = [side_by_side(list(part.pooled.values())) for part in (train, test)]
-        whiten(train, test)
+        whiten(train, test, model.config.repeated)
         train.pooled["all_levels"], test.pooled["all_levels"] = joined
         for name in train.pooled:
             every = level_scores(train, test, name, Protocol(draws=0))
@@ -82,7 +82,7 @@ def baselines(config: hj.Config) -> Result:
         for split in ("train", "test")
     )
     pair = [replace(part, pooled={"pixels": part.pooled["pixels"]}) for part in (train, test)]
-    whiten(*pair)
+    whiten(pair[0], pair[1])
     mean = train.pooled["pixels"].mean(0)
     for part, whitened in zip((train, test), pair, strict=True):
         part.pooled.update(whitened.pooled, centred=part.pooled["pixels"] - mean)

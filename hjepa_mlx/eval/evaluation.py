@@ -95,7 +95,7 @@ def evaluate(
         for source, cap in zip(sources, (protocol.attentive_images, None), strict=True)
     )
     features.drop_equal_channels(train[-1], test[-1])
-    scores = _scores(train, test, protocol)
+    scores = _scores(train, test, protocol, config.repeated)
     own = scores.pop("target_encoder")
     described = {
         **_described(protocol),
@@ -138,7 +138,9 @@ def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
     ]
 
 
-def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> dict[str, Scores]:
+def _scores(
+    train: list[Features], test: list[Features], protocol: Protocol, repeated: str | None
+) -> dict[str, Scores]:
     """Scores by network, kind and level; every level of every network is a job of its own."""
     for own in test[:-1]:
         for x in own.pooled.values():
@@ -146,7 +148,7 @@ def _scores(train: list[Features], test: list[Features], protocol: Protocol) -> 
     jobs: list[tuple[str, str, Callable[[], Scores]]] = []
     if len(train[0].labels):  # pixels first: their probe takes longest
         for own, asked in zip(train, test, strict=True):
-            features.whiten(own, asked)
+            features.whiten(own, asked, repeated)
         pixels = partial(class_scores, train[-1], test[-1], "pixels", protocol)
         whitened = partial(neighbours, train[-1], test[-1], features.WHITENED, protocol)
         jobs += [("pixels", "pixels", pixels), ("pixels", features.WHITENED, whitened)]

@@ -118,12 +118,16 @@ def replica(part: Any) -> Any:
     return type(part)(map(replica, part)) if isinstance(part, (list, tuple)) else part
 
 
-def whiten(bank: Features, queries: Features) -> None:
-    """Add `whitened` to both: all levels side by side [N, ΣD], whitened by the bank's images."""
-    row = np.empty((1, sum(x.shape[1] for x in bank.pooled.values())), np.float32)
+def whiten(bank: Features, queries: Features, without: str | None = None) -> None:
+    """Add `whitened` to both: all levels side by side [N, ΣD], whitened by the bank's images.
+
+    without: a level that only repeats another (see `Config.repeated`).
+    """
+    names = [name for name in bank.pooled if name != without]
+    row = np.empty((1, sum(bank.pooled[name].shape[1] for name in names)), np.float32)
     _check_room([len(part) * row.nbytes for part in (bank, queries)])
     for part in (bank, queries):
-        levels = list(part.pooled.values())
+        levels = [part.pooled[name] for name in names]
         joined = _empty(len(part), row)
         for rows in chunks(len(part), CHUNK):
             np.concatenate([x[rows] for x in levels], 1, out=joined[rows])

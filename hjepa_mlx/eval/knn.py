@@ -127,7 +127,7 @@ class QuickKNN:
             )[0]
             for source in self.sources
         )
-        whiten(bank, queries)
+        whiten(bank, queries, self.config.repeated)
         return {
             f"knn_{level}": knn_accuracy(x, bank.labels, queries.pooled[level], queries.labels)
             for level, x in bank.pooled.items()

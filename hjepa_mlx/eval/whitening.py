@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hjepa_mlx.errors import UsageError
 from hjepa_mlx.eval.arrays import check_finite
 from hjepa_mlx.eval.rank import mean_of, scatter
 
@@ -32,8 +33,10 @@ def fit(features: np.ndarray) -> Whitening:
     Σ is the covariance, shrunk towards a multiple of the identity, the more so the fewer images
     there are: directions that they hardly show are not blown up. How much is OAS's formula (Chen,
     Wiesel, Eldar and Hero, arXiv 0907.4698, equation 23; less 2/D, as in scikit-learn). Raises
-    UsageError for features that are not finite.
+    UsageError for features that are not finite, or none.
     """
+    if features.ndim != 2 or not len(features):
+        raise UsageError(f"Whitening needs features [N, D]; these are {list(features.shape)}.")
     check_finite(features)
     N, D = features.shape
     mean = mean_of(features)

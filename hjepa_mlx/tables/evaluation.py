@@ -55,9 +55,11 @@ def _accuracies(scores: dict[str, Any]) -> Table:
             rows.append([f"  {level_name(level)}", *cells])
     pixels = scores["baselines"]["pixels"]
     rows.append(["raw pixels", number(pixels["linear_probe"]), number(pixels["knn"])])
-    rows.append(["whitened pixels", "", number(pixels.get("knn_whitened"))])
+    if "knn_whitened" in pixels:  # not so before it was measured
+        rows.append(["whitened pixels", "", number(pixels["knn_whitened"])])
     images = protocol["bank_images"], protocol["query_images"]
-    caption = "whitened: all levels together; ±: half of the 95 % interval" + (
+    caption = "whitened: all levels together; " * ("knn_whitened" in pixels)
+    caption += "±: half of the 95 % interval" + (
         "; with few labels, deviation over draws" if few else ""
     )
     if image := scores["trained"].get("image_level"):
