@@ -168,6 +168,23 @@ def test_levels_are_whitened_side_by_side_by_the_bank(monkeypatch: pytest.Monkey
         assert_allclose(part.pooled["whitened"], (before - shrunk.location_) @ root, atol=2e-3)
     assert list(bank.pooled) == ["level_0", "level_1", "whitened"]
 
+    alone = made(300)[0]
+    whiten(alone, made(50)[0], without="level_1")
+    assert alone.pooled["whitened"].shape == (300, 12)
+
+
+def test_an_image_level_after_the_block_of_another_only_repeats_it() -> None:
+    image = "model.level_pool=[1,1,image]"
+    for blocks, level in (("[1,3,3]", "level_2"), ("[1,2,3]", None)):
+        assert hj.load_config("demo", [image, f"model.level_blocks={blocks}"]).repeated == level
+    assert hj.load_config("demo").repeated is None
+
+
+def test_what_cannot_be_whitened_is_refused() -> None:
+    for x in (np.ones((0, 4)), np.ones(4), np.full((3, 4), np.nan)):
+        with pytest.raises(HJEPAError):
+            fit(x)
+
 
 @pytest.mark.parametrize("x", [np.ones((9, 4)), np.zeros((9, 4)), np.eye(9, 4)])
 def test_whitening_is_finite_where_features_do_not_vary(x: np.ndarray) -> None:

@@ -197,11 +197,13 @@ def test_curves_are_the_logged_values(run: Run) -> None:
 
 
 def test_one_row_of_a_torn_file_can_be_drawn(tmp_path: Path) -> None:
-    row = {"step": 20, "loss_level_0": 0.5, "knn_level_0": 71.0, "lr": None}
+    row = {"step": 20, "loss_level_0": 0.5, "knn_level_0": 71.0, "knn_whitened": 76.0, "lr": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + '\n{"step": 40, "lo')
     figure = curves.draw(Run(tmp_path).metrics)
-    assert set(lines(figure)) == {"Prediction loss", "k-NN accuracy"}
-    assert lines(figure)["k-NN accuracy"][0].tolist() == [[20, 71]]
+    drawn = lines(figure)
+    assert set(drawn) == {"Prediction loss", "k-NN accuracy", "k-NN, all levels whitened"}
+    assert drawn["k-NN accuracy"][0].tolist() == [[20, 71]]
+    assert drawn["k-NN, all levels whitened"][0].tolist() == [[20, 76]]
     assert png(figure).startswith(PNG)
     with pytest.raises(HJEPAError, match="no curves yet"):
         curves.draw([{"step": 0}])

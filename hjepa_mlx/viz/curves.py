@@ -21,6 +21,7 @@ PANELS = (  # title, unit, key in metrics.jsonl ({} stands for the level)
     ("Effective rank", "dimensions", "effective_rank_level_{}"),
     ("Feature std", "0 collapsed, 1 isotropic", "feature_std_level_{}"),
     ("k-NN accuracy", "% of test images", "knn_level_{}"),
+    ("k-NN, all levels whitened", "% of test images", "knn_whitened"),
     ("Learning rate", "optim.lr", "lr"),
     ("Momentum", "optim.momentum", "momentum"),
 )
