@@ -141,7 +141,12 @@ def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
 def _scores(
     train: list[Features], test: list[Features], protocol: Protocol, repeated: str | None
 ) -> dict[str, Scores]:
-    """Scores by network, kind and level; every level of every network is a job of its own."""
+    """Scores by network, kind and level; every level of every network is a job of its own.
+
+    repeated: a level with the features of the level before, and so with its scores.
+    """
+    levels = [*train[0].pooled]
+    before = levels[levels.index(repeated) - 1] if repeated else None
     for own in test[:-1]:
         for x in own.pooled.values():
             check_finite(x)
@@ -155,7 +160,8 @@ def _scores(
     for network, own, asked in zip(NETWORKS, train, test, strict=False):
         settings = replace(protocol, draws=0) if network == "context_encoder" else protocol
         for level in own.pooled:
-            jobs.append((network, level, partial(level_scores, own, asked, level, settings)))
+            if level != repeated:
+                jobs.append((network, level, partial(level_scores, own, asked, level, settings)))
         for level in own.tokens:
             jobs.append((network, level, partial(token_scores, own, asked, level)))
     scores: dict[str, Scores] = {network: {} for network in (*NETWORKS, "pixels")}
@@ -168,7 +174,10 @@ def _scores(
         results = run(lambda job: job[2](), jobs)
         for (network, level, _), found in zip(jobs, results, strict=True):
             for kind, value in found.items():
-                scores[network].setdefault(kind, {})[level] = value
+                by_level = scores[network].setdefault(kind, {})
+                by_level[level] = value
+                if level == before:  # tokens differ, and come later
+                    by_level[repeated] = value
             mx.clear_cache()
             advance(1)
     if baseline := scores["pixels"]:

@@ -25,6 +25,7 @@ from hjepa_mlx.data.pipeline import Skipped, evaluation_images
 from hjepa_mlx.data.source import Source
 from hjepa_mlx.errors import HJEPAError, counted
 from hjepa_mlx.eval.arrays import chunks
+from hjepa_mlx.eval.rank import CHUNK
 from hjepa_mlx.eval.whitening import fit
 from hjepa_mlx.files import check_space
 from hjepa_mlx.models.hjepa import HJEPA
@@ -34,7 +35,6 @@ BATCH = 64 if backend.on_gpu() else 16  # larger arrays page-fault on a CPU
 PIXEL_SIDE = 32  # the pixel baseline looks at images reduced to about this
 IN_MEMORY = 1 << 28  # bytes of an array; a larger one is mapped to a temporary file
 WHITENED = "whitened"
-CHUNK = 1 << 14  # images whitened at once
 
 
 class Encoded(NamedTuple):
