@@ -27,6 +27,7 @@ from hjepa_mlx.sections import (
 from hjepa_mlx.tables import Shown
 
 LARGEST_GRID = 256  # patches a side: a token sees all others
+LEVELS = 4  # three of patches, and the image
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
     "tiny": (192, 12, 3),
@@ -156,12 +157,13 @@ class Config(Shown, Section):
             # 0.7 of it leaves few images to be drawn again (I-JEPA's truncation keeps 0.68: 56/82).
             left = (1 - sum(masks.target_area) / 2) ** masks.targets * sum(masks.context_area) / 2
             masks.context_tokens = max(1, int(0.7 * left * self.grid**2))
-        if self.views.size == "auto":  # 96 of 224 pixels, as in DINO
-            self.views.size = self.model.patch_size * max(2, round(3 / 7 * self.grid))
+        if self.views.size == "auto":  # 48 of 224 pixels
+            side = min(self.grid, max(3, round(3 / 14 * self.grid)))
+            self.views.size = self.model.patch_size * side
         return self
 
     def _resolve_model(self) -> None:
-        model, levels = self.model, self.model.levels
+        model = self.model
         if model.size != "custom":
             size = dict(zip(("dim", "depth", "heads"), SIZES[model.size], strict=True))
             given = {key: getattr(model, key) for key in size if getattr(model, key) != "auto"}
@@ -176,8 +178,12 @@ class Config(Shown, Section):
                 setattr(model, key, size[key])
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
+        if model.levels == "auto":
+            lists = (model.level_pool, model.level_blocks)
+            model.levels = next((len(given) for given in lists if given != "auto"), LEVELS)
+        levels = int(model.levels)
         if model.level_pool == "auto":
-            model.level_pool = [1] * levels
+            model.level_pool = [*[1] * (levels - 1), "image" if levels > 1 else 1]
         if model.level_blocks == "auto":
             image = model.level_pool[-1:] == ["image"]  # it shares the last block
             fine, depth = levels - image, int(model.depth)

@@ -78,7 +78,7 @@ def embed(
     names = dict(zip(found_in.paths, map(as_unicode, found_in.names), strict=True))
     paths = list(names.values())
     if out is not None:
-        cells = config.model.levels if pooled else config.cells(frame.height, frame.width)
+        cells = int(config.model.levels) if pooled else config.cells(frame.height, frame.width)
         _check_out(Path(out), pooled, 4 * cells * int(config.model.dim) * len(source), paths)
     mx.eval(model.parameters())  # here: the threads that encode could not
     encoders = partial(model_features, model, encoder, pooled=pooled)

@@ -211,10 +211,12 @@ class MaskSampler:
         cells = {level: pooling(shape.height, shape.width, size) for level, size in pools.items()}
         for finer, level in pairwise(pools):
             if pools[level] > pools[finer] and len(cells[level][0]) >= len(cells[finer][0]):
+                fewer = ",".join(map(str, [*self._config.model.level_pool][:level]))
                 raise UsageError(
                     f"Level {level} pools {pools[level]}x{pools[level]} patches, but target blocks "
                     f"are {shape.height}x{shape.width} on a {self._where}: it would be level "
-                    f"{finer} again. Use model.levels={level}, a finer grid or larger targets."
+                    f"{finer} again. Use model.level_pool=[{fewer}], a finer grid or larger "
+                    "targets."
                 )
         stride = np.array([2 * self.grid - 1, 1], np.int32)
         centres = [centre @ stride for _, centre in cells.values()]

@@ -79,11 +79,12 @@ class Data(Section):
 class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
 
-    level_blocks: the transformer block, from 1, after which each level lies. level_pool: patches
-    along a cell's side; "image" for the top level, one cell that is the whole picture, predicted
-    from small crops of it (`views`). predictor_context: the predictor sees the context's tokens,
-    only their mean, or both: the tokens for the first half of each level's cells, the mean for the
-    rest.
+    levels: as many as `level_pool` or `level_blocks` has, or 4. level_blocks: the transformer
+    block, from 1, after which each level lies. level_pool: patches along a cell's side; "image" for
+    the top level, one cell that is the whole picture, predicted from small crops of it (`views`).
+    By default the last level is the image, the others are of single patches.
+    predictor_context: the predictor sees the context's tokens, only their mean, or both: the tokens
+    for the first half of each level's cells, the mean for the rest.
     image_mean, image_std: of red, green and blue, to normalise images; ImageNet's by default.
     init: weights to start from: a run, a file, a folder or hf:USER/NAME. positions: `sincos`, the
     fixed table; a number, that of so many patches a side, stretched over the image; or `learned`.
@@ -99,7 +100,7 @@ class Model(Section):
     init: Annotated[str, AfterValidator(_absolute)] | None = None
     image_mean: Mean = [0.485, 0.456, 0.406]
     image_std: Deviation = [0.229, 0.224, 0.225]
-    levels: Annotated[int, Field(ge=1, le=8)] = 3
+    levels: Auto | Annotated[int, Field(ge=1, le=8)] = "auto"
     level_blocks: Auto | list[Count] = "auto"
     level_pool: Auto | list[Count | Literal["image"]] = "auto"
     predictor_dim: Width = 192
@@ -131,9 +132,10 @@ class Masks(Section):
 class Views(Section):
     """The small crops from which the image level is predicted, `count` an image.
 
-    size: pixels along their side. area: fractions of the training crop that they are cut from.
-    colour: strength of changes in brightness, contrast, saturation and hue, 0 for none. grey,
-    blur: the share of views without colour, and of blurred ones. Mirrored where `data.flip` says.
+    size: pixels along their side; 48 of 224 by default. area: fractions of the training crop that
+    they are cut from. colour: strength of changes in brightness, contrast, saturation and hue, 0
+    for none. grey, blur: the share of views without colour, and of blurred ones. Mirrored where
+    `data.flip` says.
     """
 
     count: Few = 1

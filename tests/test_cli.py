@@ -51,12 +51,15 @@ def test_the_default_small_model_costs_what_its_shapes_say() -> None:
     config = resolve(Config())
     cost = costs(config, HJEPA(config))
     # By hand: 12 blocks of width 384 over 196 and 58 tokens, patch embeddings; gradients cost
-    # twice a forward pass, but the pixels have none.
+    # twice a forward pass, but the pixels have none. Views of 9 tokens have two MLPs beside.
     target = 12 * (24 * 196 * 384**2 + 4 * 196**2 * 384) + 2 * 196 * 768 * 384
     context = 3 * 12 * (24 * 58 * 384**2 + 4 * 58**2 * 384) + 2 * 2 * 58 * 768 * 384
     assert cost.target.gflop == pytest.approx(target / 1e9, rel=0.01)
+    views = 3 * 12 * (24 * 9 * 384**2 + 4 * 9**2 * 384) + 2 * 2 * 9 * 768 * 384
+    views += 3 * 2 * 1536 * (384 + 384 + 384 + 512)
     assert cost.context.gflop == pytest.approx(context / 1e9)
-    assert 19 < cost.gflop < 22  # GFLOP per image
+    assert cost.views.gflop == pytest.approx(views / 1e9, rel=0.02)
+    assert 22 < cost.gflop < 24  # GFLOP per image
 
 
 def test_doctor_speaks_json(tmp_path: Path) -> None:

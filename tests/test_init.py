@@ -159,7 +159,7 @@ def test_the_images_predictor_is_left_out_where_another_block_is_predicted(tiny_
 
 def test_a_warm_start_at_another_size_goes_on_where_its_parent_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    network = ["size=custom", "dim=64", "depth=2", "heads=1", "levels=1", "patch_size=8"]
+    network = ["size=custom", "dim=64", "depth=2", "heads=1", "level_pool=[1]", "patch_size=8"]
     small = [f"model.{setting}" for setting in network]
     small += ["data.limit=400", "run.log_every=25", "optim.warmup_epochs=0", "compile=false"]
 

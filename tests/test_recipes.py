@@ -117,8 +117,8 @@ def test_an_edited_config_is_checked_again():
     with pytest.raises(UsageError, match="one item per level"):
         resolve(config)
     config.model.level_blocks = config.model.level_pool = config.loss.level_weights = "auto"
-    assert resolve(config).model.level_blocks == [2, 3]
-    assert config.model.level_blocks == "auto"  # the given config stays as it was
+    assert resolve(config).model.level_pool == [1, "image"]
+    assert config.model.level_pool == "auto"  # the given config stays as it was
 
 
 def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_means(root):

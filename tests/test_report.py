@@ -1,6 +1,7 @@
 """Reports of made-up scores: promises, findings, tables in a terminal and in a notebook."""
 
 import io
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -10,7 +11,7 @@ from evaluating import ALL, LEVELS
 from rich.console import Console
 
 import hjepa_mlx as hj
-from hjepa_mlx.eval.report import promises
+from hjepa_mlx.eval.report import add_fine_tuned, promises
 
 
 def made_up(best: float = 60.0, knn: float = 50.0, rank: float = 40.0, random: float = 30.0) -> Any:
@@ -136,6 +137,17 @@ def test_the_findings_compare_with_random_initialisation_and_pixels() -> None:
 )
 def test_what_is_not_clearly_better_than_random_is_said_so(scores: Any, words: str) -> None:
     assert words in hj.Report(scores).findings()[1]
+
+
+def test_the_fine_tuned_accuracy_stands_where_nothing_else_could_be_judged(tmp_path) -> None:
+    scores = {"fine_tuned": 50.0, "run_step": 5, "confidence_95": {"fine_tuned": [40.0, 60.0]}}
+    (tmp_path / "finetuned").mkdir()
+    (tmp_path / "finetuned" / "classifier.json").write_text(json.dumps({"scores": scores}))
+    own: Any = {"features": {"level_0": {}}, "baselines": {"random_init": {}}}
+    own["trained"] = {"step": 5}
+    add_fine_tuned(own, tmp_path)
+    assert own["fine_tuned"] == {"level_0": 50.0}
+    assert own["confidence_95"] == {"fine_tuned": {"level_0": [40.0, 60.0]}}
 
 
 def test_a_probe_that_stopped_early_is_named() -> None:

@@ -91,6 +91,19 @@ def test_only_levels_that_are_predicted_have_masks_drawn(tiny_config: Build) -> 
     assert [title.split("\n")[0] for title in titles] == ["image", "level 1", "level 2"]
 
 
+def test_with_several_masks_an_image_s_first_is_beside_it(tiny_config: Build) -> None:
+    model = {"level_pool": [1, 2, "image"], "level_blocks": [1, 3, 3]}
+    config = tiny_config(model=model, masks={"per_image": 2}, views={"count": 2})
+    images = random_images(3)
+    figure = mask_overlay.draw(config, images)
+    for number, context in enumerate(MaskSampler(config)(0, 6).context[::2]):
+        row = figure.axes[5 * number : 5 * number + 5]  # image, two levels of patches, two views
+        assert all(ax.images for ax in row)
+        shown = np.asarray(row[1].images[0].get_array())
+        same = (shown == images[number]).reshape(8, 4, 8, 4, 3).all((1, 3, 4))
+        assert np.array_equal(np.flatnonzero(same), context)
+
+
 def test_exactly_the_context_tokens_are_shown_as_they_are(tiny_config: Build) -> None:
     config, images = tiny_config(), random_images(2)
     figure = mask_overlay.draw(config, images, step=3)
@@ -194,6 +207,13 @@ def test_curves_are_the_logged_values(run: Run) -> None:
     assert solid.get_color() == dashed.get_color() == figure.axes[1].lines[1].get_color()
     assert len({line.get_color() for line in figure.axes[1].lines}) > 2
     assert "k-NN accuracy" not in drawn
+
+
+def test_all_the_levels_that_a_run_can_have_are_drawn() -> None:
+    rows = [{"step": step, **{f"loss_level_{n}": 1.0 + n for n in range(8)}} for step in (1, 2)]
+    (panel,) = curves.draw(rows).axes
+    assert [line.get_ydata()[0] for line in panel.lines] == [1.0 + n for n in range(8)]
+    assert len({(line.get_color(), line.get_marker()) for line in panel.lines}) == 8
 
 
 def test_one_row_of_a_torn_file_can_be_drawn(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ BATCH_32 = ("data.batch_size=32", "optim.lr=7e-4", "loss.projection=128")
 ALONE = ("loss.level_weights=[0,0,0,1]",)
 # Muon for the matrices of the blocks; larger batches, since an update costs matrix products too
 MUON = ("optim.kind=muon", "data.batch_size=32", "optim.lr=1e-3")
+GRID_14_IMAGE = (*GRID_14, *IMAGE, *BATCH_32, *MUON, "views.size=14")
 # Of the epochs of small_read_3, for as many FLOP
 BOTH_SHARE, ALONE_SHARE = 11 / 15, 20 / 15
 MUON_SHARE, MUON_BOTH_SHARE, MUON_ALONE_SHARE = 11 / 15, 9 / 15, 13 / 15
@@ -262,6 +263,9 @@ VARIANTS = {
     "small_grid_14_muon_2_masks": Variant(
         (*SMALL, *GRID_14, *READ_3, *MUON, "masks.per_image=2", "masks.context_tokens=20")
     ),
+    # As many FLOP as with two masks: a second network pass over one view or two instead
+    "small_grid_14_image_muon": Variant((*SMALL, *GRID_14_IMAGE, "masks.context_tokens=20")),
+    "small_grid_14_image_muon_alone": Variant((*SMALL, *GRID_14_IMAGE, *ALONE, "views.count=2")),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),

@@ -8,6 +8,7 @@ project's recipes, not measured optima.
 from __future__ import annotations
 
 import io
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def fit_hours(
     UsageError when not even one step fits.
     """
     began = time.monotonic()
-    given = [*overrides, *([f"data.dir={data_dir}"] if data_dir else [])]
+    given = [*overrides, *([f"data.dir={json.dumps(data_dir)}"] if data_dir else [])]
     if not 0 < hours < math.inf:
         raise UsageError(f"--hours {hours}: it must be above 0.")
     opened = open_sources(load_config(recipe, given).data)

@@ -95,7 +95,8 @@ def add_fine_tuned(scores: dict[str, Any], run: str | Path) -> None:
         found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
         if "fine_tuned" in found and found.get("run_step") == scores["trained"]["step"]:
             own["fine_tuned"] = {level: found["fine_tuned"]}
-            own["confidence_95"]["fine_tuned"] = {level: found["confidence_95"]["fine_tuned"]}
+            interval = {level: found["confidence_95"]["fine_tuned"]}
+            own.setdefault("confidence_95", {})["fine_tuned"] = interval
 
 
 def promises(scores: dict[str, Any], pretrained_on: str) -> list[dict[str, Any]]:

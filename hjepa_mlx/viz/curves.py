@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.viz.canvas import COLOURS, WIDTH, Picture
 
-LEVELS = range(4)  # at most
-MARKERS = "os^D"  # tell levels apart beside colour
+LEVELS = range(8)  # at most
+MARKERS = "os^DvP*X"  # tell levels apart beside colour
 COLUMNS = 3
 PANELS = (  # title, unit, key in metrics.jsonl ({} stands for the level)
     ("Prediction loss", "loss", "loss_level_{}"),

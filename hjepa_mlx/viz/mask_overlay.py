@@ -25,7 +25,8 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     Context tokens are shown as they are, all else faded; target blocks are outlined, each in its
     colour, and divided into the cells whose features are predicted. Views follow as they are seen.
     """
-    masks, grid = MaskSampler(config)(step, len(images)), config.grid
+    grid, each = config.grid, config.masks.per_image
+    masks = MaskSampler(config)(step, len(images) * each)
     heading = "Masks: the context is seen, each cell inside the target blocks is predicted"
     views = _views(config, images, masks)
     figure, axes = tiles(len(images), 1 + len(masks.pool) + len(views), heading, text=1)
@@ -40,8 +41,8 @@ def draw(config: Config, images: np.ndarray, step: int = 0) -> Picture:
     for number, image in enumerate(images):
         show(axes[number, 0], image, grid)
         for ax, pool in zip(axes[number, 1:], masks.pool):  # noqa: B905 (views follow)
-            show(ax, _context_only(image, masks.context[number], grid), grid)
-            _draw_targets(ax, masks.targets[number], pool, grid)
+            show(ax, _context_only(image, masks.context[number * each], grid), grid)
+            _draw_targets(ax, masks.targets[number * each], pool, grid)
     handles = [*axes[0, 1].get_legend_handles_labels()[0], Patch(color=FADED, label="hidden")]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure

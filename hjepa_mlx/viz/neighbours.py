@@ -26,7 +26,7 @@ def draw(
     With classes, ✓ and a whole frame mark a neighbour of the query's class, ✗ and a broken one
     any other. bank_means: the bank's features, where they are known already.
     """
-    level %= model.config.model.levels
+    level %= int(model.config.model.levels)
     if bank_means is None:
         bank_means = level_means(model, bank.images, level)
     query_means = level_means(model, queries.images, level)

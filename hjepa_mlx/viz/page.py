@@ -71,7 +71,7 @@ def draw_all(run: Run, data: Data) -> dict[str, Picture]:
     drawn["pca"] = feature_maps.draw_pca(model, images[:SHOWN])
     drawn["similarity"] = feature_maps.draw_similarity(model, images[:SHOWN])
     drawn["attention"] = attention.draw(model, images[:SHOWN])
-    means = neighbours.level_means(model, bank.images, model.config.model.levels - 1)
+    means = neighbours.level_means(model, bank.images, int(model.config.model.levels) - 1)
     drawn["neighbours"] = neighbours.draw(model, queries, bank, bank_means=means)
     drawn["map"] = embedding_map.draw(means, bank)
     if rows := run.metrics:
