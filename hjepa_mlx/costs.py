@@ -27,8 +27,6 @@ OVERHEAD = 1.25  # transient buffers; benchmarks/README.md compares the estimate
 MOVED_PER_BLOCK = 38
 UPDATE_MOVES = 9  # AdamW and EMA read weight, gradient, two moments, target; write all but one
 
-PARTS = "target", "context", "views", "predictor", "update"
-
 
 @dataclass(frozen=True)
 class Part:
@@ -42,21 +40,12 @@ class Part:
 class Costs:
     """One step at `data.image_size`: its parts, tokens, and memory in GB."""
 
-    target: Part
-    context: Part
-    views: Part
-    predictor: Part
-    update: Part
+    parts: dict[str, Part]  # target, context, views, predictor, update
     context_tokens: int
     grid_tokens: int
     predicted_cells: list[float]  # per predicted level and mask, mean over block shapes
     memory_gb: float
     weights: dict[str, int]  # of each network
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """The parts by name."""
-        return {name: getattr(self, name) for name in PARTS}
 
     @property
     def gflop(self) -> float:
@@ -97,10 +86,8 @@ class _Stack(NamedTuple):
 def costs(config: Config, networks: HJEPA) -> Costs:
     """The costs of one training step of `networks`, which were built from `config`."""
     model, sampler = config.model, MaskSampler(config)
-    weights = {
-        name: sum(weight.size for weight in dict(tree_flatten(part)).values())
-        for name, part in networks.parameters().items()
-    }
+    trees = networks.parameters().items()
+    weights = {name: sum(array.size for _, array in tree_flatten(tree)) for name, tree in trees}
     trained = sum(weights.values()) - weights["target_encoder"]
     dim, narrow = int(model.dim), model.predictor_dim
     encoder = _Stack(dim, int(model.depth), int(model.heads))
@@ -117,6 +104,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     heads = sum(weights.get(name, 0) for name in ("image_predictor", "projector"))
 
     target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
+    asked = sum(predictor.moved(n, batch * masks) for n in passes)
     look = rendering_flop(config.view_grid * model.patch_size, config.data.image_size)
     look += encoder.learned(seen, pixels) + BACKWARD * 2 * heads
     predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim if queries else 0
@@ -125,23 +113,24 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     kept = encoder.kept(context, most) + sum(predictor.kept(n, most) for n in passes)
     kept = masks * kept + views * encoder.kept(seen, most)
     kept += encoder.kept(tokens, 1)  # of the target encoder, one block
-    memory = FLOAT * (OVERHEAD * batch * kept + 5 * trained + 2 * weights["target_encoder"])
-    moved = (
-        masks * BACKWARD * encoder.moved(context, batch * masks),
-        views * BACKWARD * encoder.moved(seen, batch * views),
-        masks * BACKWARD * sum(predictor.moved(n, batch * masks) for n in passes),
-    )
+    floats = OVERHEAD * batch * kept + 5 * trained + 2 * weights["target_encoder"]
     update = sum(muon_flop(x.shape) for x in by_muon(config, networks)) / config.optim.accumulate
+    parts = {  # FLOP, bytes
+        "target": (target, looked_at.moved(tokens, batch, fused=True)),
+        "context": (
+            masks * encoder.learned(context, pixels),
+            masks * BACKWARD * encoder.moved(context, batch * masks),
+        ),
+        "views": (views * look, views * BACKWARD * encoder.moved(seen, batch * views)),
+        "predictor": (masks * BACKWARD * predict, masks * BACKWARD * asked),
+        "update": (update / batch, FLOAT * UPDATE_MOVES * trained / batch),
+    }
     return Costs(
-        Part(target / GIGA, looked_at.moved(tokens, batch, fused=True) / GIGA),
-        Part(masks * encoder.learned(context, pixels) / GIGA, moved[0] / GIGA),
-        Part(views * look / GIGA, moved[1] / GIGA),
-        Part(masks * BACKWARD * predict / GIGA, moved[2] / GIGA),
-        Part(update / batch / GIGA, FLOAT * UPDATE_MOVES * trained / batch / GIGA),
+        {name: Part(flop / GIGA, moved / GIGA) for name, (flop, moved) in parts.items()},
         context_tokens=context,
         grid_tokens=tokens,
         predicted_cells=cells,
-        memory_gb=memory / GIGA,
+        memory_gb=FLOAT * floats / GIGA,
         weights=weights,
     )
 

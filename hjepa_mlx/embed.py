@@ -8,7 +8,6 @@ save(embeddings, "features.npz")
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.listing import summary
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import pictures
-from hjepa_mlx.errors import UsageError, counted
+from hjepa_mlx.errors import UsageError, counted, required
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import as_unicode, atomic_write, check_space
 from hjepa_mlx.models.hjepa import HJEPA
@@ -89,7 +88,7 @@ def embed(
     return Embeddings(
         found.pooled,
         [paths[row] for row in found.indices],
-        {names[path]: why for path, why in skipped.reasons.items()},
+        {names[path]: why for path, why in skipped.items()},
         {**about, "folder": as_unicode(found_in.root)},
         summary(found_in.left_out),
     )
@@ -160,8 +159,8 @@ def _check_out(path: Path, pooled: bool, size: int = 0, names: Sequence[str] = (
         raise UsageError(
             f"A {path.suffix} file holds one vector per image; for every cell, use .npz."
         )
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("Writing .parquet needs pyarrow: pip install 'hjepa-mlx[hub]'.")
+    if path.suffix == ".parquet":
+        required("pyarrow", "hub")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a file.")
     if not os.access(path.parent, os.W_OK | os.X_OK):

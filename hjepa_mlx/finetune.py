@@ -268,4 +268,4 @@ def predict(
     found = _outputs(classifier, source, skipped)
     names = dict(zip(listing.paths, listing.names, strict=True))
     paths = [names[listing.paths[index]] for index in found.indices]
-    return paths, found.pooled["probabilities"], skipped.reasons
+    return paths, found.pooled["probabilities"], skipped

@@ -10,7 +10,6 @@ short list, since every new shape is a recompilation of the training step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -52,8 +51,7 @@ class Masks(NamedTuple):
         return Masks(self.context[rows], self.targets[rows], self.centres[rows], self.pool, views)
 
 
-@dataclass(frozen=True)
-class BlockShape:
+class BlockShape(NamedTuple):
     """Height and width of a target block, in patches."""
 
     height: int
@@ -138,9 +136,7 @@ class MaskSampler:
                 f"much to see. Use model.patch_size={patch}."
             )
         self.shapes = target_shapes(self.grid, masks.target_area, masks.target_aspect)
-        self._context_shapes = np.array(
-            [(s.height, s.width) for s in context_shapes(self.grid, masks.context_area)]
-        )
+        self._context_shapes = np.array(context_shapes(self.grid, masks.context_area))
         pools = {level: config.level_pools[level] for level in config.masked}
         self._tables = {shape: self._table(shape, pools) for shape in self.shapes}
         for shape in self.shapes:
@@ -179,7 +175,7 @@ class MaskSampler:
         self, rng: np.random.Generator, shape: BlockShape, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Target corners [n, M, 2] and what the context may use [n, grid²]."""
-        sides = np.array([shape.height, shape.width])
+        sides = np.array(shape)
         corners = rng.integers(0, self.grid - sides + 1, (n, self.targets, 2))
         context_sides = self._context_shapes[rng.integers(len(self._context_shapes), size=n)]
         context_corner = rng.integers(0, self.grid - context_sides + 1)  # [n, 2]

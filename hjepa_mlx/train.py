@@ -205,18 +205,18 @@ def evaluate(state: TrainState) -> dict[str, float]:
 
 def gather_skipped(state: TrainState) -> None:
     """Let rank 0 know of images that the others could not read."""
-    new = list(state.skipped.reasons.items())[state.named :] if world.rank() else []
+    new = list(state.skipped.items())[state.named :] if world.rank() else []
     state.named += len(new)
     found = agreement.values(new)
     for others in [] if world.rank() else found[1:]:
-        state.skipped.reasons |= dict(others)
+        state.skipped |= dict(others)
 
 
 def name_skipped(state: TrainState) -> None:
     """Report images that could not be read since the last call; skipped.txt names them all."""
     if world.rank():
         return
-    items = list(state.skipped.reasons.items())[state.named :]
+    items = list(state.skipped.items())[state.named :]
     state.named += len(items)
     if new := state.run.log_skipped(items):
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""

@@ -109,7 +109,7 @@ def read_all(folder: Path, images: Path) -> None:
         folder / f"rows-{world.rank()}.npz",
         images=np.stack([batch.images for batch in read]),
         positions=[batch.next for batch in read],
-        skipped=list(skipped.reasons),
+        skipped=list(skipped),
         **{name: getattr(masks, name) for name in ("context", "targets", "centres")},
     )
 

@@ -167,7 +167,7 @@ def test_signals_and_knn_are_part_of_the_hours():
     config = load_config("imagenet100")
     without = load_config("imagenet100", ["run.eval_every_epochs=0"])
     gflop = costs(config, HJEPA(config))
-    looks = gflop.target.gflop / gflop.gflop
+    looks = gflop.parts["target"].gflop / gflop.gflop
     knn = 6_000 / (config.run.eval_every_epochs * 126_689)  # images seen for each trained on
     assert run.overhead(config) - run.overhead(without) == pytest.approx(knn * looks)
     steps = 10 * config.run.log_every

@@ -54,11 +54,11 @@ def test_the_default_small_model_costs_what_its_shapes_say() -> None:
     # twice a forward pass, but the pixels have none. Views of 9 tokens have two MLPs beside.
     target = 12 * (24 * 196 * 384**2 + 4 * 196**2 * 384) + 2 * 196 * 768 * 384
     context = 3 * 12 * (24 * 58 * 384**2 + 4 * 58**2 * 384) + 2 * 2 * 58 * 768 * 384
-    assert cost.target.gflop == pytest.approx(target / 1e9, rel=0.01)
+    assert cost.parts["target"].gflop == pytest.approx(target / 1e9, rel=0.01)
     views = 3 * 12 * (24 * 9 * 384**2 + 4 * 9**2 * 384) + 2 * 2 * 9 * 768 * 384
     views += 3 * 2 * 1536 * (384 + 384 + 384 + 512)
-    assert cost.context.gflop == pytest.approx(context / 1e9)
-    assert cost.views.gflop == pytest.approx(views / 1e9, rel=0.02)
+    assert cost.parts["context"].gflop == pytest.approx(context / 1e9)
+    assert cost.parts["views"].gflop == pytest.approx(views / 1e9, rel=0.02)
     assert 22 < cost.gflop < 24  # GFLOP per image
 
 

@@ -48,7 +48,7 @@ def test_features_are_the_means_of_what_the_model_encodes_with_labels_and_indice
     source = hj.open_source(model.config.data, "train")
     keep, skipped = np.random.default_rng(0).random(len(source)) < 0.3, Skipped()
     (found,) = extract(encoders(model), source, model.config, skipped, keep)
-    assert list(skipped.reasons) == [str(broken)]
+    assert list(skipped) == [str(broken)]
     paths = sorted(path for path in folder.rglob("*.png") if path != broken)
     assert [source.name_of(int(i)) for i in found.indices] == list(map(str, paths))
     assert [sorted(COLOURS)[label] for label in found.labels] == [p.parent.name for p in paths]

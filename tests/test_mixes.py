@@ -171,7 +171,7 @@ def test_one_missing_file_of_a_folder_is_skipped(tmp_path, tiny_config):
         next(batches)
         os.unlink(found.name_of(3))
         drain(batches, 100)
-        assert list(skipped.reasons) == [found.name_of(3)]
+        assert list(skipped) == [found.name_of(3)]
 
 
 @pytest.mark.parametrize("emptied", ["gone", "train moved", "mount point left empty"])

@@ -96,7 +96,7 @@ def test_images_are_resized_as_pil_does_it(tmp_path, tiny_config):
 def test_unreadable_images_are_left_out_and_named(mixed, tiny_config):
     for skipped in (Skipped(), Skipped()):
         indices = [index for index, _ in evaluation_images(mixed, tiny_config(), skipped)]
-        names = [os.path.basename(name) for name in skipped.reasons]
+        names = [os.path.basename(name) for name in skipped]
         assert sorted(names) == ["05-text.jpg", "11-damaged.jpg"]
         left = {os.path.basename(mixed.name_of(i)) for i in set(range(23)) - set(indices)}
         assert left == set(names)
@@ -147,7 +147,7 @@ def test_an_unreadable_image_is_replaced_from_its_row_of_a_later_batch(mixed, ti
     batches = take(mixed, tiny_config(), 5, skipped=skipped)
     for place, number in enumerate(np.concatenate([batch.numbers for batch in batches])):
         same_row = [*order[place::4], *order[place % 4 : place : 4]]
-        assert number == next(i for i in same_row if mixed.name_of(i) not in skipped.reasons)
+        assert number == next(i for i in same_row if mixed.name_of(i) not in skipped)
 
 
 def test_a_rank_reads_its_own_rows_only(mixed, tiny_config, monkeypatch):

@@ -25,7 +25,7 @@ from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.runs import Run
 from hjepa_mlx.viz import curves, feature_maps, mask_overlay, neighbours, page
-from hjepa_mlx.viz.canvas import label, png
+from hjepa_mlx.viz.canvas import label, png, principal
 from hjepa_mlx.viz.samples import Samples, samples
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -121,16 +121,16 @@ def test_principal_components_of_constructed_features_are_the_known_colours() ->
     rgb -= rgb.mean((0, 1))
     rgb = (rgb.reshape(-1, 3) @ np.linalg.svd(rgb.reshape(-1, 3))[2].T).reshape(rgb.shape)
     x = (rgb * (9, 3, 1)) @ axes + 5  # uncorrelated, in the order of their spread
-    colours, share = feature_maps.pca_colours(x)
+    colours, share = principal(x.reshape(-1, 16), 3)
     low, high = np.percentile(rgb, (1, 99), axis=(0, 1))
-    assert colours == pytest.approx(np.clip((rgb - low) / (high - low), 0, 1))
+    assert colours.reshape(rgb.shape) == pytest.approx(np.clip((rgb - low) / (high - low), 0, 1))
     assert share == pytest.approx(1)
 
 
 def test_few_or_collapsed_features_still_have_colours() -> None:
-    for B, n in ((2, 4), (1, 1)):
-        colours, share = feature_maps.pca_colours(np.ones((B, n, 8), np.float32))
-        assert np.array_equal(colours, np.zeros((B, n, 3)))
+    for n in (8, 1):
+        colours, share = principal(np.ones((n, 8), np.float32), 3)
+        assert np.array_equal(colours, np.zeros((n, 3)))
         assert share == 0
 
 
@@ -295,5 +295,5 @@ def test_the_command_prints_what_it_wrote_or_one_line(
 def test_without_matplotlib_one_line_says_what_to_install() -> None:
     code = "import sys, hjepa_mlx; sys.modules['matplotlib'] = None; import hjepa_mlx.viz"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    words = "HJEPAError: viz needs matplotlib: pip install 'hjepa-mlx[viz]'"
+    words = "UsageError: This needs matplotlib: pip install 'hjepa-mlx[viz]'"
     assert done.stderr.strip().endswith(words)

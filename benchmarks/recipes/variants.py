@@ -63,7 +63,7 @@ class Collator(MaskSampler):
     def _positions(
         self, rng: np.random.Generator, shape: BlockShape, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        sides = np.array([shape.height, shape.width])
+        sides = np.array(shape)
         corners = rng.integers(0, self.grid - sides, (n, self.targets, 2))
         free = self._inside(np.zeros((n, 2), int), np.array([self.grid - 1, self.grid - 1]))
         for block in range(self.targets):

@@ -176,7 +176,7 @@ def _evaluation(config: Config, source: Source, test: Source) -> float:
 def _looks(config: Config, source: Source, test: Source) -> tuple[float, float]:
     """The work beside the steps, in images trained on: signals for each image, k-NN in all."""
     networks = HJEPA(config)
-    relative = costs(config, networks).target.gflop / average_gflop(config, networks)
+    relative = costs(config, networks).parts["target"].gflop / average_gflop(config, networks)
     images = config.data.batch_size * config.optim.accumulate * config.run.log_every
     shown = min(signals.IMAGES, len(test) or len(source)) / (signals.EVERY * images)
     judged = source.classes and config.run.eval_every_epochs

@@ -181,7 +181,7 @@ def overhead(config: Config) -> float:
     By FLOP: the images that the target encoder sees for them, at full size, over those trained on.
     """
     networks = HJEPA(config)
-    relative = costs(config, networks).target.gflop / average_gflop(config, networks)
+    relative = costs(config, networks).parts["target"].gflop / average_gflop(config, networks)
     step_images = config.data.batch_size * config.optim.accumulate
     share = signals.IMAGES / (signals.EVERY * config.run.log_every * step_images)
     if config.run.eval_every_epochs:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console, Group
 
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
+from hjepa_mlx import world
+from hjepa_mlx.cli.common import DataDir, JsonFile, Overrides, output_json, readable
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.progress import say
+from hjepa_mlx.recipes import load_config
 from hjepa_mlx.session import awake
 
 Recipe = Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the config; repeat for more."),
-]
 Minutes = Annotated[
     float, typer.Option(metavar="MINUTES", help="Also run steps this long: do they slow down?")
 ]
@@ -43,21 +44,13 @@ def bench(
 
     Example: `hjepa-mlx bench imagenet100 --project-to m2-pro`
     """
-    from pathlib import Path
-
-    from rich.console import Console, Group
-
-    from hjepa_mlx import world
     from hjepa_mlx.bench.estimates import chip_named
     from hjepa_mlx.bench.machine import scaling
     from hjepa_mlx.bench.result import findings, keep, read
     from hjepa_mlx.bench.run import SECONDS
     from hjepa_mlx.bench.run import bench as measure
-    from hjepa_mlx.progress import say
-    from hjepa_mlx.recipes import load_config
     from hjepa_mlx.tables import bench as tables
 
-    check_writable(json_file)
     if compare is not None:
         Console().print(tables.side_by_side(*(read(Path(path)) for path in compare)))
         return
@@ -73,7 +66,6 @@ def bench(
     with world.alone():
         facts = measure(loaded, chip, sustained, lambda line: say(stderr, line)) | several
     kept = keep(facts)  # first: the reader of the output may be gone
-    output_json(facts, json_file)
-    if json_file != "-":
+    if output_json(facts, json_file):
         Console().print(Group(*tables.bench(facts, findings(facts))))
     say(stderr, f"Kept in {kept}.")

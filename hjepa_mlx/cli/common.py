@@ -64,6 +64,7 @@ def readable(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
+            _check_writable(kwargs.get("json_file"))
             return command(*args, **kwargs)
         except typer.Exit:
             raise
@@ -111,7 +112,7 @@ def sides(image_size: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def check_writable(json_file: str | None) -> None:
+def _check_writable(json_file: str | None) -> None:
     """Refuse a file that could not be written in the end."""
     if json_file in (None, "-"):
         return
@@ -121,10 +122,14 @@ def check_writable(json_file: str | None) -> None:
         raise UsageError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist.")
 
 
-def output_json(content: Any, json_file: str | None) -> None:
-    """Where `--json` asked for: printed, or in a file, which may be a pipe or a link."""
+def output_json(content: Any, json_file: str | None) -> bool:
+    """Where `--json` asked for: printed, or in a file, which may be a pipe or a link.
+
+    Returns whether words may be printed too.
+    """
     text = json.dumps(content, indent=1)
     if json_file == "-":
         print(text)
     elif json_file is not None:
         Path(json_file).write_text(text + "\n")
+    return json_file != "-"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from hjepa_mlx.cli.common import JsonFile, check_writable, in_runs, output_json, readable
+from hjepa_mlx.cli.common import JsonFile, in_runs, output_json, readable
 
 
 @readable
@@ -18,12 +19,8 @@ def compare(
 
     Example: `hjepa-mlx compare runs/first runs/second`
     """
-    from rich.console import Console
-
     from hjepa_mlx.compare import compare as run
 
-    check_writable(json_file)
     comparison = run(runs)
-    output_json(comparison.data, json_file)
-    if json_file != "-":
+    if output_json(comparison.data, json_file):
         Console().print(comparison, soft_wrap=True)  # commands are copied from it

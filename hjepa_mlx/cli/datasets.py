@@ -8,16 +8,20 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from hjepa_mlx.cli.common import DataDir, JsonFile, check_writable, output_json, readable
+from hjepa_mlx.cli.common import DataDir, JsonFile, output_json, readable
+from hjepa_mlx.data import prepared
+from hjepa_mlx.data.catalog import CATALOG, look_up
+from hjepa_mlx.data.source import data_root
 from hjepa_mlx.errors import UsageError, counted
+from hjepa_mlx.progress import say
+from hjepa_mlx.recipes import load_config
+from hjepa_mlx.sections import Data
 from hjepa_mlx.session import awake
-
-if TYPE_CHECKING:
-    from hjepa_mlx.sections import Data
 
 datasets = typer.Typer(
     help="List, download, prepare, verify, check and combine data sets.", no_args_is_help=True
@@ -33,16 +37,11 @@ def list_datasets(data_dir: DataDir = None, json_file: JsonFile = None) -> None:
 
     Example: `hjepa-mlx datasets list`
     """
-    from rich.console import Console
-
     from hjepa_mlx.data.overview import overview
-    from hjepa_mlx.sections import Data
     from hjepa_mlx.tables import datasets as tables
 
-    check_writable(json_file)
     facts = overview(Data(dir=data_dir))
-    output_json(facts, json_file)
-    if json_file != "-":
+    if output_json(facts, json_file):
         for table in tables.datasets(facts):
             Console().print(table)
 
@@ -61,11 +60,7 @@ def download(
 
     Example: `hjepa-mlx datasets download stl10`
     """
-    from hjepa_mlx.data import prepared
-    from hjepa_mlx.data.catalog import look_up
     from hjepa_mlx.data.fetch import fetch, size_of
-    from hjepa_mlx.data.source import data_root
-    from hjepa_mlx.sections import Data
 
     row = look_up(name)
     print(f"{row.title}: {row.download_gb:g} GB. Terms: {row.terms}")
@@ -107,11 +102,8 @@ def prepare(
 
     Example: `hjepa-mlx datasets prepare imagenet100`
     """
-    from hjepa_mlx.data import prepared
     from hjepa_mlx.data.prepare import originals_of
     from hjepa_mlx.data.prepare import prepare as run
-    from hjepa_mlx.data.source import data_root
-    from hjepa_mlx.sections import Data
 
     if name == "folder" and (out is None or data_dir is None):
         raise UsageError("prepare folder needs --data-dir PICTURES and --out FOLDER.")
@@ -126,15 +118,14 @@ def prepare(
         print(f"It is prepared already{how}. Delete {folder} to do it again.")
     else:
         originals = originals_of(name, root)
-        print("\n".join(originals["train"].notes))
+        for note in originals["train"].notes:
+            print(note)
         run(name, originals, folder, side, quality, workers)
     _print_contents(name, folder)
 
 
 def _print_contents(name: str, folder: Path) -> None:
     """Images and size of a prepared data set; how many were left out, or are too few."""
-    from hjepa_mlx.data import prepared
-    from hjepa_mlx.data.catalog import CATALOG
     from hjepa_mlx.data.fetch import size_of
 
     for split, part in prepared.manifest(folder)["splits"].items():
@@ -159,9 +150,6 @@ def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = N
 
     Ends with status 1 when something is wrong. Example: `hjepa-mlx datasets verify cifar10`
     """
-    from hjepa_mlx.data.catalog import CATALOG
-    from hjepa_mlx.sections import Data
-
     own = data_dir is None and name not in CATALOG and Path(name).exists()
     _verify(Data(name="folder", dir=name) if own else Data(name=name, dir=data_dir), json_file)
 
@@ -183,25 +171,19 @@ def check(
 
     Example: `hjepa-mlx datasets check pictures`
     """
-    from hjepa_mlx.recipes import load_config
-
     given = [f"data.dir={json.dumps(folder)}", f"data.labels={json.dumps(labels)}"]
     _verify(load_config("my-folder", given).data, json_file)
 
 
 def _verify(data: Data, json_file: str | None) -> None:
     """Print what `verify` finds; status 1 when something is wrong."""
-    from rich.console import Console
-
     from hjepa_mlx.data.verify import verify as run
-    from hjepa_mlx.progress import say
 
-    check_writable(json_file)
     checks = run(data)
     words = {True: "right", False: "WRONG", None: "     "}
-    for one in checks if json_file != "-" else ():
-        say(Console(), f"{words[one.right]}  {one.what}: {one.found}")
-    output_json([asdict(one) for one in checks], json_file)
+    if output_json([asdict(one) for one in checks], json_file):
+        for one in checks:
+            say(Console(), f"{words[one.right]}  {one.what}: {one.found}")
     if any(one.right is False for one in checks):
         raise typer.Exit(1)
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
+import mlx.core as mx
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from hjepa_mlx.cli.common import JsonFile, check_writable, output_json, readable
+from hjepa_mlx import backend, world
+from hjepa_mlx.cli.common import JsonFile, output_json, readable
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.files import free_space
+from hjepa_mlx.recipes import load_config
 
 FREE_DISK_GB = 20.0  # ImageNet-100 as downloaded, its shards and a run's checkpoints
 MEMORY_GB = 15.0
@@ -30,15 +36,10 @@ def doctor(
 
     Examples: `hjepa-mlx doctor`, `mlx.launch -n 2 -- hjepa-mlx doctor --distributed demo`
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    check_writable(json_file)
     if distributed is not None:
         return _between_ranks(distributed, json_file)
     facts = examine()
-    output_json(facts, json_file)
-    if json_file == "-":
+    if not output_json(facts, json_file):
         return
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
@@ -50,11 +51,7 @@ def doctor(
 
 
 def _between_ranks(recipe: str, json_file: str | None) -> None:
-    import mlx.core as mx
-
-    from hjepa_mlx import world
     from hjepa_mlx.bench import machine, result
-    from hjepa_mlx.recipes import load_config
 
     if not world.backend():
         known = ", ".join(filter(mx.distributed.is_available, world.BACKENDS.values()))
@@ -64,15 +61,14 @@ def _between_ranks(recipe: str, json_file: str | None) -> None:
         )
     facts = machine.scaling(load_config(recipe), SECONDS)
     if world.rank() == 0:
-        output_json(facts, json_file)
-        print(result.scaling(facts), file=sys.stderr if json_file == "-" else sys.stdout)
+        print(
+            result.scaling(facts), file=sys.stdout if output_json(facts, json_file) else sys.stderr
+        )
 
 
 def examine() -> dict[str, Any]:
     """Facts about machine and software, plus `advice`: one line for each thing that is wrong."""
-    from hjepa_mlx import backend
     from hjepa_mlx.bench import machine
-    from hjepa_mlx.files import free_space
 
     unused = backend.unused_gpu()
     facts: dict[str, Any] = {

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from hjepa_mlx.cli.common import Fit, ImageSize, RunOrCheckpoint, readable, sides
 from hjepa_mlx.errors import counted
+from hjepa_mlx.progress import say
+from hjepa_mlx.runs import load
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named in the terminal; the file names them all
@@ -34,12 +37,8 @@ def embed(
 
     Example: `hjepa-mlx embed runs/demo-20260101-120000 pictures --out features.npz`
     """
-    from rich.console import Console
-
     from hjepa_mlx.embed import embed as run_over
     from hjepa_mlx.embed import save
-    from hjepa_mlx.progress import say
-    from hjepa_mlx.runs import load
 
     embeddings = run_over(load(run), images, encoder, not tokens, out, sides(image_size), fit)
     save(embeddings, out)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from hjepa_mlx.cli.common import (
     DataDir,
@@ -14,11 +15,13 @@ from hjepa_mlx.cli.common import (
     JsonFile,
     OtherData,
     RunOrCheckpoint,
-    check_writable,
     output_json,
     readable,
     sides,
 )
+from hjepa_mlx.eval.evaluation import Protocol
+from hjepa_mlx.eval.evaluation import evaluate as measure
+from hjepa_mlx.runs import load
 from hjepa_mlx.session import awake
 
 
@@ -41,7 +44,6 @@ def evaluate(
 
     Example: `hjepa-mlx eval runs/demo-20260101-120000 --json scores.json`
     """
-    check_writable(json_file)
     protocol: dict[str, Any] = {"k": k, "draws": draws, "attentive_images": attentive_images}
     protocol |= {"image_size": sides(image_size), "fit": fit}
     report(Path(run), data, data_dir, json_file, **protocol)
@@ -56,15 +58,9 @@ def report(
     **protocol: Any,
 ) -> None:
     """Evaluate a run, print the tables and keep the scores in its eval.json."""
-    from rich.console import Console
-
-    from hjepa_mlx.eval.evaluation import Protocol, evaluate
-    from hjepa_mlx.runs import load
-
-    found = evaluate(load(path), data, data_dir, Protocol(**protocol))
+    found = measure(load(path), data, data_dir, Protocol(**protocol))
     plain = data is None and data_dir is None and protocol.get("image_size") is None
     if plain and protocol.get("fit") != "whole" and (path / "config.yaml").is_file():
         found.save(path / "eval.json")  # first: whoever reads the output may be gone
-    output_json(found.scores, json_file)
-    if json_file != "-":
+    if output_json(found.scores, json_file):
         Console().print(found)

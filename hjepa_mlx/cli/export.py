@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import JsonFile, RunOrCheckpoint, check_writable, output_json, readable
+from hjepa_mlx.cli.common import JsonFile, RunOrCheckpoint, output_json, readable
 from hjepa_mlx.errors import UsageError
+from hjepa_mlx.runs import Run, load
 
 Licence = Annotated[str, typer.Option("--licence", help="Of the weights, for the model card.")]
 
@@ -31,17 +32,14 @@ def export(
     Example: `hjepa-mlx export runs/demo-20260101-120000 --to timm`
     """
     from hjepa_mlx.export import export as write
-    from hjepa_mlx.runs import Run, load
 
-    check_writable(json_file)
     if run.startswith("hf:") and out is None:
         raise UsageError(f"Say where to write what is made of {run}: --out FOLDER.")
     model = load(run)
     own = model.origin.run if model.origin else run
     folder = Path(out) if out else Path(own) / "export" / to
     exported = write(model, to, folder, encoder, Run(own).scores, licence)
-    output_json({"folder": str(folder), **exported._asdict()}, json_file)
-    if json_file != "-":
+    if output_json({"folder": str(folder), **exported._asdict()}, json_file):
         for name, size in exported.files.items():
             print(f"{size:>12,} bytes  {folder / name}")
         print(f"Largest difference from MLX: {exported.difference:.1e} ({exported.compared}).")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from hjepa_mlx.cli.common import (
     DataDir,
@@ -13,12 +16,17 @@ from hjepa_mlx.cli.common import (
     OtherData,
     Overrides,
     RunOrCheckpoint,
-    check_writable,
     in_runs,
     output_json,
     readable,
 )
 from hjepa_mlx.errors import UsageError, counted
+from hjepa_mlx.eval.evaluation import config_for
+from hjepa_mlx.eval.report import add_fine_tuned
+from hjepa_mlx.files import as_unicode, atomic_write
+from hjepa_mlx.progress import say
+from hjepa_mlx.recipes import load_config
+from hjepa_mlx.runs import Run, load
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named
@@ -48,12 +56,7 @@ def finetune(
     Example: `hjepa-mlx finetune runs/demo-20260101-120000 --set finetune.epochs=20`
     """
     from hjepa_mlx import finetune as tuning
-    from hjepa_mlx.eval.evaluation import config_for
-    from hjepa_mlx.eval.report import add_fine_tuned
-    from hjepa_mlx.recipes import load_config
-    from hjepa_mlx.runs import Run, load
 
-    check_writable(json_file)
     model = load(run)
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
@@ -68,16 +71,11 @@ def finetune(
     if (report := Run(own).report) and out is None:
         add_fine_tuned(report.scores, own)
         report.save(own / "eval.json")
-    output_json(scores, json_file)
-    if json_file != "-":
+    if output_json(scores, json_file):
         _say(scores, folder)
 
 
 def _say(scores: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
-
-    from hjepa_mlx.progress import say
-
     found = [f"frozen features {scores['frozen']:.1f} %"]
     found += [f"fine-tuned {scores[key]:.1f} %" for key in scores if key == "fine_tuned"]
     count = counted(scores["test_images"], "test image")
@@ -98,20 +96,12 @@ def predict(
 
     Example: `hjepa-mlx predict runs/demo-20260101-120000/finetuned pictures --out predictions.csv`
     """
-    import csv
-    import io
-
-    from rich.console import Console
-
-    from hjepa_mlx.files import as_unicode, atomic_write
-    from hjepa_mlx.finetune import load
-    from hjepa_mlx.finetune import predict as run_over
-    from hjepa_mlx.progress import say
+    from hjepa_mlx import finetune as tuning
 
     if Path(out).suffix != ".csv" or Path(out).is_dir() or not Path(out).parent.is_dir():
         raise UsageError(f"--out {out}: give a .csv file in a folder that exists.")
-    classifier = load(model)
-    paths, probabilities, skipped = run_over(classifier, images)
+    classifier = tuning.load(model)
+    paths, probabilities, skipped = tuning.predict(classifier, images)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "probability"])

@@ -8,22 +8,28 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from hjepa_mlx import world
+from hjepa_mlx import backend, pretrained, world
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.cli.common import DataDir, Overrides, in_runs, readable
 from hjepa_mlx.cli.eval import report
+from hjepa_mlx.config import Config
+from hjepa_mlx.costs import average_gflop, costs
+from hjepa_mlx.data.source import open_source
 from hjepa_mlx.errors import HJEPAError, UsageError, counted
-from hjepa_mlx.recipes import config_names
+from hjepa_mlx.eval.labels import NoTestImages
+from hjepa_mlx.longer import last_stage, longer
+from hjepa_mlx.losses import prediction_loss
+from hjepa_mlx.progress import say
+from hjepa_mlx.recipes import config_names, find_config, load_config
 from hjepa_mlx.runs import Run
+from hjepa_mlx.state import steps_per_epoch
 from hjepa_mlx.train import Interrupted
 from hjepa_mlx.train import train as start
-
-if TYPE_CHECKING:
-    from hjepa_mlx.config import Config
 
 Epochs = Annotated[
     int | None,
@@ -97,8 +103,6 @@ def _has_trained(run: str, epochs: int) -> bool:
 
 def _evaluate(run: Path) -> None:
     """The evaluation at the end of a training; without it the run is whole all the same."""
-    from hjepa_mlx.eval.labels import NoTestImages
-
     try:
         report(run)
     except NoTestImages as error:
@@ -113,10 +117,7 @@ def _chosen(
     config: str, overrides: list[str], data_dir: str | None, hours: float | None
 ) -> list[str]:
     """Settings that fit the hours, which are printed with the reason."""
-    from rich.console import Console
-
     from hjepa_mlx.bench.fit import HOURS, fit_hours
-    from hjepa_mlx.progress import say
 
     console = Console(stderr=True)
     hours = HOURS if hours is None else hours
@@ -131,8 +132,6 @@ def _own_run(given: str, run_dir: str | None, epochs: int | None) -> str | None:
 
     None if its config is to be trained anew, in `run_dir`.
     """
-    from hjepa_mlx.recipes import find_config
-
     file = find_config(given)
     is_run = Path(given).is_dir() or (file.parent / "metrics.jsonl").is_file()
     if file.name != "config.yaml" or not is_run:
@@ -147,9 +146,6 @@ def _own_run(given: str, run_dir: str | None, epochs: int | None) -> str | None:
 
 
 def _loaded(given: str, own_run: str | None, overrides: list[str], epochs: int | None) -> Config:
-    from hjepa_mlx.longer import longer
-    from hjepa_mlx.recipes import load_config
-
     if epochs is None:
         return load_config(given, overrides)
     if own_run is not None:
@@ -159,16 +155,8 @@ def _loaded(given: str, own_run: str | None, overrides: list[str], epochs: int |
 
 def _print_plan(config: Config) -> None:
     """The resolved config as YAML; its costs as YAML comments."""
-    from hjepa_mlx import backend
-    from hjepa_mlx.costs import average_gflop, costs
-    from hjepa_mlx.data.source import open_source
-    from hjepa_mlx.longer import last_stage
-    from hjepa_mlx.losses import prediction_loss
-    from hjepa_mlx.pretrained import start
-    from hjepa_mlx.state import steps_per_epoch
-
     prediction_loss(config.loss.kind)
-    networks, loaded = start(config)
+    networks, loaded = pretrained.start(config)
     cost = costs(config, networks)
     counts = zip(config.masked, cost.predicted_cells, strict=True)
     cells = ", ".join(f"level {level}: {count:.0f}" for level, count in counts)

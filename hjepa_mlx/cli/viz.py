@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from hjepa_mlx.cli.common import DataDir, OtherData, in_runs, readable
+from hjepa_mlx.eval.evaluation import config_for
+from hjepa_mlx.runs import Run
 
 
 @readable
@@ -23,10 +26,6 @@ def viz(
 
     Example: `hjepa-mlx viz runs/demo-20260101-120000`
     """
-    from rich.console import Console
-
-    from hjepa_mlx.eval.evaluation import config_for
-    from hjepa_mlx.runs import Run
     from hjepa_mlx.viz.page import make
 
     chosen = Run(run)

@@ -9,8 +9,9 @@ from hjepa_mlx.data import importers, prepared
 from hjepa_mlx.data.catalog import Dataset, look_up
 from hjepa_mlx.data.download import download, md5_of
 from hjepa_mlx.data.prepare import IMAGE_BYTES, fingerprints, originals_of, prepare
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, required
 from hjepa_mlx.files import check_space, make_folder, sha256
+from hjepa_mlx.hub import asking
 from hjepa_mlx.progress import bar
 
 IMAGENET_STEPS = """\
@@ -111,12 +112,9 @@ def _from_hub(row: Dataset, root: Path) -> None:
     folder, found = root / row.name, importers.find(row.name, root)
     if found and found.layout != "parquet files":  # an interrupted download leaves some of those
         return
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise HJEPAError(f"{row.hub} is on Hugging Face: pip install 'hjepa-mlx[hub]'") from None
+    hub = required("huggingface_hub", "hub")
     assert row.hub is not None
-    try:
+    with asking(row.hub, f"Downloading {row.hub}", " Run the command again to go on."):
         info = hub.HfApi().dataset_info(row.hub, files_metadata=True)
         files = [f for f in info.siblings or [] if f.rfilename.endswith(".parquet") and f.lfs]
         if not files:
@@ -129,13 +127,6 @@ def _from_hub(row: Dataset, root: Path) -> None:
             local_dir=folder,
             allow_patterns=[file.rfilename for file in files],
         )
-    except HJEPAError:
-        raise
-    except Exception as error:  # the hub's client has errors of its own, others in each version
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise HJEPAError(
-            f"Downloading {row.hub} failed: {lines[0].rstrip('.')}. Run the command again to go on."
-        ) from error
     with bar("Checking", len(files), "files") as advance:
         for file in files:
             path = folder / file.rfilename

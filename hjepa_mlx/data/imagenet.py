@@ -26,7 +26,7 @@ from hjepa_mlx.data.ground_truth import classes_of
 from hjepa_mlx.data.listing import scan
 from hjepa_mlx.data.original import Found, Item, Original, of_files, of_images
 from hjepa_mlx.data.storage import Files, KnownFile, StorageError
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, required
 
 KAGGLE_ROOT = Path("ILSVRC/Data/CLS-LOC")
 KAGGLE_TRAIN = ["train.X1", "train.X2", "train.X3", "train.X4"]
@@ -130,19 +130,15 @@ def _parquet_split(folder: Path, split: str) -> Original:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise HJEPAError("Parquet files need pyarrow: pip install 'hjepa-mlx[hub]'") from None
+    arrow, parquet = required("pyarrow", "hub"), required("pyarrow.parquet", "hub")
     try:
         if not path.is_file():
             raise OSError("it is no file")
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             _check_columns(file)
             yield file
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
-            MemoryError, ArrowException) as error:  # fmt: skip
+            MemoryError, arrow.ArrowException) as error:  # fmt: skip
         raise StorageError(
             f"{path} is not a whole parquet file with columns image and label "
             f"({str(error).partition(LINE)[0]}). Delete it and download again."

@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mlx.data as dx
@@ -47,18 +46,12 @@ class Batch(NamedTuple):
     numbers: np.ndarray  # in the source
 
 
-@dataclass
-class Skipped:
+class Skipped(dict[str, str]):
     """Images that could not be read: name → reason."""
-
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.reasons)
 
     def first(self) -> str:
         """The first one, in words."""
-        return next((f"First: {name}: {why}." for name, why in self.reasons.items()), "")
+        return next((f"First: {name}: {why}." for name, why in self.items()), "")
 
 
 def training_batches(
@@ -186,7 +179,7 @@ def _of_chunk(reader: _Reader, chunk: range) -> Iterator[tuple[int, np.ndarray]]
             sample = next(reader.streams[0])
         except RuntimeError as error:  # the decoder's; the stream goes on with the next image
             name = reader.source.name_of(int(reader.order[place]))
-            reader.skipped.reasons[name] = str(error)
+            reader.skipped[name] = str(error)
             continue
         if reader.lost is not None:
             raise reader.lost
@@ -261,7 +254,7 @@ class _Reader:
         except StorageError as error:
             self.lost = error
         except UNREADABLE as error:
-            self.skipped.reasons[self.source.name_of(index)] = str(error) or type(error).__name__
+            self.skipped[self.source.name_of(index)] = str(error) or type(error).__name__
         return {"place": place, "image": self._nothing, "readable": 0}
 
     def _crop(self, sample: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+CLIPPED = (1, 99)  # percentiles of a component that become 0 and 1
 WIDTH, LARGEST, NAMES = 9.0, 2.2, 1.2  # inches: figure and tile at most, names of the rows
 
 
@@ -52,6 +53,23 @@ def outline(ax: Axes, box: tuple[float, ...], colour: str, thick: float, **optio
     x, y, width, height = box
     edge = Rectangle((x, y), width, height, fill=False, ec=colour, lw=thick, **options)
     return ax.add_patch(edge)
+
+
+def principal(x: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """The first principal components [N, count] of features [N, D], and their share of variance.
+
+    Each is clipped to its CLIPPED percentiles and scaled to 0 … 1; its sign is such that its
+    largest weight is positive.
+    """
+    x = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    _, spread, axes = np.linalg.svd(x, full_matrices=False)
+    axes = axes[:count]
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    shown = np.zeros((len(x), count))
+    shown[:, : len(axes)] = x @ axes.T
+    low, high = np.percentile(shown, CLIPPED, axis=0)
+    share = (spread[:count] ** 2).sum() / max((spread**2).sum(), 1e-12)
+    return np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1), float(share)
 
 
 def label(name: str, width: int = 15) -> str:

@@ -7,11 +7,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from hjepa_mlx.eval.knn import nearest
-from hjepa_mlx.viz.canvas import COLOURS, WIDTH, Picture, label
+from hjepa_mlx.viz.canvas import COLOURS, WIDTH, Picture, label, principal
 from hjepa_mlx.viz.samples import Samples
 
 SIDE, THUMBNAIL = 32, 40  # pictures along the map's side, and pixels of each
-EDGES = (1, 99)  # percentiles of a component that lie at the map's edges
 UNLIKE = 8  # pictures that are least like any other
 
 
@@ -52,14 +51,8 @@ def draw(means: np.ndarray, pictures: Samples) -> Picture:
 
 def components(means: np.ndarray) -> tuple[np.ndarray, float]:
     """Cells [N, 2] of the map, column and row; the share of variance that its axes show."""
-    x = means.astype(np.float64) - means.mean(0)
-    _, spread, axes = np.linalg.svd(x, full_matrices=False)
-    shown = np.zeros((len(x), 2))
-    shown[:, : len(axes[:2])] = x @ axes[:2].T
-    low, high = np.percentile(shown, EDGES, axis=0)
-    scaled = np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)
-    share = (spread[:2] ** 2).sum() / max((spread**2).sum(), 1e-12)
-    return np.minimum((scaled * SIDE).astype(int), SIDE - 1), float(share)
+    scaled, share = principal(means, 2)
+    return np.minimum((scaled * SIDE).astype(int), SIDE - 1), share
 
 
 def visible(places: np.ndarray) -> np.ndarray:

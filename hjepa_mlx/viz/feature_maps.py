@@ -10,9 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import Picture, outline, show, tiles
-
-CLIPPED = (1, 99)  # percentiles of a component that become black and full
+from hjepa_mlx.viz.canvas import Picture, outline, principal, show, tiles
 
 
 def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
@@ -20,10 +18,13 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    drawn = [pca_colours(np.array(x, np.float32)) for x in _of_parts(model, images)]
-    maps = [colours for colours, _ in drawn]
+    maps, shares = [], []
+    for x in _of_parts(model, images):
+        colours, share = principal(np.array(x, np.float32).reshape(-1, x.shape[2]), 3)
+        maps.append(colours.reshape(*x.shape[:2], 3))
+        shares.append(share)
     figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
-    for ax, (_, share) in zip(axes[1:, 0], drawn, strict=True):
+    for ax, share in zip(axes[1:, 0], shares, strict=True):
         ax.yaxis.label.set_text(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
     return figure
 
@@ -62,24 +63,6 @@ def _of_parts(model: HJEPA, images: np.ndarray) -> list[mx.array]:
     """Features of the levels that have several cells: all but the image level."""
     levels = model.encode(images)
     return levels[:-1] if model.config.model.level_pool[-1] == "image" else levels
-
-
-def pca_colours(features: np.ndarray) -> tuple[np.ndarray, float]:
-    """Features [B, n, D] as colours [B, n, 3] between 0 and 1; the share of variance they show.
-
-    Each component's sign is such that its largest weight is positive.
-    """
-    B, n, D = features.shape
-    x = features.reshape(B * n, D).astype(np.float64)
-    x -= x.mean(0)
-    _, spread, axes = np.linalg.svd(x, full_matrices=False)
-    axes = axes[:3] * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)[:3])
-    shown = np.zeros((B * n, 3))
-    shown[:, : len(axes)] = x @ axes.T
-    low, high = np.percentile(shown, CLIPPED, axis=0)
-    colours = np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)
-    share = (spread[:3] ** 2).sum() / max((spread**2).sum(), 1e-12)
-    return colours.reshape(B, n, 3), float(share)
 
 
 def on_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
