@@ -87,7 +87,7 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     """The costs of one training step of `networks`, which were built from `config`."""
     model, sampler = config.model, MaskSampler(config)
     trees = networks.parameters().items()
-    weights = {name: sum(array.size for _, array in tree_flatten(tree)) for name, tree in trees}
+    weights = {k: sum(x.size for x in dict(tree_flatten(tree)).values()) for k, tree in trees}
     trained = sum(weights.values()) - weights["target_encoder"]
     dim, narrow = int(model.dim), model.predictor_dim
     encoder = _Stack(dim, int(model.depth), int(model.heads))
