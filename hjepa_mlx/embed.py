@@ -24,10 +24,10 @@ from hjepa_mlx.data.frame import Frame
 from hjepa_mlx.data.listing import summary
 from hjepa_mlx.data.pipeline import Skipped
 from hjepa_mlx.data.source import pictures
-from hjepa_mlx.errors import UsageError, counted, required
+from hjepa_mlx.errors import UsageError, check_choice, counted, required
 from hjepa_mlx.eval.features import extract, model_features
 from hjepa_mlx.files import as_unicode, atomic_write, check_space
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import ENCODERS, HJEPA
 
 LONGEST_HEADER = 90_000_000  # bytes: readers of safetensors refuse 100 MB
 ROW_GROUP = 4096  # rows of a parquet file that are encoded at once
@@ -68,8 +68,7 @@ def embed(
     of that shape, "whole" resizes the whole picture to it. Images that cannot be read are left out.
     Other images change an embedding by rounding at most.
     """
-    if encoder not in ("target", "context"):
-        raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
+    check_choice("encoder", encoder, ENCODERS)
     config, skipped = model.config, Skipped()
     frame = Frame.of(config, image_size, fit)
     places = [folder] if isinstance(folder, (str, Path)) else folder

@@ -26,6 +26,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def check_choice(what: str, name: str, known: Iterable[str], more: str = "") -> None:
+    """UsageError, with the nearest name and all others, where `name` is none that is known."""
+    if name not in (names := list(known)):
+        hint = did_you_mean(name, names)
+        raise UsageError(f"No {what} '{name}'.{hint} There are: {', '.join(names)}{more}.")
+
+
 def counted(number: int, thing: str = "image") -> str:
     """A number and its noun: "1 image", "2,000 images", "1 class"."""
     more = "" if number == 1 else "es" if thing.endswith("s") else "s"

@@ -194,14 +194,16 @@ def test_what_cannot_end_well_is_refused_before_it_starts(
         ({"out": tmp_path / "f.csv", "pooled": False}, "one vector per image"),
         ({"out": tmp_path / "no/f.npz"}, "no does not exist or"),
         ({"out": tmp_path / "f.parquet", "pooled": False}, "one vector per image"),
-        ({"encoder": "teacher"}, "there are target and context"),
+        ({"encoder": "teacher"}, "No encoder 'teacher'. There are: target, context."),
         ({"image_size": 30}, "size 30×30 is not a multiple of the patch size 4"),
-        ({"fit": "pad"}, "there are crop and whole"),
+        ({"fit": "pad"}, "There are: crop, whole"),
         ({"folder": tmp_path / "none"}, "none does not exist"),
         ({"folder": empty}, "There are no images"),
     ):
         with pytest.raises(hj.HJEPAError, match=words):
             embed(model, **{"folder": folder, **asked})
+    with pytest.raises(hj.HJEPAError, match="No encoder 'teacher'"):
+        model.encode(np.zeros((1, 32, 32, 3), np.uint8), "teacher")
     (empty / "f.jpg").write_bytes(b"torn")
     with pytest.raises(hj.HJEPAError, match=r"of 1 image, none can be read\. First: .*f\.jpg"):
         embed(model, empty)

@@ -7,7 +7,7 @@ from typing import Any
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.data.catalog import CATALOG
-from hjepa_mlx.errors import UsageError, did_you_mean
+from hjepa_mlx.errors import UsageError, check_choice
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.recipes import load_config
 
@@ -36,9 +36,7 @@ def chip_named(name: str) -> dict[str, Any]:
     chips = {m + kind: speed for m, kinds in STATED.items() for kind, speed in kinds.items()}
     keys = {title.lower().replace(" ", "-"): title for title in chips}
     key = name.lower().replace(" ", "-").replace("_", "-").removeprefix("apple-")
-    if key not in keys:
-        hint = did_you_mean(key, keys)
-        raise UsageError(f"No chip '{name}'.{hint} There are: {', '.join(keys)}.")
+    check_choice("chip", key, keys)
     tflops, bandwidth = chips[keys[key]]
     return {
         "chip": keys[key],

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from hjepa_mlx.errors import UsageError, did_you_mean
+from hjepa_mlx.errors import check_choice
 
 HERE = Path(__file__).parent
 Range = tuple[int, int]
@@ -109,9 +109,7 @@ KAGGLE_IMAGES = 130_000  # for training; 5,000 for evaluation, as in CMC's
 
 def look_up(name: str) -> Dataset:
     """The catalog's row; UsageError with the nearest name when there is none."""
-    if name not in CATALOG:
-        hint = did_you_mean(name, CATALOG)
-        raise UsageError(f"No data set '{name}'.{hint} There are: {', '.join(CATALOG)}.")
+    check_choice("data set", name, CATALOG)
     return CATALOG[name]
 
 

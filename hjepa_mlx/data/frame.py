@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.errors import UsageError, check_choice
 
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 CROP_NUMBERS = 2 * CROP_TRIES + 3  # area and aspect of each try; row, column, flip
@@ -40,8 +40,7 @@ class Frame(NamedTuple):
         if min(height, width) < p or height % p or width % p:
             asked = f"{height}×{width}"
             raise UsageError(f"The image size {asked} is not a multiple of the patch size {p}.")
-        if fit not in ("crop", "whole"):
-            raise UsageError(f"There is no fit '{fit}'; there are crop and whole.")
+        check_choice("fit", fit, ("crop", "whole"))
         return cls(height, width, fit == "whole")
 
     def box(self, height: int, width: int) -> Box:

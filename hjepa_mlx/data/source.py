@@ -18,7 +18,7 @@ from hjepa_mlx.data.folder import Folder, bits_of, open_folder
 from hjepa_mlx.data.images import as_ppm, decodable
 from hjepa_mlx.data.listing import Listing, scan
 from hjepa_mlx.data.storage import Files, Images, Joined
-from hjepa_mlx.errors import HJEPAError, UsageError, did_you_mean
+from hjepa_mlx.errors import HJEPAError, UsageError, check_choice
 from hjepa_mlx.rng import generator
 from hjepa_mlx.sections import Auto, Data
 
@@ -108,8 +108,7 @@ def make_source(
 
 def open_source(data: Data, split: Split) -> Source:
     """The images of one split of a data set; see `open_sources`."""
-    if split not in get_args(Split):
-        raise UsageError(f"No split '{split}'. There are: {', '.join(get_args(Split))}.")
+    check_choice("split", split, get_args(Split))
     return open_sources(data, splits=(split,))[split]
 
 
@@ -168,11 +167,7 @@ def check_name(name: str) -> list[str]:
     names = name.split("+")
     known = SOURCES if len(names) > 1 else (*SOURCES, "folder")
     for one in names:
-        if one not in known:
-            raise UsageError(
-                f"No data set '{one}'.{did_you_mean(one, known)} There are: {', '.join(known)}; "
-                "a+b for both."
-            )
+        check_choice("data set", one, known, "; a+b for both")
     if len(set(names)) < len(names):
         raise UsageError(f"data.name={name} names a data set twice.")
     return names

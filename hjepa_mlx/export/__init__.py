@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.errors import HJEPAError, UsageError
+from hjepa_mlx.errors import HJEPAError, UsageError, check_choice
 from hjepa_mlx.export.card import card
 from hjepa_mlx.export.formats import FORMATS, WEIGHTS
 from hjepa_mlx.files import atomic_folder
-from hjepa_mlx.models.hjepa import HJEPA
+from hjepa_mlx.models.hjepa import ENCODERS, HJEPA
 from hjepa_mlx.rng import generator
 from hjepa_mlx.runs import Run, load
 
@@ -44,10 +44,8 @@ def export(
     and no folder is left. scores: the content of eval.json, for the card.
     """
     folder = Path(folder)
-    if to not in FORMATS:
-        raise UsageError(f"There is no format '{to}'; there are {', '.join(FORMATS)}.")
-    if encoder not in ("target", "context"):
-        raise UsageError(f"There is no encoder '{encoder}'; there are target and context.")
+    check_choice("format", to, FORMATS)
+    check_choice("encoder", encoder, ENCODERS)
     if folder.exists():
         raise UsageError(f"{folder} exists already. Delete it, or give another --out.")
     with atomic_folder(folder) as part:

@@ -12,12 +12,13 @@ import mlx.nn as nn
 import numpy as np
 
 from hjepa_mlx.config import Config
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, check_choice
 from hjepa_mlx.masks import pooling
 from hjepa_mlx.models.predictor import Predictor
 from hjepa_mlx.models.vit import MLP, VisionTransformer, patchify, take_tokens
 from hjepa_mlx.views import render
 
+ENCODERS = "target", "context"
 WIDE = 1536  # of the hidden layer between a view's mean and what is predicted from it
 
 
@@ -127,7 +128,8 @@ class HJEPA(nn.Module):
                 f"encode() takes uint8 images of shape [B, height, width, 3], sides multiples of "
                 f"the patch size {p}; these are {images.dtype} {list(images.shape)}."
             )
-        vit = {"target": self.target_encoder, "context": self.context_encoder}[encoder]
+        check_choice("encoder", encoder, ENCODERS)
+        vit = self.target_encoder if encoder == "target" else self.context_encoder
         rows, columns, levels = H // p, W // p, []
         features = vit(self.patches(images), after=self.level_blocks, grid=(rows, columns))
         for x, size in zip(features, self.config.pools(rows, columns), strict=True):
