@@ -90,7 +90,7 @@ REFUSED = {
         "embed run pictures --out f.npz --image-size 30x32",
         "30×32 is not a multiple of the patch size 4",
     ),
-    "unknown fit": ("eval run --fit pad", "there are crop and whole"),
+    "unknown fit": ("eval run --fit pad", "There are: crop, whole"),
     "unknown key of fine-tuning": ("finetune run --set finetune.lrs=1", "mean 'finetune.lr'?"),
     "another network for fine-tuning": ("finetune run --set model.depth=4", "leave model.*"),
     "predict by no classifier": ("predict run pictures --out p.csv", "run is no classifier"),

@@ -67,8 +67,8 @@ def test_scores_are_on_the_card_only_if_they_are_of_this_step(tiny_config):
 
 def test_what_cannot_be_exported_is_said_in_one_line(prepared, tmp_path):
     command = f"export run --out {tmp_path}/out --to"
-    assert_one_line(hjepa(prepared, f"{command} keras"), "no format 'keras'", "timm, transformers")
-    assert_one_line(hjepa(prepared, f"{command} timm --encoder best"), "no encoder 'best'")
+    assert_one_line(hjepa(prepared, f"{command} keras"), "No format 'keras'", "timm, transformers")
+    assert_one_line(hjepa(prepared, f"{command} timm --encoder best"), "No encoder 'best'")
     assert_one_line(hjepa(prepared, f"export run --to timm --out {tmp_path}"), "exists already")
     assert_one_line(hjepa(prepared, "export pictures --to timm"), "is not a run")
     assert not list(tmp_path.iterdir())
