@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -179,18 +179,22 @@ class Config(Shown, Section):
         if "auto" in (model.dim, model.depth, model.heads):
             raise ValueError("model.size=custom needs model.dim, model.depth and model.heads.")
         if model.levels == "auto":
-            lists = (model.level_pool, model.level_blocks)
-            model.levels = next((len(given) for given in lists if given != "auto"), LEVELS)
+            model.levels = LEVELS if model.level_pool == "auto" else len(model.level_pool)
         levels = int(model.levels)
+        usual: list[Any] = [*[1] * (levels - 1), "image" if levels > 1 else 1]
         if model.level_pool == "auto":
-            model.level_pool = [*[1] * (levels - 1), "image" if levels > 1 else 1]
+            model.level_pool = usual
+        if len(model.level_pool) != levels:
+            raise ValueError(
+                f"model.level_pool={model.level_pool} is of {len(model.level_pool)} levels, but "
+                f"model.levels={levels}. Set model.level_pool too; auto is {usual}."
+            )
         if model.level_blocks == "auto":
             image = model.level_pool[-1:] == ["image"]  # it shares the last block
             fine, depth = levels - image, int(model.depth)
             if depth < fine:
-                raise ValueError(
-                    f"model.levels={levels} needs {fine} blocks; model.depth is {depth}."
-                )
+                asked = f"model.level_pool={model.level_pool} needs {fine} blocks"
+                raise ValueError(f"{asked}; model.depth is {depth}.")
             ends = [round(depth * n / fine) for n in range(1, fine + 1)]
             model.level_blocks = ends + [depth] * image
         if self.loss.level_weights == "auto":  # the last level of each size of cell is predicted
@@ -225,8 +229,8 @@ class Config(Shown, Section):
         blocks, pools, weights = model.level_blocks, model.level_pool, self.loss.level_weights
         keys = ("model.level_blocks", "model.level_pool", "loss.level_weights")
         for key, values in zip(keys, (blocks, pools, weights), strict=True):
-            wanted = f"needs one item per level; model.levels={model.levels}. Or set {key}=auto."
-            yield len(values) != model.levels, f"{key}={values} {wanted}"
+            wanted = f"needs one item per level of model.level_pool={pools}. Or set {key}=auto."
+            yield len(values) != len(pools), f"{key}={values} {wanted}"
             order = [self.grid if value == "image" else value for value in values]
             falls = values is not weights and order != sorted(order)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."

@@ -133,8 +133,8 @@ def reading(rows: list[dict[str, Any]]) -> list[str]:
     ]
     if above:
         found.append(
-            f"Level {', '.join(above)}: the loss is no lower than a guess from a cell's position "
-            "alone. The model has learned little about the images there yet."
+            f"Level {', '.join(above)}: the loss is no lower than that of guessing each place's "
+            "average over all images. The model has learned little about the images there yet."
         )
     return found
 

@@ -51,7 +51,7 @@ REFUSED = {
     ),
     "level weights": ("train tiny.yaml --set loss.level_weights=[1,1]", "one item per level"),
     "no level predicted": ("train tiny.yaml --set loss.level_weights=[0,0,0]", "must be predicted"),
-    "more levels than blocks": ("train tiny.yaml --set model.levels=4", "depth is 3"),
+    "more levels than blocks": ("train tiny.yaml --set model.levels=4", "is of 3 levels"),
     "level pooled twice": ("train tiny.yaml --set model.level_pool=[1,8,16]", "level 1 again"),
     "level twice": (
         "train tiny.yaml --set model.level_pool=[1,1,2] --set model.level_blocks=[1,1,3]",

@@ -43,8 +43,8 @@ def test_a_dry_run_says_which_levels_are_only_looked_at(tmp_path: Path) -> None:
     pooled = "model.level_pool=[1,2,4]", "--set", "loss.level_weights=[0,0,1]"
     printed = hjepa("train", "demo", "--set", *pooled, "--dry-run", folder=tmp_path)
     assert "cells predicted: level 2: " in printed
-    assert "level 0: 8x8 cells of 4 pixels (not predicted), level 1: " in printed
-    assert "level 2: 2x2 cells of 16 pixels, with so few" in printed
+    assert "level 0: 8x8 cells of 4 pixels after block 1 (not predicted), level 1: " in printed
+    assert "level 2: 2x2 cells of 16 pixels after block 3, with so few" in printed
 
 
 def test_the_default_small_model_costs_what_its_shapes_say() -> None:

@@ -44,6 +44,13 @@ def test_the_command_prints_tables_and_keeps_the_scores(
     assert kept.scores == scores
     expected = hj.evaluate(model, protocol=hj.Protocol(7, draws=0, attentive_images=0)).scores
     assert {**scores, "trained": {}} == {**json.loads(json.dumps(expected)), "trained": {}}
+    more = {**scores, "attentive_probe": {"level_0": 50.0}}
+    (tmp_path / "run" / "eval.json").write_text(json.dumps(more))
+    ended = invoke(run, *FAST)
+    assert (
+        f"Not kept: {tmp_path / 'run' / 'eval.json'} has the attentive probe too." in ended.stderr
+    )
+    assert json.loads((tmp_path / "run" / "eval.json").read_text()) == more
 
 
 def test_the_command_evaluates_elsewhere_without_touching_the_runs_own_scores(

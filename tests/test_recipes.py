@@ -114,7 +114,7 @@ def test_a_run_from_before_muon_keeps_adamw(tmp_path):
 def test_an_edited_config_is_checked_again():
     config = load_config("demo")
     config.model.levels = 2
-    with pytest.raises(UsageError, match="one item per level"):
+    with pytest.raises(UsageError, match=r"is of 3 levels, but model\.levels=2"):
         resolve(config)
     config.model.level_blocks = config.model.level_pool = config.loss.level_weights = "auto"
     assert resolve(config).model.level_pool == [1, "image"]
@@ -125,7 +125,7 @@ def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_
     pooled = "--set", "model.level_pool=[1,2,4,image]"
     ended = hjepa("train", "cifar10", "--dry-run", "--data-dir", root, *pooled)
     assert "level 0: 8x8 cells of 4 pixels" in ended.stdout
-    assert "level 2: 2x2 cells of 16 pixels, with so few" in ended.stdout
+    assert "level 2: 2x2 cells of 16 pixels after block 12, with so few" in ended.stdout
     assert "# steps        200 images" in ended.stdout
     refused = hjepa("train", "cifar10", "--dry-run", "--set", "model.patch_size=16")
     assert refused.returncode == 2

@@ -19,9 +19,11 @@ from hjepa_mlx.cli.common import (
     readable,
     sides,
 )
+from hjepa_mlx.errors import HJEPAError
 from hjepa_mlx.eval.evaluation import Protocol
 from hjepa_mlx.eval.evaluation import evaluate as measure
-from hjepa_mlx.runs import load
+from hjepa_mlx.progress import say
+from hjepa_mlx.runs import Run, load
 from hjepa_mlx.session import awake
 
 
@@ -61,6 +63,22 @@ def report(
     found = measure(load(path), data, data_dir, Protocol(**protocol))
     plain = data is None and data_dir is None and protocol.get("image_size") is None
     if plain and protocol.get("fit") != "whole" and (path / "config.yaml").is_file():
-        found.save(path / "eval.json")  # first: whoever reads the output may be gone
+        if lost := _lost(path, found.scores, protocol):
+            say(Console(stderr=True), f"Not kept: {path / 'eval.json'} has {lost} too.")
+        else:  # first: whoever reads the output may be gone
+            found.save(path / "eval.json")
     if output_json(found.scores, json_file):
         Console().print(found)
+
+
+def _lost(path: Path, new: dict[str, Any], protocol: dict[str, Any]) -> str:
+    """What a run's kept scores of the same step have, and these were asked to leave out."""
+    if 0 not in (protocol.get("draws"), protocol.get("attentive_images")):
+        return ""
+    try:
+        kept = Run(path).scores
+    except HJEPAError:  # a damaged file has nothing to lose
+        return ""
+    same = kept.get("trained", {}).get("step") == new["trained"]["step"]
+    left_out = {"attentive_probe": "the attentive probe", "few_labels_1_percent": "few labels"}
+    return " and ".join(v for k, v in left_out.items() if same and k in kept and k not in new)

@@ -192,11 +192,10 @@ def _print_plan(config: Config) -> None:
 def _hierarchy(config: Config) -> str:
     """How many cells of which size each level has in an image."""
     words = []
-    pools, seen = config.model.level_pool, config.view_grid
-    for level, (pool, side) in enumerate(zip(pools, config.level_sides, strict=True)):
-        cells = (
-            f"{side}x{side} cells of {config.model.patch_size * config.level_pools[level]} pixels"
-        )
+    model, seen = config.model, config.view_grid
+    shapes = zip(model.level_blocks, model.level_pool, config.level_sides, strict=True)
+    for level, (block, pool, side) in enumerate(shapes):
+        cells = f"{side}x{side} cells of {model.patch_size * config.level_pools[level]} pixels"
         few = ", with so few cells it adds little" if side <= 2 else ""
         if pool == "image":
             cells = "the image" + (
@@ -204,5 +203,5 @@ def _hierarchy(config: Config) -> str:
             )
             few = ""
         predicted = "" if level in config.predicted else " (not predicted)"
-        words.append(f"level {level}: {cells}{predicted}{few}")
-    return ", ".join(words)
+        words.append(f"level {level}: {cells} after block {block}{predicted}{few}")
+    return ", ".join(words) + ("" if seen else "; no views, as the image is not predicted")

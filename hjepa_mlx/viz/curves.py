@@ -45,7 +45,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Picture:
     shown = [level for level in LEVELS if any(f"level_{level}" in key for key in keys)]
     handles = [Line2D([], [], c=COLOURS[n], marker=MARKERS[n], label=f"level {n}") for n in shown]
     if any(key.startswith("position_only") for key in keys):
-        words = "loss of knowing\nonly the position"
+        words = "loss of guessing each\nplace's average"
         handles.append(Line2D([], [], color="0.3", linestyle="--", label=words))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 5}
     if len(panels) < lines * columns:  # there is room beside the last one
@@ -55,7 +55,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Picture:
 
 
 def _draw_panel(ax: Axes, key: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One line per level of `key`, and dashed the loss of knowing only the position, if logged."""
+    """One line per level of `key`, and dashed the loss of guessing each place's average."""
     for level in LEVELS if "{}" in key else LEVELS[:1]:
         name, colour = key.format(level), COLOURS[level] if "{}" in key else "0.3"
         for logged, style in ((name, f"-{MARKERS[level]}"), (f"position_only_{name}", "--")):
