@@ -263,9 +263,8 @@ VARIANTS = {
     "small_grid_14_muon_2_masks": Variant(
         (*SMALL, *GRID_14, *READ_3, *MUON, "masks.per_image=2", "masks.context_tokens=20")
     ),
-    # As many FLOP as with two masks: a second network pass over one view or two instead
+    # For as many FLOP: a view of the image instead of the second mask
     "small_grid_14_image_muon": Variant((*SMALL, *GRID_14_IMAGE, "masks.context_tokens=20")),
-    "small_grid_14_image_muon_alone": Variant((*SMALL, *GRID_14_IMAGE, *ALONE, "views.count=2")),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),
