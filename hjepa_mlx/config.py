@@ -187,7 +187,7 @@ class Config(Shown, Section):
         if len(model.level_pool) != levels:
             raise ValueError(
                 f"model.level_pool={model.level_pool} is of {len(model.level_pool)} levels, but "
-                f"model.levels={levels}. Set model.level_pool too; auto is {usual}."
+                f"model.levels={levels}. Set both, or one to auto: level_pool=auto is {usual}."
             )
         if model.level_blocks == "auto":
             image = model.level_pool[-1:] == ["image"]  # it shares the last block

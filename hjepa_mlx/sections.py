@@ -37,7 +37,7 @@ UnitPair = Annotated[list[Fraction], _two]
 Areas = Annotated[list[Annotated[float, Field(gt=0, le=1)]], _two, AfterValidator(_ordered)]
 Aspects = Annotated[list[Positive], _two, AfterValidator(_ordered)]
 Stage = Annotated[tuple[Count, Annotated[float, Field(gt=0, lt=1)]], Field(strict=False)]
-_three = Field(min_length=3, max_length=3)
+_three, _levels = Field(min_length=3, max_length=3), Field(min_length=1, max_length=8)
 Mean = Annotated[list[Fraction], _three]
 Deviation = Annotated[list[Positive], _three]
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _two]
@@ -102,7 +102,7 @@ class Model(Section):
     image_std: Deviation = [0.229, 0.224, 0.225]
     levels: Auto | Annotated[int, Field(ge=1, le=8)] = "auto"
     level_blocks: Auto | list[Count] = "auto"
-    level_pool: Auto | list[Count | Literal["image"]] = "auto"
+    level_pool: Auto | Annotated[list[Count | Literal["image"]], _levels] = "auto"
     predictor_dim: Width = 192
     predictor_depth: Few = 6
     predictor_context: Literal["tokens", "mean", "both"] = "both"

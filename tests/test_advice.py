@@ -58,8 +58,8 @@ ADVICE = (
     ("", f"{DEMO} --set model.level_blocks=[1,1,3] --set model.level_pool=[1,1,2]",
      "two levels the same; change one",
      f"{DEMO} --set model.level_blocks=[1,2,3] --set model.level_pool=[1,1,2]"),
-    ("", f"{DEMO} --set model.levels=4", r"Set (model\.level_pool) too; (auto) is",
-     f"{DEMO} --set model.levels=4 --set {{0}}={{1}}"),
+    ("", f"{DEMO} --set model.levels=4", r"or one to auto: (level_pool=auto) is",
+     f"{DEMO} --set model.levels=4 --set model.{{0}}"),
     ("", f"{DEMO} --set model.level_pool=[1,1,1,1]", "needs 4 blocks; (model.depth) is 3",
      f"{DEMO} --set model.level_pool=[1,1,1,1] --set {{0}}=4 --set model.size=custom"
      " --set model.dim=64 --set model.heads=1"),

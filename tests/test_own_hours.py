@@ -13,7 +13,7 @@ def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_s
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(fit, "LONGEST", 0.1)  # seconds of measuring
-    folder = tmp_path / "pictures #1: [2024]"  # a name that YAML would take apart
+    folder = tmp_path / "📷 #1: [2024]"  # a name that YAML would take apart
     many(folder, 40)
     asked = ["train", "my-folder", "--data-dir", folder, "--hours", "8"]
     ended = hjepa(*asked, "--set", "model.size=nano", "--dry-run")

@@ -8,7 +8,6 @@ project's recipes, not measured optima.
 from __future__ import annotations
 
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -65,10 +64,9 @@ def fit_hours(
     UsageError when not even one step fits.
     """
     began = time.monotonic()
-    given = [*overrides, *([f"data.dir={json.dumps(data_dir)}"] if data_dir else [])]
     if not 0 < hours < math.inf:
         raise UsageError(f"--hours {hours}: it must be above 0.")
-    opened = open_sources(load_config(recipe, given).data)
+    opened = open_sources(_config(recipe, overrides, data_dir).data)
     source, test = opened["pretrain"], opened["test"]
     if len(source) < BATCHES[-1]:
         few = f"{source.name}: {counted(len(source))} to train on"
@@ -77,11 +75,11 @@ def fit_hours(
     budget, lines, settings = 3600 * hours, [], []
     if recipe == OWN:
         sides = _short_sides(source)
-        settings = _network(recipe, given, source, sides, budget)
+        settings = _network(recipe, overrides, source, sides, budget)
         low, middle, high = np.percentile(sides, (0, 50, 100))
         lines.append(f"{counted(len(source))}, short side {low:.0f} to {high:.0f} pixels "
                      f"(median {middle:.0f}).")  # fmt: skip
-    config = load_config(recipe, [*settings, *given])
+    config = _config(recipe, [*settings, *overrides], data_dir)
     settle(config, 1)
     rate = _rate(source, config, min(LONGEST, max(SHORTEST, budget / 50)))
     evaluation, (beside, looks) = _evaluation(config, source, test), _looks(config, source, test)
@@ -92,7 +90,7 @@ def fit_hours(
         raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
     passes = steps / steps_per_epoch(config, len(source))
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
-    config = load_config(recipe, [*settings, *given])
+    config = _config(recipe, [*settings, *overrides], data_dir)
     images = min(len(source), config.data.limit or len(source))
     seen = config.optim.epochs * steps_per_epoch(config, images) * batch
     training = (seen * (1 + beside) + looks) / rate
@@ -102,6 +100,12 @@ def fit_hours(
         f"{duration(evaluation)}."
     )
     return settings, lines
+
+
+def _config(recipe: str, settings: Sequence[str], data_dir: str | None) -> Config:
+    config = load_config(recipe, [*settings])
+    config.data.dir = data_dir or config.data.dir  # no setting: a folder's name may be no YAML
+    return config
 
 
 def _short_sides(source: Source) -> np.ndarray:
@@ -123,7 +127,7 @@ def _short_sides(source: Source) -> np.ndarray:
 
 
 def _network(
-    recipe: str, given: list[str], source: Source, sides: np.ndarray, budget: float
+    recipe: str, given: Sequence[str], source: Source, sides: np.ndarray, budget: float
 ) -> list[str]:
     """Settings of the largest network that gets ENOUGH epochs: image size, network, batch, rate."""
     side = np.percentile(sides, 25)
@@ -145,7 +149,7 @@ def _network(
         fits = costs(config.with_batch(batch), networks).memory_gb < backend.step_memory_gb()
         if fits and len(source) >= LEAST_STEPS * batch:
             break
-    lr = min(1e-3, 5e-4 * (batch / 16) ** 0.5)  # as fashion-mnist (16) and imagenet100 (128)
+    lr = min(1e-3, 5e-4 * (batch / 16) ** 0.5)  # as demo (16) and imagenet100 (128)
     return [*settings, f"data.batch_size={batch}", f"optim.lr={lr:.2g}"]
 
 

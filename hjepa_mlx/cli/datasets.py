@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from hjepa_mlx.data.catalog import CATALOG, look_up
 from hjepa_mlx.data.source import data_root
 from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.progress import say
-from hjepa_mlx.recipes import load_config
+from hjepa_mlx.recipes import parse
 from hjepa_mlx.sections import Data
 from hjepa_mlx.session import awake
 
@@ -171,8 +170,8 @@ def check(
 
     Example: `hjepa-mlx datasets check pictures`
     """
-    given = [f"data.dir={json.dumps(folder)}", f"data.labels={json.dumps(labels)}"]
-    _verify(load_config("my-folder", given).data, json_file)
+    data = {"name": "folder", "dir": folder, "labels": labels}
+    _verify(parse({"data": data}).data, json_file)
 
 
 def _verify(data: Data, json_file: str | None) -> None:

@@ -79,6 +79,6 @@ def _lost(path: Path, new: dict[str, Any], protocol: dict[str, Any]) -> str:
         kept = Run(path).scores
     except HJEPAError:  # a damaged file has nothing to lose
         return ""
-    same = kept.get("trained", {}).get("step") == new["trained"]["step"]
+    same = (kept.get("trained") or {}).get("step") == new["trained"]["step"]
     left_out = {"attentive_probe": "the attentive probe", "few_labels_1_percent": "few labels"}
     return " and ".join(v for k, v in left_out.items() if same and k in kept and k not in new)
