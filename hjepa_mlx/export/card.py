@@ -30,7 +30,7 @@ def card(
         own=config.model,
         licence=licence,
         library=library,
-        what=f"The {encoder} encoder" if encoder else "All three networks",
+        what=f"The {encoder} encoder" if encoder else "All networks",
         positions=f"{'learned' if learned else 'sin-cos'} table of {grid}×{grid} patches",
         levels="; ".join(
             f"{number}: block {block}, {'mean over' if pool == 'image' else 'pooled by'} {pool}"
