@@ -121,6 +121,24 @@ def test_an_edited_config_is_checked_again():
     assert config.model.level_pool == "auto"  # the given config stays as it was
 
 
+@pytest.mark.parametrize(
+    ("asked", "pools", "view"),
+    [
+        ([], [1, 1, 1, "image"], 48),
+        (["model.levels=2"], [1, "image"], 48),
+        (["model.levels=1"], [1], 48),
+        (["model.level_pool=[1,2]"], [1, 2], 48),
+        (["data.image_size=192", "model.patch_size=8"], [1, 1, 1, "image"], 40),  # 5 of 24
+        (["data.image_size=64", "model.patch_size=8"], [1, 1, 1, "image"], 24),  # at least 3
+        (["data.image_size=16", "model.patch_size=8"], [1, 1, 1, "image"], 16),  # all of 2
+    ],
+)
+def test_levels_follow_their_cells_and_views_the_grid(asked, pools, view):
+    config = load_config("imagenet100", ["masks.context_tokens=auto", *asked])
+    assert (config.model.level_pool, config.model.levels) == (pools, len(pools))
+    assert config.views.size == view
+
+
 def test_patches_of_16_at_32_pixels_are_refused_and_the_plan_says_what_the_grid_means(root):
     pooled = "--set", "model.level_pool=[1,2,4,image]"
     ended = hjepa("train", "cifar10", "--dry-run", "--data-dir", root, *pooled)
