@@ -22,6 +22,7 @@ def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_s
     assert "optim.epochs=" in ended.stderr
     assert "size: nano" in ended.stdout
     assert "image_size: 32" in ended.stdout
+    assert "folder pretrain: 36 images" in hjepa("datasets", "check", folder).stdout
     ended = hjepa(*asked[:-1], "1e-9", "--dry-run")
     assert ended.exit_code == 2
     assert "too short for one step" in ended.stderr

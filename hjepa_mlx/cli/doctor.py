@@ -61,9 +61,8 @@ def _between_ranks(recipe: str, json_file: str | None) -> None:
         )
     facts = machine.scaling(load_config(recipe), SECONDS)
     if world.rank() == 0:
-        print(
-            result.scaling(facts), file=sys.stdout if output_json(facts, json_file) else sys.stderr
-        )
+        stdout_is_free = output_json(facts, json_file)
+        print(result.scaling(facts), file=sys.stdout if stdout_is_free else sys.stderr)
 
 
 def examine() -> dict[str, Any]:
