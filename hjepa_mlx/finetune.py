@@ -106,7 +106,7 @@ def finetune(
     if not train.classes:
         raise UsageError(f"{train.name} has no labels to learn. {' '.join(left_out)}".rstrip())
     check_evaluable(train, test)
-    total = config.finetune.epochs * steps_per_epoch(config, len(train))
+    total = (n := config.finetune.epochs) and n * steps_per_epoch(config, len(train))
     backend.set_memory_limits()
     skipped, classifier = Skipped(), Classifier(config, train.classes)
     classifier.encoder.update((HJEPA(config) if scratch else model).target_encoder.parameters())
@@ -264,8 +264,6 @@ def predict(
     Also what was left out: path → reason.
     """
     source, listing = pictures(images, classifier.config.data.bits)
-    skipped = Skipped({**listing.left_out})
-    found = _outputs(classifier, source, skipped)
-    names = dict(zip(listing.paths, listing.names, strict=True))
-    paths = [names[listing.paths[index]] for index in found.indices]
-    return paths, found.pooled["probabilities"], skipped
+    found = _outputs(classifier, source, skipped := Skipped())
+    paths = [listing.names[index] for index in found.indices]
+    return paths, found.pooled["probabilities"], {**listing.left_out, **skipped}

@@ -24,6 +24,7 @@ RETIRED = {  # keys of earlier versions: runs still have them, recipes may not
     "run.milestone_epochs": "the last run.keep_last checkpoints are kept",
     "run.signals_every": "collapse signals come with every tenth logged row",
 }
+WRITTEN = {"precision", "compile", "data", "model", "masks", "loss", "optim", "run"}  # by each run
 
 
 class _Loader(yaml.SafeLoader):
@@ -109,7 +110,7 @@ def load_config(name_or_path: str | Path, overrides: list[str] | None = None) ->
     tree = {key: {} if value is None else value for key, value in tree.items()}
     alias = str(name_or_path) if name_or_path in ALIASES else None
     tree.setdefault("name", alias or re.sub(r"[^\w.-]", "-", path.stem))
-    if path.name == "config.yaml":
+    if path.name == "config.yaml" and tree.keys() >= WRITTEN:
         _drop_retired(tree)
     for override in overrides or []:
         _override(tree, override)

@@ -249,9 +249,9 @@ def differences(then: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any,
         if name in FREE_KEYS:
             continue
         if isinstance(value, dict):
-            found |= differences(value, now[key], name + ".")
-        elif value != now[key]:
-            found[name] = (value, now[key])
+            found |= differences(value, now.get(key, {}), name + ".")
+        elif value != now.get(key):
+            found[name] = (value, now.get(key))
     return found
 
 

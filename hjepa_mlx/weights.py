@@ -82,7 +82,13 @@ def read(place: str | Path) -> Weights:
         )
     numbers = {name: _numbers(path, name, array) for name, array in arrays.items()}
     folder = run if run.is_dir() else path.parent
-    own = load_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
+    own = None
+    if (folder / "config.yaml").is_file():
+        try:
+            own = load_config(folder / "config.yaml")
+        except UsageError:
+            if not path.is_file():  # what lies beside a file may belong to something else
+                raise
     return Weights(path, _as_here(numbers), own, _settings(folder / "config.json"))
 
 

@@ -16,6 +16,8 @@ import hjepa_mlx as hj
 from hjepa_mlx import runs
 from hjepa_mlx.cli import app
 from hjepa_mlx.config import Config
+from hjepa_mlx.eval.evaluation import config_for
+from hjepa_mlx.recipes import load_config
 
 
 def invoke(*arguments: str) -> Any:
@@ -66,6 +68,17 @@ def test_the_command_evaluates_elsewhere_without_touching_the_runs_own_scores(
     assert (protocol["height"], protocol["width"], protocol["whole"]) == (16, 24, True)
     assert "give pixels, 96 or HEIGHTxWIDTH" in invoke(run, "--image-size", "wide").stderr
     assert not (tmp_path / "run" / "eval.json").exists()
+
+
+def test_other_data_have_labels_of_their_own(tmp_path: Path) -> None:
+    run = load_config("demo", ["data.labels=none", "data.bits=12", "data.limit=50"])
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {dir: elsewhere, labels: names.csv, bits: 16}")
+    found = config_for(run, str(own), None).data
+    assert (found.labels, found.bits) == (str(Path("names.csv").absolute()), 16)
+    other = config_for(run, "folder", "elsewhere").data
+    assert (other.labels, other.bits, other.limit) == ("auto", "auto", None)
+    assert config_for(run, None, "moved").data.labels == "none"
 
 
 def test_scores_are_kept_though_nobody_reads_them(

@@ -51,7 +51,9 @@ def test_a_classifier_is_whole_or_absent(
 
 
 def test_a_frozen_encoder_gets_the_linear_probe_as_its_head(model: hj.HJEPA) -> None:
-    classifier, scores = finetune(model, but_for(model, epochs=0))
+    config = but_for(model, epochs=0)
+    config.data.batch_size = 1_000  # more than there are: there is no step to fill
+    classifier, scores = finetune(model, config)
     assert "fine_tuned" not in scores
     train, test = (
         extract(lambda: [model_features(model)], source, model.config, Skipped())[0]
@@ -152,6 +154,15 @@ def test_the_commands_save_a_classifier_and_name_the_class_of_each_image(
         (f"{name}/00{n}.png", name) for name in sorted(COLOURS) for n in range(3)
     ]  # `single` is in the folder, and named once
     assert all(0.5 < float(row["probability"]) <= 1 for row in rows)
+    shutil.rmtree(images)
+    images.mkdir()
+    for name in ("a.txt", "b.jpg"):
+        (images / name).write_bytes(b"torn")
+    ended = CliRunner().invoke(app, ["predict", str(folder), str(images), "--out", str(out)])
+    assert ended.exit_code == 1
+    assert "First: " in ended.stderr
+    assert "b.jpg: not an image" in ended.stderr
+    assert "a.txt" not in ended.stderr
     refused = CliRunner().invoke(app, ["finetune", run])
     assert "is there already. Choose another --out" in refused.stderr
 

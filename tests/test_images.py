@@ -166,6 +166,11 @@ def test_what_is_no_whole_image_is_refused(data):
         decodable(data)
 
 
+def test_an_empty_file_is_said_to_be_no_image():
+    with pytest.raises(ValueError, match="not an image"):
+        decodable(b"")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_pil_raises_is_one_kind_of_error():
     exif = Image.Exif()

@@ -231,6 +231,16 @@ def test_a_run_that_started_from_another_is_resumed_without_it(prepared, tmp_pat
     )
 
 
+def test_a_config_of_something_else_beside_a_file_is_left_alone(tiny_config, tmp_path):
+    path = saved(tmp_path / "w.safetensors", {"conv1.weight": np.ones((3, 3), np.float32)})
+    (tmp_path / "config.yaml").write_text("lr: 3")
+    assert weights.read(path).config is None
+    with pytest.raises(UsageError, match="Unknown config key 'lr'"):
+        weights.read(tmp_path)
+    (tmp_path / "config.yaml").write_text(tiny_config().to_yaml())
+    assert weights.read(path).config is not None
+
+
 def test_an_unknown_layout_fits_nothing(tiny_config, tmp_path):
     path = saved(tmp_path / "w.safetensors", {"conv1.weight": np.ones((3, 3), np.float32)})
     with pytest.raises(UsageError, match=r"Nothing of .* fits \(other names\)"):

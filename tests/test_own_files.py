@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def test_formats_are_used_or_named_with_what_would_read_them(tmp_path):
     assert "unreadable: 0 of" in ended.stdout
 
 
+SIDES = """
+import sys
+from hjepa_mlx.bench.fit import _short_sides
+from hjepa_mlx.data.source import pictures
+print(_short_sides(pictures(sys.argv[1:])[0]))
+"""
+
+
 def test_heic_is_read_with_its_extra_and_named_without(tmp_path, monkeypatch):
     heif = pytest.importorskip("pillow_heif")
     image = Image.new("RGB", (64, 48), (200, 30, 30))
@@ -57,6 +66,8 @@ def test_heic_is_read_with_its_extra_and_named_without(tmp_path, monkeypatch):
     source = open_sources(Data(dir=str(tmp_path)))["train"]
     pixels = np.frombuffer(source.read(0)[-64 * 48 * 3 :], np.uint8).reshape(48, 64, 3)
     assert np.abs(pixels.astype(int) - (200, 30, 30)).max() < 12
+    alone = [sys.executable, "-c", SIDES, str(tmp_path)]  # where nothing has read HEIC before
+    assert subprocess.run(alone, capture_output=True, text=True, check=True).stdout == "[48]\n"
     monkeypatch.setattr("hjepa_mlx.data.listing.find_spec", lambda name: None)
     ended = hjepa("datasets", "check", tmp_path)
     assert ended.exit_code == 2

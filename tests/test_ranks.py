@@ -17,7 +17,7 @@ from ranks import RUNS, end, start
 
 import hjepa_mlx as hj
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.ranks import check
+from hjepa_mlx.ranks import check, of_rank_0
 from hjepa_mlx.session import watched
 
 WORKER = [str(Path(ranks.__file__))]
@@ -183,6 +183,14 @@ def test_ranks_on_a_cpu_and_a_gpu_are_refused(monkeypatch):
     )
     with pytest.raises(HJEPAError, match="the device is 'a CPU' and 'a GPU'"):
         check({"data": {"batch_size": 4}})
+
+
+def test_ranks_of_other_versions_are_refused_before_their_configs_are_read(monkeypatch):
+    there = {"version": {"hjepa-mlx": "0.0.1"}}
+    monkeypatch.setattr("hjepa_mlx.world.size", lambda: 2)
+    monkeypatch.setattr("hjepa_mlx.agreement.values", lambda own: [own, there])
+    with pytest.raises(HJEPAError, match=r"version\.hjepa-mlx is '.*' and '0\.0\.1'"):
+        of_rank_0(hj.load_config("demo"))
 
 
 @pytest.mark.parametrize(

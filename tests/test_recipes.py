@@ -91,24 +91,30 @@ def test_the_long_name_is_the_same_recipe():
 
 
 def test_retired_keys_are_dropped_from_a_run_and_refused_in_a_recipe(tmp_path):
+    tree = load_config("demo").model_dump()
+    tree["data"] |= {"weights": "auto", "image_size": 64}
+    tree["run"] |= {"eval_share": 0.1, "milestone_epochs": 2}
     for name in ("config.yaml", "own.yaml"):
-        text = "data: {weights: auto, image_size: 64}\nrun: {eval_share: 0.1, milestone_epochs: 2}"
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(json.dumps(tree))
     assert load_config(tmp_path).data.image_size == 64
     with pytest.raises(UsageError, match=r"Config key 'data\.weights' is gone: .* Delete it"):
         load_config(tmp_path / "own.yaml")
     with pytest.raises(UsageError, match=r"'run\.signals_every' is gone"):
         load_config("demo", ["run.signals_every=3"])
-    (tmp_path / "config.yaml").write_text("data: {weights: [2, 1]}")
+    tree["data"]["weights"] = [2, 1]
+    (tmp_path / "config.yaml").write_text(json.dumps(tree))
     with pytest.raises(UsageError, match=r"data\.weights=\[2, 1\], which is gone"):
         load_config(tmp_path)
 
 
-def test_a_run_from_before_muon_keeps_adamw(tmp_path):
-    (tmp_path / "config.yaml").write_text("optim: {lr: 0.001}")
+def test_a_run_from_before_muon_keeps_adamw_and_a_recipe_of_any_name_does_not(tmp_path):
+    tree = load_config("imagenet100").model_dump()
+    del tree["optim"]["kind"]
+    (tmp_path / "config.yaml").write_text(json.dumps(tree))
     assert load_config(tmp_path).optim.kind == "adamw"
-    (tmp_path / "recipe.yaml").write_text("optim: {lr: 0.001}")
-    assert load_config(tmp_path / "recipe.yaml").optim.kind == "muon"
+    (tmp_path / "config.yaml").write_text("data: {dir: pictures}\noptim: {lr: 0.001}")
+    own = load_config(tmp_path / "config.yaml")
+    assert (own.optim.kind, own.data.listing, own.data.bits) == ("muon", 2, "auto")
 
 
 def test_an_edited_config_is_checked_again():

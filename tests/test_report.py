@@ -150,6 +150,15 @@ def test_the_fine_tuned_accuracy_stands_where_nothing_else_could_be_judged(tmp_p
     assert own["confidence_95"] == {"fine_tuned": {"level_0": [40.0, 60.0]}}
 
 
+def test_a_damaged_classifier_costs_no_evaluation(tmp_path) -> None:
+    (tmp_path / "scratch").mkdir()
+    own: Any = {"features": {"level_0": {}}, "baselines": {"random_init": {}}}
+    for damage in (b"{", b"[]", b"{}", b"\xff", b'{"scores": 1}'):
+        (tmp_path / "scratch" / "classifier.json").write_bytes(damage)
+        add_fine_tuned(own, tmp_path)
+    assert own["baselines"] == {"random_init": {}}
+
+
 def test_a_probe_that_stopped_early_is_named() -> None:
     scores = made_up() | {"probe_converged": {"level_0": True, "level_1": False}}
     assert "The linear probe of level 1 stopped before" in hj.Report(scores).findings()[1]

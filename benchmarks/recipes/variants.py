@@ -125,25 +125,24 @@ IMAGENET_STATS = ("model.image_mean=[0.485,0.456,0.406]", "model.image_std=[0.22
 PLAIN = ("model.predictor_context=tokens", "loss.vicreg=0")
 
 PICTURES = (*IMAGENET_STATS, "data.name=folder")
+PHOTOGRAPHS = (*PICTURES, "data.image_size=64", "model.patch_size=8")
 
 # Overrides for every variant
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "demo": ("data.name=demo",),  # comes with the package
     "fashion": (),
     "fashion_short": ("optim.epochs=5", "optim.warmup_epochs=0.5"),
-    "photographs": (
-        *IMAGENET_STATS,
-        "data.name=folder",
-        "data.image_size=64",
-        "model.patch_size=8",
-        "optim.epochs=31",
-        "optim.warmup_epochs=3.1",
-    ),
+    "photographs": (*PHOTOGRAPHS, "optim.epochs=31", "optim.warmup_epochs=3.1"),
+    "photographs_long": (*PHOTOGRAPHS, "optim.epochs=155", "optim.warmup_epochs=15.5"),
     "pictures": (*PICTURES, "optim.epochs=15", "optim.warmup_epochs=1.5"),
     "pictures_long": (*PICTURES, "optim.epochs=75", "optim.warmup_epochs=7.5"),
 }
 # Of data sets that have another's images
-FOLDERS = {"fashion_short": "fashion", "pictures_long": "pictures"}
+FOLDERS = {
+    "fashion_short": "fashion",
+    "photographs_long": "photographs",
+    "pictures_long": "pictures",
+}
 ONE_TRAINING = ("pictures",)  # folders whose two splits are trained on the same images
 
 
@@ -265,6 +264,7 @@ VARIANTS = {
     ),
     # For as many FLOP: a view of the image instead of the second mask
     "small_grid_14_image_muon": Variant((*SMALL, *GRID_14_IMAGE, "masks.context_tokens=20")),
+    "small_grid_14_image_muon_alone": Variant((*SMALL, *GRID_14_IMAGE, *ALONE, "views.count=2")),
     "small_grid_14_56": Variant((*SMALL, *GRID_14_56)),
     "small_grid_14_56_read_3": Variant((*SMALL, *GRID_14_56, *READ_3)),
     "small_grid_14_context_43": Variant((*SMALL, *GRID_14, "masks.context_tokens=43")),

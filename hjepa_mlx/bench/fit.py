@@ -7,21 +7,19 @@ project's recipes, not measured optima.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image
 
 from hjepa_mlx import backend, signals
 from hjepa_mlx.bench import machine
 from hjepa_mlx.bench.run import USUAL_MFU
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
-from hjepa_mlx.data.images import DAMAGED
+from hjepa_mlx.data.images import UNREADABLE, opened
 from hjepa_mlx.data.source import Source, open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.eval.evaluation import evaluate
@@ -66,8 +64,8 @@ def fit_hours(
     began = time.monotonic()
     if not 0 < hours < math.inf:
         raise UsageError(f"--hours {hours}: it must be above 0.")
-    opened = open_sources(_config(recipe, overrides, data_dir).data)
-    source, test = opened["pretrain"], opened["test"]
+    sources = open_sources(_config(recipe, overrides, data_dir).data)
+    source, test = sources["pretrain"], sources["test"]
     if len(source) < BATCHES[-1]:
         few = f"{source.name}: {counted(len(source))} to train on"
         raise UsageError(f"{few}; that is too few, as a batch takes at least {BATCHES[-1]}.")
@@ -115,11 +113,11 @@ def _short_sides(source: Source) -> np.ndarray:
         try:
             image = source.images.read(int(row))
             if isinstance(image, bytes):
-                with Image.open(io.BytesIO(image)) as opened:
-                    sides.append(min(opened.size))
+                with opened(image) as picture:
+                    sides.append(min(picture.size))
             else:
                 sides.append(min(image.shape[:2]))
-        except DAMAGED:
+        except UNREADABLE:
             continue  # training will name it
     if not sides:
         raise HJEPAError(f"{source.name}: none of the images looked at can be read.")

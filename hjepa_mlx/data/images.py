@@ -174,11 +174,11 @@ def opened(source: bytes | Path) -> Iterator[Image.Image]:
 
     source: the file, of which no more is read than is used, or its bytes.
     """
-    data = b"" if isinstance(source, Path) else source
+    data, file = (b"", source) if isinstance(source, Path) else (source, io.BytesIO(source))
     if data[4:8] == b"ftyp":
         _read_heic()
     try:
-        with Image.open(io.BytesIO(data) if data else source, formats=_formats()) as image:
+        with Image.open(file, formats=_formats()) as image:
             large = image.width * image.height > MAX_PIXELS
             if large or (data[:2] == START and data.count(bytes((0xFF, SCAN))) > MAX_SCANS):
                 raise ValueError(f"{image.width}x{image.height} pixels, or its scans, are too many")

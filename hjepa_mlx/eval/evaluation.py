@@ -31,6 +31,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.progress import bar
 from hjepa_mlx.recipes import config_names, load_config
 from hjepa_mlx.rng import generator
+from hjepa_mlx.sections import Data
 
 TOKEN_BYTES = 4e9  # of the tokens of a network and a split that the attentive probe may look at
 FEW_LABELS = (0.01, 0.1)  # shares of the training labels
@@ -274,19 +275,20 @@ def config_for(own: Config, data: str | None, data_dir: str | None) -> Config:
     """A run's config with another data set: by name, or by name or path of a config that has it."""
     config = own.model_copy(deep=True)
     if data is not None:
-        config.data.name, config.data.dir = _name_and_dir(data)
+        other = _data(data)  # another set has labels, bits and a way of listing of its own
+        for key in ("name", "dir", "labels", "bits", "listing"):
+            setattr(config.data, key, getattr(other, key))
         config.data.limit = None
     if data_dir is not None:
         config.data.dir = data_dir
     return config
 
 
-def _name_and_dir(data: str) -> tuple[str, str | None]:
+def _data(data: str) -> Data:
     if data == "folder" or all(name in SOURCES for name in data.split("+")):
-        return data, None
+        return Data(name=data)
     if data in config_names() or data.endswith((".yaml", ".yml")):
-        config = load_config(data)
-        return config.data.name, config.data.dir
+        return load_config(data).data
     hint = f" For images: --data folder --data-dir {quote(data)}." if Path(data).is_dir() else ""
     raise UsageError(
         f"No data set or config '{data}'.{hint} Data sets: {', '.join(SOURCES)}, folder; configs: "

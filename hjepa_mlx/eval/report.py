@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.text import Text
 from hjepa_mlx import tables
 from hjepa_mlx.data.catalog import CATALOG
 from hjepa_mlx.errors import counted
-from hjepa_mlx.files import write_json
+from hjepa_mlx.files import read_json, write_json
 from hjepa_mlx.tables.evaluation import evaluation
 
 RANK_TOLERANCE = 5.0  # the promise is "about 60 % of the dimension"
@@ -92,7 +91,10 @@ def add_fine_tuned(scores: dict[str, Any], run: str | Path) -> None:
     level = max(name for name in scores["features"] if name.startswith("level_"))
     for folder, own in (("finetuned", scores), ("scratch", scores["baselines"]["random_init"])):
         file = Path(run, folder, CLASSIFIER)
-        found = json.loads(file.read_bytes())["scores"] if file.is_file() else {}
+        try:
+            found = dict(read_json(file)["scores"]) if file.is_file() else {}
+        except (ValueError, LookupError, TypeError):  # damaged, which costs no evaluation
+            continue
         if "fine_tuned" in found and found.get("run_step") == scores["trained"]["step"]:
             own["fine_tuned"] = {level: found["fine_tuned"]}
             interval = {level: found["confidence_95"]["fine_tuned"]}
