@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from hjepa_mlx import world
-from hjepa_mlx.errors import UsageError, did_you_mean
+from hjepa_mlx.errors import check_choice
 
 LossFn = Callable[[mx.array, mx.array], mx.array]  # prediction and target [B, n, D] to a number
 SIGREG_DIRECTIONS = 256
@@ -37,10 +37,7 @@ PREDICTION = {"smooth_l1": smooth_l1, "mse": mse}
 
 def prediction_loss(kind: str) -> LossFn:
     """The loss that `loss.kind` names; UsageError for an unknown name."""
-    if kind not in PREDICTION:
-        known = ", ".join(PREDICTION)
-        hint = did_you_mean(kind, PREDICTION)
-        raise UsageError(f"loss.kind={kind} is not a prediction loss.{hint} There are: {known}.")
+    check_choice("loss.kind", kind, PREDICTION)
     return PREDICTION[kind]
 
 

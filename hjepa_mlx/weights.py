@@ -154,11 +154,7 @@ def _as_here(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found[network + name] = array
     for name, array in sorted(found.items()):
         if ".attn.q." in name:
-            parts = [
-                name,
-                name.replace(".attn.q.", ".attn.k."),
-                name.replace(".attn.q.", ".attn.v."),
-            ]
+            parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
             if all(part in found for part in parts):
                 joined = np.concatenate([found.pop(part) for part in parts])
                 found[name.replace(".attn.q.", ".attn.qkv.")] = joined

@@ -25,22 +25,10 @@ MAX_OTHER = 61_000_000  # of one that is decoded here, which takes three times t
 DOUBLE = ("WEBP", "JPEG2000")  # whose decoders take as much again
 STRIP = 1_000_000  # pixels converted at a time
 MAX_SCANS = 100  # of a progressive JPEG, which is decoded once for each
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "PPM",
-    "GIF",
-    "JPEG2000",
-    "MPO",
-    "PSD",
-    "TGA",
-    "AVIF",
-    "HEIF",
-)  # fmt: skip  (PIL knows more; for EPS it starts Ghostscript)
+FORMATS = (  # PIL knows more; for EPS it starts Ghostscript
+    "JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "JPEG2000", "MPO", "PSD", "TGA",
+    "AVIF", "HEIF",
+)  # fmt: skip
 warnings.filterwarnings("ignore", module="PIL")  # odd files are read or skipped all the same
 UNREADABLE = (OSError, ValueError)  # one file, by the disk; one picture, by its content
 DAMAGED = (  # PIL has been seen to raise these on damaged files

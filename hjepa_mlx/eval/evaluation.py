@@ -32,6 +32,7 @@ from hjepa_mlx.progress import bar
 from hjepa_mlx.recipes import config_names, load_config
 from hjepa_mlx.rng import generator
 from hjepa_mlx.sections import Data
+from hjepa_mlx.step import random_key, reseed
 
 TOKEN_BYTES = 4e9  # of the tokens of a network and a split that the attentive probe may look at
 FEW_LABELS = (0.01, 0.1)  # shares of the training labels
@@ -126,9 +127,9 @@ def _token_images(source: Source, room: int, cap: int | None) -> np.ndarray:
 
 def _encoders(model: HJEPA, tokens: bool) -> Callable[[], list[Encoder]]:
     """Makes the encoders of NETWORKS, and pixels; those with an attentive probe give tokens."""
-    high, low = mx.random.state[0].tolist()  # type: ignore[index]
+    key = random_key()
     random = type(model)(model.config)
-    mx.random.seed((high << 32) | low)  # the caller's random numbers go on undisturbed
+    reseed(key)  # the caller's random numbers go on undisturbed
     # Threads cannot evaluate each other's arrays; those of a model just built are not yet.
     mx.eval(model.parameters(), random.parameters())
     return lambda: [

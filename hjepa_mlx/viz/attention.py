@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import Picture, show, tiles
+from hjepa_mlx.viz.canvas import Picture, maps
 
 HEADS = 6  # rows at most
 
@@ -16,19 +16,12 @@ def draw(model: HJEPA, images: np.ndarray) -> Picture:
 
     In the block of the coarsest level, over all heads and by head; brightest where it is largest.
     """
-    maps, grid = received(model, images), model.config.grid
-    rows = {"all heads": maps.mean(1)} | {f"head {n}": maps[:, n] for n in range(maps.shape[1])}
-    rows = dict(list(rows.items())[: 1 + HEADS]) if maps.shape[1] > 1 else {"attention": maps[:, 0]}
-    figure, axes = tiles(1 + len(rows), len(images), "Attention: the patches looked at", text=0.3)
-    style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
-    axes[0, 0].set_ylabel("image", **style)
-    for ax, image in zip(axes[0], images, strict=True):
-        show(ax, image, grid)
-    for line, (name, values) in zip(axes[1:], rows.items(), strict=True):
-        line[0].set_ylabel(name, **style)
-        for ax, weights in zip(line, values, strict=True):
-            show(ax, weights.reshape(grid, grid), grid)
-    return figure
+    grid, given = model.config.grid, received(model, images)
+    B, heads, _ = given.shape
+    given = given.reshape(B, heads, grid, grid)
+    rows = {"all heads": given.mean(1)} | {f"head {n}": given[:, n] for n in range(heads)}
+    rows = dict(list(rows.items())[: 1 + HEADS]) if heads > 1 else {"attention": given[:, 0]}
+    return maps(images, grid, "Attention: the patches looked at", rows)[0]
 
 
 def received(model: HJEPA, images: np.ndarray) -> np.ndarray:

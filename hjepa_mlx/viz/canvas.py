@@ -48,6 +48,21 @@ def show(ax: Axes, image: np.ndarray, grid: float = 1, **options: Any) -> None:
     ax.imshow(image, extent=(0, grid, grid, 0), interpolation="nearest", **options)
 
 
+def maps(
+    images: np.ndarray, grid: int, heading: str, rows: dict[str, np.ndarray]
+) -> tuple[Picture, np.ndarray]:
+    """A column for each image [S, S, 3]: the image, and below it the maps of each named row.
+
+    rows: [B, grid, grid] or, in colour, [B, grid, grid, 3]; a row has one range of values.
+    """
+    figure, axes = tiles(1 + len(rows), len(images), heading, text=0.3)
+    for line, (name, values) in zip(axes, {"image": images, **rows}.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, value in zip(line, values, strict=True):
+            show(ax, value, grid, vmin=values.min(), vmax=values.max())
+    return figure, axes
+
+
 def outline(ax: Axes, box: tuple[float, ...], colour: str, thick: float, **options: Any) -> Patch:
     """Draw the edge of a box: left, top, width and height in patches."""
     x, y, width, height = box

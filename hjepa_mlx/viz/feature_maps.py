@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.models.hjepa import HJEPA
-from hjepa_mlx.viz.canvas import Picture, outline, principal, show, tiles
+from hjepa_mlx.viz.canvas import Picture, maps, outline, principal
 
 
 def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
@@ -18,12 +18,12 @@ def draw_pca(model: HJEPA, images: np.ndarray) -> Picture:
 
     images: [B, S, S, 3] uint8, one column each. Components are those of the images together.
     """
-    maps, shares = [], []
+    colours, shares = [], []
     for x in _of_parts(model, images):
-        colours, share = principal(np.array(x, np.float32).reshape(-1, x.shape[2]), 3)
-        maps.append(colours.reshape(*x.shape[:2], 3))
+        shown, share = principal(np.array(x, np.float32).reshape(-1, x.shape[2]), 3)
+        colours.append(shown.reshape(*x.shape[:2], 3))
         shares.append(share)
-    figure, axes = _draw_maps(model, images, maps, "first three principal components as RGB")
+    figure, axes = _draw_maps(model, images, colours, "first three principal components as RGB")
     for ax, share in zip(axes[1:, 0], shares, strict=True):
         ax.yaxis.label.set_text(f"{ax.get_ylabel()}\n{100 * share:.0f} % of variance")
     return figure
@@ -41,13 +41,13 @@ def draw_similarity(
     row, column = patch or (grid // 2, grid // 2)
     if not (0 <= row < grid and 0 <= column < grid):
         raise UsageError(f"There is no patch {(row, column)} in a {grid}x{grid} grid.")
-    maps = []
+    cosines = []
     for features, pool in zip(_of_parts(model, images), pools):  # noqa: B905 (the image level)
         x = np.array(features, np.float32)
         cell = on_patches(np.arange(x.shape[1]), grid, pool)[row, column]
         unit = x / np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-12)
-        maps.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
-    figure, axes = _draw_maps(model, images, maps, "cosine similarity to the marked patch")
+        cosines.append(np.einsum("bnd,bd->bn", unit, unit[:, cell]))
+    figure, axes = _draw_maps(model, images, cosines, "cosine similarity to the marked patch")
     for line in axes[1:]:
         figure.colorbar(line[0].images[0], ax=list(line), pad=0.01).ax.tick_params(labelsize=8)
     edge = [withStroke(linewidth=2.6, foreground="black")]  # to be seen on every colour
@@ -73,19 +73,12 @@ def on_patches(cells: np.ndarray, grid: int, pool: int) -> np.ndarray:
 
 
 def _draw_maps(
-    model: HJEPA, images: np.ndarray, maps: list[np.ndarray], meaning: str
+    model: HJEPA, images: np.ndarray, values: list[np.ndarray], meaning: str
 ) -> tuple[Picture, np.ndarray]:
     """A column for each image: the image, and below it each level's values [B, n, …] of cells."""
-    grid = model.config.grid
-    figure, axes = tiles(1 + len(maps), len(images), f"Features: {meaning}", text=0.3)
-    style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
-    axes[0, 0].set_ylabel("image", **style)
-    for ax, image in zip(axes[0], images, strict=True):
-        show(ax, image, grid)
-    for level, cells in enumerate(maps):
+    grid, rows = model.config.grid, {}
+    for level, cells in enumerate(values):
         pool, side = model.config.level_pools[level], math.isqrt(cells.shape[1])
-        axes[1 + level, 0].set_ylabel(f"level {level}\n{side}×{side} cells", **style)
-        for ax, values in zip(axes[1 + level], cells, strict=True):
-            patches = on_patches(values, grid, pool)
-            show(ax, patches, grid, vmin=cells.min(), vmax=cells.max())
-    return figure, axes
+        patches = np.stack([on_patches(one, grid, pool) for one in cells])
+        rows[f"level {level}\n{side}×{side} cells"] = patches
+    return maps(images, grid, f"Features: {meaning}", rows)
