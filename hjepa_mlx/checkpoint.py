@@ -90,7 +90,10 @@ def _write(part: Path, step: Step, state: dict[str, Any]) -> None:
 
 
 def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
-    """The optimizer's numbers, and its moments of each weight as "NAME.m" and "NAME.v"."""
+    """The optimizer's numbers, and its moments of each weight as "NAME.m" and "NAME.v".
+
+    Also the moments of the image level's targets, as "image_mean" and "image_covariance".
+    """
     state = step.optimizer.state
     arrays = {name: value for name, value in state.items() if isinstance(value, mx.array)}
     for moment in MOMENTS:
@@ -101,7 +104,7 @@ def _optimizer_arrays(step: Step) -> dict[str, mx.array]:
         }
         weights = dict(tree_flatten(step.layout.split(joined)))
         arrays |= {f"{name}.{moment}": array for name, array in weights.items()}
-    return arrays
+    return arrays | {f"image_{name}": array for name, array in step.moments.items()}
 
 
 def _shapes(arrays: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
@@ -112,6 +115,7 @@ def _shapes(arrays: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
 def _put_back(arrays: dict[str, mx.array], step: Step) -> None:
     """Restore the optimizer from the arrays of `_optimizer_arrays`."""
     state = step.optimizer.state
+    step.moments.update({name: arrays.pop(f"image_{name}") for name in step.moments})
     for moment in MOMENTS:
         named = [(name[:-2], a) for name, a in arrays.items() if name.endswith(f".{moment}")]
         for part, kinds in step.layout.join(tree_unflatten(named)).items():

@@ -28,6 +28,7 @@ from hjepa_mlx.tables import Shown
 
 LARGEST_GRID = 256  # patches a side: a token sees all others
 LEVELS = 4  # three of patches, and the image
+IMAGE_WEIGHT = 2.0  # of the image level in the loss, by default
 SIZES = {  # dim, depth, heads: always 64 wide a head, which MLX's fused attention needs on Metal
     "nano": (128, 3, 2),
     "tiny": (192, 12, 3),
@@ -104,9 +105,15 @@ class Config(Shown, Section):
         return [level for level in self.predicted if self.model.level_pool[level] != "image"]
 
     @property
+    def image_predicted(self) -> bool:
+        """Whether the image level is predicted."""
+        return self.masked != self.predicted
+
+    @property
     def view_grid(self) -> int:
-        """Patches along each side of a view; 0 if the image level is not predicted."""
-        return int(self.views.size) // self.model.patch_size if self.masked != self.predicted else 0
+        """Patches along each side of a view; 0 if there are none."""
+        seen = self.image_predicted and self.views.count
+        return int(self.views.size) // self.model.patch_size if seen else 0
 
     def view_size(self, image_size: int) -> int:
         """Pixels along a view's side at another image size: as large a share, in whole patches."""
@@ -198,8 +205,9 @@ class Config(Shown, Section):
             ends = [round(depth * n / fine) for n in range(1, fine + 1)]
             model.level_blocks = ends + [depth] * image
         if self.loss.level_weights == "auto":  # the last level of each size of cell is predicted
-            pools = [*model.level_pool, None]
-            self.loss.level_weights = [float(a != b) for a, b in pairwise(pools)]
+            pairs = pairwise([*model.level_pool, None])
+            weights = [IMAGE_WEIGHT if a == "image" else float(a != b) for a, b in pairs]
+            self.loss.level_weights = weights
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """Whether each rule between keys is broken, and the message if so; `auto` is resolved."""
@@ -234,6 +242,8 @@ class Config(Shown, Section):
             order = [self.grid if value == "image" else value for value in values]
             falls = values is not weights and order != sorted(order)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."
+        blind = self.image_predicted and not self.masked and not self.views.count
+        yield blind, "views.count=0 leaves nothing to predict the image from: predict patches too."
         seen = self.views.size
         multiple = seen != "auto" and (int(seen) % patch > 0 or int(seen) > size)
         yield (

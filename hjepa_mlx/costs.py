@@ -14,6 +14,7 @@ from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.models.predictor import TOLD
 from hjepa_mlx.optimizer import by_muon, muon_flop
 from hjepa_mlx.views import rendering_flop
+from hjepa_mlx.whitening import whitening_flop
 
 GIGA = 1e9
 BACKWARD = 3  # forward and backward together cost three forwards
@@ -101,14 +102,17 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     passes = [n + queries / len(told) for n in told if queries]  # tokens in the predictor's
     pixels, masks, batch = 3 * model.patch_size**2, config.masks.per_image, config.data.batch_size
     views, area = config.views.count, np.mean([shape.area for shape in sampler.shapes])
-    heads = sum(weights.get(name, 0) for name in ("image_predictor", "projector"))
+    image = BACKWARD * 2 * weights.get("image_predictor", 0)
 
     target = 2 * tokens * pixels * dim + looked_at.flop(tokens) + masks * 2 * queries * area * dim
+    read = BACKWARD * encoder.moved(context, batch * masks)
+    target += whitening_flop(batch, dim) / batch if config.image_predicted else 0
     asked = sum(predictor.moved(n, batch * masks) for n in passes)
     look = rendering_flop(config.view_grid * model.patch_size, config.data.image_size)
-    look += encoder.learned(seen, pixels) + BACKWARD * 2 * heads
+    look += encoder.learned(seen, pixels) + image + BACKWARD * 2 * weights.get("projector", 0)
     predict = 2 * sum(told) * dim * narrow + 2 * queries * narrow * dim if queries else 0
-    predict += sum(map(predictor.flop, passes))
+    predict = BACKWARD * (predict + sum(map(predictor.flop, passes)))
+    predict += image if config.masked else 0
     most = 2 if model.checkpoint_blocks else max(encoder.depth, predictor.depth)
     kept = encoder.kept(context, most) + sum(predictor.kept(n, most) for n in passes)
     kept = masks * kept + views * encoder.kept(seen, most)
@@ -117,12 +121,9 @@ def costs(config: Config, networks: HJEPA) -> Costs:
     update = sum(muon_flop(x.shape) for x in by_muon(config, networks)) / config.optim.accumulate
     parts = {  # FLOP, bytes
         "target": (target, looked_at.moved(tokens, batch, fused=True)),
-        "context": (
-            masks * encoder.learned(context, pixels),
-            masks * BACKWARD * encoder.moved(context, batch * masks),
-        ),
+        "context": (masks * encoder.learned(context, pixels), masks * read),
         "views": (views * look, views * BACKWARD * encoder.moved(seen, batch * views)),
-        "predictor": (masks * BACKWARD * predict, masks * BACKWARD * asked),
+        "predictor": (masks * predict, masks * BACKWARD * asked),
         "update": (update / batch, FLOAT * UPDATE_MOVES * trained / batch),
     }
     return Costs(

@@ -131,12 +131,13 @@ def _resume(state: TrainState) -> str:
 def share(state: TrainState) -> None:
     """Take rank 0's weights, optimizer, random numbers and place in the run."""
     step, place = state.step, mx.array([state.done, *state.position])
-    own = [step.model.parameters(), step.optimizer.state, step.scaler, random_key(), place]
-    parameters, optimizer, scaler, key, place = agreement.of_rank_0(own)
-    step.model.update(parameters)
+    step.model.update(agreement.of_rank_0(step.model.parameters()))
+    own = [step.optimizer.state, step.scaler, step.moments, random_key(), place]
+    optimizer, scaler, moments, key, place = agreement.of_rank_0(own)
     step.adopt()
     step.optimizer.state.update(optimizer)
     step.scaler.update(scaler)
+    step.moments.update(moments)
     reseed(key)
     state.done, *position = place.tolist()
     state.position = Position(*position)

@@ -130,15 +130,15 @@ class Masks(Section):
 
 
 class Views(Section):
-    """The small crops from which the image level is predicted, `count` an image.
+    """The small crops from which the image level is predicted, beside the masked contexts.
 
-    size: pixels along their side; 48 of 224 by default. area: fractions of the training crop that
-    they are cut from. colour: strength of changes in brightness, contrast, saturation and hue, 0
-    for none. grey, blur: the share of views without colour, and of blurred ones. Mirrored where
-    `data.flip` says.
+    count: crops an image. size: pixels along their side; 48 of 224 by default. area: fractions of
+    the training crop that they are cut from. colour: strength of changes in brightness, contrast,
+    saturation and hue, 0 for none. grey, blur: the share of views without colour, and of blurred
+    ones. Mirrored where `data.flip` says.
     """
 
-    count: Few = 1
+    count: Annotated[int, Field(ge=0, le=1000)] = 0
     size: Auto | Side = "auto"
     area: Areas = [0.1, 0.6]
     colour: Fraction = 0.0

@@ -65,7 +65,8 @@ class Signals:
             mean = x.mean(1)
             signals[f"feature_std_level_{level}"] = feature_std(mean)
             signals[f"effective_rank_level_{level}"] = effective_rank(mean)
-            signals[f"position_only_loss_level_{level}"] = position_only_loss(x, self._loss_fn)
+            if x.shape[1] > 1:  # the whole image has no position
+                signals[f"position_only_loss_level_{level}"] = position_only_loss(x, self._loss_fn)
         return signals
 
 

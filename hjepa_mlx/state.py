@@ -236,7 +236,7 @@ def _check_own_parts(
         if config.view_grid and masks.views is None:
             raise UsageError(
                 "The sampler gives no views, from which the image level is predicted. Take them "
-                "from MaskSampler's masks, or set that level's loss.level_weights to 0."
+                "from MaskSampler's masks, or set views.count to 0."
             )
         if config.data.progressive:
             raise UsageError("data.progressive needs masks for each image size: give no sampler.")

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_reduce, tree_unflatten
 
-from hjepa_mlx import backend, ema, losses, schedules, world
+from hjepa_mlx import backend, ema, losses, schedules, whitening, world
 from hjepa_mlx.config import Config
 from hjepa_mlx.flat import Flat, Layout
 from hjepa_mlx.losses import LossFn
@@ -60,6 +60,7 @@ def schedule(config: Config, step: int, total: int) -> Schedule:
 class Step:
     """One training step over explicit state: weights, optimizer, random numbers, loss scale.
 
+    `moments` are those of the image level's targets, which are whitened by them.
     `weights` holds what changes in long arrays (flat.py), of which the model's weights are views.
     loss_fn: the prediction loss of a level, instead of the one that `loss.kind` names.
     """
@@ -78,6 +79,7 @@ class Step:
         self.optimizer = (Muon if muon else AdamW)(config.optim.betas)
         self.optimizer.init({k: part for k, part in self.weights.items() if k != TARGET})
         self.scaler = {"scale": mx.array(FIRST_SCALE), "good_steps": mx.array(0)}
+        self.moments = whitening.start(int(config.model.dim)) if config.image_predicted else {}
         self.traces = 0
         self._value_and_grad = mx.value_and_grad(self._loss)
         self._whole = self.compile(self._whole_step)
@@ -87,7 +89,7 @@ class Step:
     @property
     def state(self) -> list[Any]:
         """All that a step reads and writes."""
-        return [self.weights, self.optimizer.state, mx.random.state, self.scaler]
+        return [self.weights, self.optimizer.state, mx.random.state, self.scaler, self.moments]
 
     def adopt(self) -> None:
         """Take the weights that the model has now."""
@@ -142,6 +144,8 @@ class Step:
         parts = self._parts(self.dtype)
         self.model.update(parts)
         truth = self.model.targets(patches, targets, pool)
+        if self.moments:
+            truth[-1] = whitening.whitened(truth[-1].squeeze(1), self.moments)[:, None]
         parts.pop(TARGET, None)
         seen = patches, context, centres, views
         (_, metrics), gradients = self._value_and_grad(parts, *seen, truth)
@@ -169,15 +173,17 @@ class Step:
         if masked := self.config.masked:
             cells = [target.shape[1] for target in truth[: len(masked)]]
             predictions, features = self.model.predict(patches, context, centres, cells)
-            means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
+            means[""] = features.mean(1)  # [B·V, D]
         if views is not None:
-            prediction, features = self.model.predict_image(views)
-            predictions = [*predictions, prediction]
-            truth = [*truth[:-1], mx.repeat(truth[-1], len(views) // len(patches), axis=0)]
-            if c.vicreg or c.sigreg:
-                seen = features.mean(1)
-                seen = self.model.projector(seen) if c.projection else seen
-                means["_image"] = seen.astype(mx.float32)
+            means["_image"] = self.model.context_encoder(views)[0].mean(1)
+        if self.config.image_predicted:
+            prediction = self.model.image_predictor(mx.concatenate([*means.values()]))
+            predictions = [*predictions, prediction[:, None]]
+            each = [len(seen) // len(patches) for seen in means.values()]
+            whole = mx.concatenate([mx.repeat(truth[-1], count, axis=0) for count in each])
+            truth = [*truth[:-1], whole]
+        if "projector" in self.model:
+            means["_image"] = self.model.projector(means["_image"])
         loss, metrics = mx.array(0.0), {}
         for level, prediction, target in zip(
             self.config.predicted, predictions, truth, strict=True
@@ -185,6 +191,7 @@ class Step:
             metrics[f"loss_level_{level}"] = self.loss_fn(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         for of, pooled in means.items():
+            pooled = pooled.astype(mx.float32)
             if c.vicreg:
                 metrics["vicreg" + of] = losses.vicreg(pooled)
                 loss = loss + c.vicreg * metrics["vicreg" + of]

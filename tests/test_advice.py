@@ -40,8 +40,8 @@ ADVICE = (
      f"{DEMO} --set model.level_pool=[1,1,2]"),
     ("", "train list.yaml --dry-run", "must hold 'key: value' lines",
      "echo 'data: {{name: demo}}' > keys.yaml; train keys.yaml --dry-run"),
-    ("mkdir aged; echo 'data: {weights: [1]}' > aged/config.yaml", "train aged --resume",
-     "train anew", "train tiny.yaml --run-dir anew"),
+    ("mkdir aged; sed 's/^data:/&\\n  weights: [1]/' run/config.yaml > aged/config.yaml",
+     "train aged --resume", "train anew", "train tiny.yaml --run-dir anew"),
     ("", "train run/config.yaml --dry-run --set model.size=tiny",
      "contradicts (model.dim)=64, depth and heads. Set these to (auto)",
      "train run/config.yaml --dry-run --set model.size=tiny --set {0}={1} --set model.depth={1}"

@@ -249,7 +249,7 @@ def without_views(config: Config) -> Callable[[int, int], Masks]:
     return lambda step, count: draw(step, count)._replace(views=None)
 
 
-IMAGE, LARGER = "model.level_pool=[1,2,image]", "data.image_size=64"
+IMAGE, VIEW, LARGER = "model.level_pool=[1,2,image]", "views.count=1", "data.image_size=64"
 STAGES = "data.progressive=[[32,0.5]]"
 
 
@@ -260,10 +260,10 @@ STAGES = "data.progressive=[[32,0.5]]"
          [], lambda _: {"loss_fn": smooth_l1}),
         ([], lambda _: {"sampler": hj.MaskSampler(load_config("demo", [LARGER]))},
          "Make it from this config", [], lambda c: {"sampler": hj.MaskSampler(c)}),
-        ([IMAGE], lambda c: {"sampler": without_views(c)}, "Take them from MaskSampler's masks",
-         [], lambda c: {"sampler": hj.MaskSampler(c)}),
-        ([IMAGE], lambda c: {"sampler": without_views(c)}, "or set .*level_weights to 0",
-         ["loss.level_weights=[1,1,0]"], lambda c: {"sampler": without_views(c)}),
+        ([IMAGE, VIEW], lambda c: {"sampler": without_views(c)},
+         "Take them from MaskSampler's masks", [], lambda c: {"sampler": hj.MaskSampler(c)}),
+        ([IMAGE, VIEW], lambda c: {"sampler": without_views(c)}, "or set views.count to 0",
+         ["views.count=0"], lambda c: {"sampler": without_views(c)}),
         ([LARGER, STAGES], lambda c: {"sampler": hj.MaskSampler(c)}, "give no sampler",
          [], lambda _: {}),
         ([], lambda _: {"model": HJEPA(load_config("demo"))}, r"Build it .*: hj\.HJEPA\(config\)",

@@ -141,6 +141,7 @@ def named_as_ours(theirs):
     return ours
 
 
+VIEWS = {"count": 1, "size": 12, "colour": 0.5}
 VALUES = Schedule(lr=1e-3, weight_decay=0.4, momentum=0.9)
 
 
@@ -156,7 +157,7 @@ def one_step(tiny_config, request):
     if request.param == "image level":
         pools = {"levels": 3, "level_blocks": [1, 2, 3], "level_pool": [1, 2, "image"]}
         model |= {"predictor_context": "both", **pools}
-        changes |= {"loss": {"vicreg": 0.2, "projection": 16}, "views": {"size": 12, "colour": 0.5}}
+        changes |= {"loss": {"vicreg": 0.2, "projection": 16}, "views": VIEWS}
     config = tiny_config(**changes)
     model = HJEPA(config)
     rng = np.random.default_rng(0)

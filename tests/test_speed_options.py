@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from rounding import assert_same
 
-from hjepa_mlx import timing
+from hjepa_mlx import timing, whitening
 from hjepa_mlx.costs import average_gflop, costs
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
@@ -83,9 +83,15 @@ def test_flop_are_those_of_the_matmuls_that_mlx_runs(monkeypatch, tiny_config, c
     total, target = [], []
     for shape in sampler.shapes:  # costs are the mean over shapes
         masks = as_arrays(sampler.draw(np.random.default_rng(0), shape, batch * views))
+        if step.moments:  # or the graph before would be a part of this one
+            step.moments.update(whitening.start(config.model.dim))
         total.append(matmul_flop(lambda x, m=masks: step.compute_gradients(x, *m), images))
         patches = step.model.patches(images)
         target.append(matmul_flop(lambda x, m=masks: step.model.targets(x, m[1], m[3]), patches))
+    if config.image_predicted:
+        moments, x = whitening.start(config.model.dim), mx.zeros((batch, config.model.dim))
+        white = matmul_flop(lambda x: whitening.whitened(x, moments), x)
+        target = [white + flop for flop in target]
     update = update_flop(Step(HJEPA(config), config))
     cost = costs(config, step.model)
     assert 1e9 * cost.parts["update"].gflop * batch == pytest.approx(update)

@@ -7,6 +7,8 @@ from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 from test_step import batch, run, weights
 
+from hjepa_mlx import whitening
+from hjepa_mlx.errors import UsageError
 from hjepa_mlx.masks import MaskSampler
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step, as_arrays
@@ -20,7 +22,8 @@ def image_config(tiny_config):
     """A function from config changes to a config that predicts the image level too."""
 
     def build(model={}, **changes):  # noqa: B006
-        return tiny_config(model={**IMAGE_LEVEL, **model}, **changes)
+        views = {"count": 1, **changes.pop("views", {})}
+        return tiny_config(model={**IMAGE_LEVEL, **model}, views=views, **changes)
 
     return build
 
@@ -176,6 +179,41 @@ def test_the_target_of_the_image_is_the_mean_over_the_picture(image_config):
     )
 
 
+def test_targets_of_the_image_are_white_after_some_batches():
+    rng, D = np.random.default_rng(0), 48
+    mix = rng.normal(0, 1, (D, D)) * np.geomspace(1, 0.05, D)
+    moments, seen = whitening.start(D), []
+    for _ in range(400):
+        batch = (rng.normal(0, 1, (64, D)) @ mix + 3).astype(np.float32)
+        seen.append(np.array(whitening.whitened(mx.array(batch), moments)))
+    values = np.linalg.eigvalsh(np.cov(np.concatenate(seen[-200:]).T))
+    assert values.mean() == pytest.approx(1, abs=0.05)
+    assert values.max() / np.median(values) < 1.5
+    assert np.abs(np.concatenate(seen[-200:]).mean(0)).max() < 0.1
+
+
+def test_the_inverse_root_is_numpy_s():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(384, 384)))[0]
+    values = np.geomspace(1, 2.6e-5, 384)  # the least that RIDGE leaves
+    matrix = (axes * values) @ axes.T
+    found = np.array(whitening.inverse_root(mx.array(matrix.astype(np.float32))))
+    expected = (axes / np.sqrt(values)) @ axes.T
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
+def test_the_image_is_predicted_from_the_contexts_alone_where_there_are_no_views(image_config):
+    config = image_config(views={"count": 0}, loss={"vicreg": 0.2})
+    step = Step(HJEPA(config), config)
+    metrics = run(step, 0)
+    assert "loss_level_2" in metrics
+    assert "vicreg_image" not in metrics
+    assert "projector" not in step.model
+    assert batch(step, 0)[1].views is None
+    with pytest.raises(UsageError, match=r"views\.count=0 leaves nothing"):
+        image_config(views={"count": 0}, loss={"level_weights": [0, 0, 1]})
+
+
 def test_no_step_with_views_is_traced_anew_after_the_block_shapes(image_config):
     config = image_config(compile=True, views={"colour": 0.5, "grey": 0.2, "blur": 0.5})
     step = Step(HJEPA(config), config)
@@ -202,6 +240,7 @@ def test_three_views_an_image_are_the_mean_of_single_ones(image_config):
     whole = step.compute_gradients(images, *as_arrays(masks))
     parts = []
     for number in (0, 1):
+        step.moments.update(whitening.start(64))  # as they were
         views = Views(*(field[number::2] for field in masks.views))
         parts.append(step.compute_gradients(images, *as_arrays(masks._replace(views=views))))
     mean = (parts[0][0]["loss"] + parts[1][0]["loss"]) / 2

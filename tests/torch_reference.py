@@ -36,9 +36,11 @@ class TorchHJEPA:
         if views is not None:
             with torch.no_grad():
                 whole = self.encode("target_encoder", images)[-1].mean(1)
-            truth.append(F.layer_norm(whole, whole.shape[-1:]))
+                whole = self.whitened(F.layer_norm(whole, whole.shape[-1:]))
             seen = self.encode("context_encoder", views, positions=self.view_positions)[-1].mean(1)
-            predictions.append(self.mlp("image_predictor", seen))
+            both = torch.cat([features.mean(1), seen])
+            truth.append(whole.repeat(2, 1))
+            predictions.append(self.mlp("image_predictor", both))
             spread.append(self.mlp("projector", seen))
         return sum(
             weight * F.smooth_l1_loss(prediction, target)
@@ -46,6 +48,15 @@ class TorchHJEPA:
                 self.level_weights, predictions, truth, strict=True
             )
         ) + sum(self.vicreg_weight * self.vicreg(x) for x in spread)
+
+    def whitened(self, x):
+        """The first batch's x, whitened by moments that begin with zeros and the identity."""
+        mean = 0.02 * x.mean(0)
+        gap = x - mean
+        covariance = 0.98 * torch.eye(x.shape[1]) + 0.02 * gap.T @ gap / len(x)
+        values, axes = torch.linalg.eigh(covariance)
+        white = gap @ axes / torch.sqrt(values + 0.01 * values.mean()) @ axes.T
+        return white / torch.sqrt((values / (values + 0.01 * values.mean())).mean())
 
     def vicreg(self, x):
         """Variance and covariance terms of VICReg (arXiv 2105.04906, equations 1 and 4), 25 : 1."""

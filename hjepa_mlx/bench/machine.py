@@ -142,7 +142,7 @@ def time_parts(config: Config) -> dict[str, float]:
     mx.eval(model.parameters())
     parts = {"target": seconds(lambda: model.targets(patches, targets, pool))}
     if views is not None:
-        parts["views"] = seconds(lambda: model.predict_image(model.views(rig.images, drawn)))
+        parts["views"] = seconds(lambda: model.context_encoder(model.views(rig.images, drawn)))
     if pool:
         grid = config.grid
         parts["context"] = seconds(lambda: model.context_encoder(patches, context))

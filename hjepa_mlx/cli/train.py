@@ -192,16 +192,15 @@ def _print_plan(config: Config) -> None:
 def _hierarchy(config: Config) -> str:
     """How many cells of which size each level has in an image."""
     words = []
-    model, seen = config.model, config.view_grid
+    model, seen, count = config.model, config.view_grid, config.views.count
     shapes = zip(model.level_blocks, model.level_pool, config.level_sides, strict=True)
     for level, (block, pool, side) in enumerate(shapes):
         cells = f"{side}x{side} cells of {model.patch_size * config.level_pools[level]} pixels"
         few = ", with so few cells it adds little" if side <= 2 else ""
         if pool == "image":
-            cells = "the image" + (
-                f", from {config.views.count} x {seen}x{seen} patches" if seen else ""
-            )
-            few = ""
+            sources = ["the context"] * bool(config.masked) * config.image_predicted
+            sources += [f"{counted(count, 'view')} of {seen}x{seen} patches"] * bool(seen)
+            cells, few = "the image" + ", from " * bool(sources) + " and ".join(sources), ""
         predicted = "" if level in config.predicted else " (not predicted)"
         words.append(f"level {level}: {cells} after block {block}{predicted}{few}")
-    return ", ".join(words) + ("" if seen else "; no views, as the image is not predicted")
+    return ", ".join(words)

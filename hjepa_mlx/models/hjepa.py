@@ -19,7 +19,7 @@ from hjepa_mlx.models.vit import MLP, VisionTransformer, patchify, take_tokens
 from hjepa_mlx.views import render
 
 ENCODERS = "target", "context"
-WIDE = 1536  # of the hidden layer between a view's mean and what is predicted from it
+WIDE = 1536  # of the hidden layer between a mean of features and what is predicted from it
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class HJEPA(nn.Module):
         self.target_encoder.freeze()
         if config.masked:
             self.predictor = Predictor(config)
-        if config.view_grid:
-            dim = int(model.dim)
+        dim = int(model.dim)
+        if config.image_predicted:
             self.image_predictor = MLP(dim, WIDE, dim)
-            if config.loss.projection and (config.loss.vicreg or config.loss.sigreg):
-                self.projector = MLP(dim, WIDE, config.loss.projection)
-                self.projector.fc2.pop("bias")  # VICReg takes the mean off, so it would only wander
+        spread = config.loss.vicreg or config.loss.sigreg
+        if config.view_grid and config.loss.projection and spread:
+            self.projector = MLP(dim, WIDE, config.loss.projection)
+            self.projector.fc2.pop("bias")  # VICReg takes the mean off, so it would only wander
 
     def patches(self, images: mx.array | np.ndarray) -> mx.array:
         """Images [B, H, W, 3] uint8 as the encoders see them: patches [B, H/p · W/p, p·p·3]."""
@@ -84,7 +85,7 @@ class HJEPA(nn.Module):
             x = x.reshape(rows, M, A, -1).astype(mx.float32)  # [B·V, M, h·w, D]
             x = (matrix @ x).reshape(rows, M * matrix.shape[0], -1)  # [B·V, M·n_l, D]
             targets.append(x)
-        if self.config.view_grid:
+        if self.config.image_predicted:
             targets.append(features[-1].astype(mx.float32).mean(1, keepdims=True))
         return [mx.fast.layer_norm(x, None, None, 1e-5) for x in targets]
 
@@ -98,14 +99,6 @@ class HJEPA(nn.Module):
         (context,) = self.context_encoder(patches, indices)
         grid = isqrt(patches.shape[1])
         return self.predictor(context, indices, centres, cells, grid), context
-
-    def predict_image(self, patches: mx.array) -> tuple[mx.array, mx.array]:
-        """The image's prediction from each view, [V, 1, D], and the view's features [V, n, D].
-
-        patches: [V, n, p·p·3] of views, as `views` gives them.
-        """
-        (features,) = self.context_encoder(patches)
-        return self.image_predictor(features.mean(1, keepdims=True)), features
 
     def views(self, images: mx.array, views: Sequence[mx.array]) -> mx.array:
         """Views of images [B, S, S, 3] as the context encoder sees them: [V, n, p·p·3]."""
