@@ -21,7 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from pydantic import BaseModel, Field
 
-from hjepa_mlx.errors import HJEPAError
+from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_folder, atomic_write, read_json, sha256, sync
 from hjepa_mlx.models.hjepa import HJEPA
 from hjepa_mlx.step import Step, random_key, reseed
@@ -122,7 +122,7 @@ def _put_back(arrays: dict[str, mx.array], step: Step) -> None:
             for kind, joined in kinds.items():
                 state[part][kind][moment] = joined
     state.update({name: value for name, value in arrays.items() if "." not in name})
-    mx.eval(state)
+    mx.eval(state, step.moments)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -183,6 +183,11 @@ def restore(checkpoint: Path, step: Step) -> dict[str, Any]:
     state = load_model(checkpoint, step.model)
     step.adopt()
     arrays = _load(checkpoint, "optimizer.safetensors", state)
+    if step.moments and "image_mean" not in arrays:
+        raise UsageError(
+            f"{checkpoint} is from before the image's target was whitened. Start a new run, with "
+            "its weights: --init RUN."
+        )
     if _shapes(arrays) != _shapes(_optimizer_arrays(step)):
         raise _damaged(checkpoint, "optimizer.safetensors belongs to other weights")
     _put_back(arrays, step)

@@ -101,7 +101,7 @@ class Config(Shown, Section):
 
     @property
     def masked(self) -> list[int]:
-        """The levels that are predicted from what masks leave: all but the image level."""
+        """The levels of patches that are predicted: all but the image level."""
         return [level for level in self.predicted if self.model.level_pool[level] != "image"]
 
     @property
@@ -243,14 +243,11 @@ class Config(Shown, Section):
             falls = values is not weights and order != sorted(order)
             yield falls, f"{key}={values} must not decrease: level 0 is the finest."
         blind = self.image_predicted and not self.masked and not self.views.count
-        yield blind, "views.count=0 leaves nothing to predict the image from: predict patches too."
+        yield blind, "views.count=0: the image needs a view, or patches that are predicted too."
         seen = self.views.size
-        multiple = seen != "auto" and (int(seen) % patch > 0 or int(seen) > size)
-        yield (
-            multiple,
-            f"views.size={seen} must be a multiple of model.patch_size={patch}, "
-            + (f"no larger than data.image_size={size}."),
-        )
+        odd = seen != "auto" and (int(seen) % patch > 0 or int(seen) > size)
+        fits = f"a multiple of model.patch_size={patch}, no larger than data.image_size={size}"
+        yield odd, f"views.size={seen} must be {fits}."
         whole = [*pools].count("image") > 1 or "image" in [*pools][:-1]
         yield whole, f"model.level_pool={pools}: only the last level can be the image."
         levels = list(zip(blocks, pools, strict=True))

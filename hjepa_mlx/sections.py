@@ -80,7 +80,7 @@ class Model(Section):
     """Encoder, levels and predictor; give `size`, or `dim`, `depth` and `heads`.
 
     levels: as many as `level_pool` has, or 4. level_pool: patches along a cell's side; "image" for
-    the top level, one cell that is the whole picture, predicted from small crops of it (`views`).
+    the top level, one cell that is the whole picture, predicted from the masked contexts.
     By default the last level is the image, the others are of single patches. level_blocks: the
     transformer block, from 1, after which each level lies.
     predictor_context: the predictor sees the context's tokens, only their mean, or both: the tokens

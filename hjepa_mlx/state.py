@@ -245,6 +245,7 @@ def _check_own_parts(
         ("model", *(c.model.model_copy(update={"init": None}) for c in (its, config))),
         ("data.image_size", its.data.image_size, config.data.image_size),
         ("the levels that loss.level_weights predicts", its.predicted, config.predicted),
+        ("views", its.view_grid, config.view_grid),
     ):
         if theirs != ours:
             raise UsageError(

@@ -173,17 +173,20 @@ class Step:
         if masked := self.config.masked:
             cells = [target.shape[1] for target in truth[: len(masked)]]
             predictions, features = self.model.predict(patches, context, centres, cells)
-            means[""] = features.mean(1)  # [B·V, D]
+            means[""] = features.astype(mx.float32).mean(1)  # [B·V, D]
         if views is not None:
-            means["_image"] = self.model.context_encoder(views)[0].mean(1)
+            (features,) = self.model.context_encoder(views)
+            means["_image"] = features.astype(mx.float32).mean(1)
         if self.config.image_predicted:
-            prediction = self.model.image_predictor(mx.concatenate([*means.values()]))
+            seen = mx.concatenate([*means.values()]).astype(self.dtype)
+            prediction = self.model.image_predictor(seen)
             predictions = [*predictions, prediction[:, None]]
             each = [len(seen) // len(patches) for seen in means.values()]
             whole = mx.concatenate([mx.repeat(truth[-1], count, axis=0) for count in each])
             truth = [*truth[:-1], whole]
         if "projector" in self.model:
-            means["_image"] = self.model.projector(means["_image"])
+            projected = self.model.projector(means["_image"].astype(self.dtype))
+            means["_image"] = projected.astype(mx.float32)
         loss, metrics = mx.array(0.0), {}
         for level, prediction, target in zip(
             self.config.predicted, predictions, truth, strict=True
@@ -191,7 +194,6 @@ class Step:
             metrics[f"loss_level_{level}"] = self.loss_fn(prediction, target)
             loss = loss + float(c.level_weights[level]) * metrics[f"loss_level_{level}"]
         for of, pooled in means.items():
-            pooled = pooled.astype(mx.float32)
             if c.vicreg:
                 metrics["vicreg" + of] = losses.vicreg(pooled)
                 loss = loss + c.vicreg * metrics["vicreg" + of]

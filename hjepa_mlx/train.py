@@ -77,7 +77,7 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
     """
     c, leads = state.config, world.rank() == 0
     previous: Metrics = {}
-    work, key, stop = _work(state.stages), random_key(), False
+    work, undo, stop = _work(state.stages), undoing(state), False
     bar = training_bar(state.console, c.optim.epochs, state.total, state.done, work)
     with (
         closing(inputs(state)) as steps,
@@ -93,7 +93,7 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
                 metrics = state.step(batches, values)
                 mx.eval(previous)  # at most one step is in flight
                 previous = metrics
-                state.done, state.position, key = state.done + 1, position, random_key()
+                state.done, state.position, undo = state.done + 1, position, undoing(state)
                 state.meter.add(metrics)
                 beat()
                 log(state, values, show, write)
@@ -110,7 +110,7 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
         except RuntimeError as error:
             if world.size() == 1:
                 raise
-            reseed(key)  # nothing else has changed in the step that was not completed
+            undo()  # nothing else has changed in the step that was not completed
             lost = f"Rank {world.rank()} has lost another one ({error})."
             raise HJEPAError(f"{lost} {save_after_loss(state, 'Go on with')}") from error
         finally:
@@ -119,6 +119,17 @@ def fit(state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
         raise Interrupted(stopped(state))
     for line in reading(state.run.last_stage) if leads else ():
         say(state.console, line)
+
+
+def undoing(state: TrainState) -> Callable[[], None]:
+    """Takes back what a step changes before all ranks have completed it."""
+    key, moments = random_key(), {**state.step.moments}
+
+    def undo() -> None:
+        reseed(key)
+        state.step.moments.update(moments)
+
+    return undo
 
 
 def begin(state: TrainState, write: Write) -> None:

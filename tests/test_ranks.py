@@ -24,6 +24,7 @@ WORKER = [str(Path(ranks.__file__))]
 TRAIN = ["-m", "hjepa_mlx", "train", "tiny.yaml", "--run-dir"]
 BROKEN = ("a/00.jpg", "a/02.jpg", "b/03.jpg")
 RECIPE = TINY.replace("epochs: 2", "epochs: 6").replace("1.0e-9", "1000")  # 24 steps
+RECIPE = RECIPE.replace("[1, 2, 4]", "[1, 2, image]")
 
 
 @pytest.fixture(scope="module")

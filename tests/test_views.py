@@ -1,4 +1,4 @@
-"""Views: small crops, coloured; and the image level, which is predicted from them."""
+"""Views: small crops, coloured; and the image level, predicted from contexts and views."""
 
 import mlx.core as mx
 import numpy as np
@@ -210,7 +210,7 @@ def test_the_image_is_predicted_from_the_contexts_alone_where_there_are_no_views
     assert "vicreg_image" not in metrics
     assert "projector" not in step.model
     assert batch(step, 0)[1].views is None
-    with pytest.raises(UsageError, match=r"views\.count=0 leaves nothing"):
+    with pytest.raises(UsageError, match=r"views\.count=0: the image needs a view"):
         image_config(views={"count": 0}, loss={"level_weights": [0, 0, 1]})
 
 

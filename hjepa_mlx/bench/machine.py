@@ -119,8 +119,8 @@ def power() -> str:
 def time_parts(config: Config) -> dict[str, float]:
     """Seconds of a step's parts, each timed alone: medians.
 
-    `backward` is the time that gradients take beyond the three forward passes. The sum exceeds a
-    whole step's time, because a step overlaps its parts.
+    `backward` is the time that gradients take beyond the forward passes, and what the image level
+    adds. The sum exceeds a whole step's time, because a step overlaps its parts.
     """
     rig = Rig(config)
     step, model, masks = rig.step, rig.step.model, as_arrays(rig.masks(0))
