@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from pydantic import BaseModel, Field
+from pydantic import Field, create_model
 
 from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.files import atomic_folder, atomic_write, read_json, sha256, sync
@@ -35,18 +35,19 @@ Whole = Annotated[int, Field(ge=0, lt=2**53)]
 Word = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class State(BaseModel):
-    """What state.json has in every version."""
-
-    step: Whole
-    epoch: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    images: Whole
-    position: tuple[Whole, Whole]
-    own_parts: dict[str, str | None]
-    window: list[dict[str, float]]
-    random_state: tuple[Word, Word]
-    loss_scale: dict[str, float]
-    sha256: dict[str, str]
+STATE: dict[str, Any] = {  # types of what state.json has in every version
+    "step": Whole,
+    "epoch": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    "images": Whole,
+    "position": tuple[Whole, Whole],
+    "own_parts": dict[str, str | None],
+    "window": list[dict[str, float]],
+    "random_state": tuple[Word, Word],
+    "loss_scale": dict[str, float],
+    "sha256": dict[str, str],
+}
+_fields: Any = {key: (kind, ...) for key, kind in STATE.items()}
+_State = create_model("_State", **_fields)
 
 
 def save(folder: Path, step: Step, number: int, state: dict[str, Any], keep_last: int) -> Path:
@@ -145,7 +146,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"Checkpoint {checkpoint} has format {format}; this version of hjepa-mlx reads "
                 f"format {FORMAT}."
             )
-        State.model_validate(state)
+        _State.model_validate(state)
         parts = {"model": None, "sampler": None} | state["own_parts"]
         parts.setdefault("loss_fn", parts.pop("error", None))  # its earlier name
         state["own_parts"] = parts
