@@ -138,7 +138,7 @@ class Views(Section):
     ones. Mirrored where `data.flip` says.
     """
 
-    count: Annotated[int, Field(ge=0, le=1000)] = 0
+    count: Annotated[int, Field(ge=0, le=1000)] = 1
     size: Auto | Side = "auto"
     area: Areas = [0.1, 0.6]
     colour: Fraction = 0.0

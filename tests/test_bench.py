@@ -74,7 +74,7 @@ def test_bench_json_is_the_design_s(facts):
     assert facts["sustained"]["first_images_per_second"] > 0
     assert facts["sweep"] == sorted(facts["sweep"], key=lambda row: row["batch"])
     assert all(row["images_per_second"] > 0 for row in facts["sweep"])
-    parts = {"target", "context", "predictor", "backward", "update"}
+    parts = {"target", "context", "views", "predictor", "backward", "update"}
     assert set(facts["parts_seconds"]) == parts
 
 

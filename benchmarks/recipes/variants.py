@@ -193,6 +193,7 @@ IMAGE = (
     "model.level_blocks=[1,2,3,3]",
     "model.level_pool=[1,1,1,image]",
     "loss.level_weights=[0,0,1,2]",
+    "views.count=0",
 )
 # It is predicted from a crop as well; a batch of 32 is too small for more than 128 directions
 VIEW = ("views.count=1", "views.size=16", "loss.projection=128")
