@@ -11,7 +11,7 @@ from hjepa_mlx import world
 
 RATE = 0.02  # of a batch in the moments: about the last 50 count
 RIDGE = 0.01  # of the mean variance, added to that of each direction
-ITERATIONS = 20  # of Newton-Schulz: the least variance that RIDGE leaves in 1,000 dimensions
+ITERATIONS = 20  # of Newton-Schulz: enough for the least variance that RIDGE leaves in 1,000 axes
 
 Moments = dict[str, mx.array]  # mean [D] and covariance [D, D]
 
