@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Group
 
 from hjepa_mlx.checkpoint import read_state
+from hjepa_mlx.config import Config
 from hjepa_mlx.errors import UsageError
 from hjepa_mlx.recipes import dotted_keys
 from hjepa_mlx.runs import Run
@@ -116,11 +117,19 @@ def _training(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "steps": last["step"],
         "epochs": last["epoch"],
-        "images": last["step"] * config.data.batch_size * config.optim.accumulate,
+        "images": _images(config, int(last["step"])),
         "loss": next((row["loss"] for row in reversed(logged) if "loss" in row), None),
         "images_per_second": median(speeds) if speeds else None,
         "finished": last["epoch"] >= config.optim.epochs,
     }
+
+
+def _images(config: Config, step: int) -> int:
+    """How many images a run has seen by a step; each stage has batches of its own."""
+    stages = [(one.step, one.batch_size * one.accumulate) for one in config.run.history]
+    stages = [*stages, (step, config.data.batch_size * config.optim.accumulate)]
+    begun = [0, *(end for end, _ in stages)]
+    return sum((end - start) * batch for start, (end, batch) in zip(begun, stages, strict=False))
 
 
 def _gather(evaluations: list[dict[str, Any]], *inside: str) -> Scores:

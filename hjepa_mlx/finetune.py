@@ -103,6 +103,7 @@ def finetune(
     record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     train, test, left_out = judged(opened["train"], opened["test"])
+    config.data.bits = (train.folder and train.bits) or config.data.bits
     if not train.classes:
         raise UsageError(f"{train.name} has no labels to learn. {' '.join(left_out)}".rstrip())
     check_evaluable(train, test)
@@ -111,16 +112,15 @@ def finetune(
     skipped, classifier = Skipped(), Classifier(config, train.classes)
     classifier.encoder.update((HJEPA(config) if scratch else model).target_encoder.parameters())
     mx.eval(classifier.parameters())
-    found = _outputs(classifier, train, skipped)
-    probe = linear_probe.fit(found.pooled["features"], found.labels)
+    x, y = (found := _outputs(classifier, train, skipped)).pooled["features"], found.labels
+    probe = linear_probe.fit(x, y)
     classifier.mean, classifier.scale = mx.array(probe.mean), mx.array(probe.scale)
     classifier.head.update(_linear(probe))
     scores = {"frozen": _accuracy(classifier, test, skipped)}
     if scratch:  # the probe of random features would be a head start
         classifier.head.update(tree_map(mx.zeros_like, classifier.head.parameters()))
     elif total and probe.l2 < LEAST_L2:
-        x, classes = found.pooled["features"], len(train.classes)
-        probe = next(linear_probe.solutions(x, found.labels, classes, [LEAST_L2], probe.weights))
+        probe = next(linear_probe.solutions(x, y, len(train.classes), [LEAST_L2], probe.weights))
         classifier.head.update(_linear(probe))
     if total:
         _train(classifier, train, total, skipped, scratch)

@@ -59,6 +59,7 @@ def longer(path: str | Path, epochs: int, overrides: list[str] | None = None) ->
         lr=checkpoint.learning_rate(newest),
         epochs=before.optim.epochs,
         batch_size=before.data.batch_size,
+        accumulate=before.optim.accumulate,
         image_size=before.data.image_size,
     )
     config.run.history = [*before.run.history, ended]
@@ -69,7 +70,10 @@ def last_stage(config: Config) -> str:
     """How a run that was made longer goes on, in words; empty for other runs."""
     if not config.run.history:
         return ""
-    last, c, size = config.run.history[-1], config.optim, config.data.image_size
+    last, c, share, size = config.run.history[-1], config.optim, 0.0, 0
+    for side, part in config.stages:  # the first that is not over
+        size = size if share * c.epochs > last.epoch else side
+        share += part
     return (
         f"Stage {len(config.run.history) + 1} goes on from step {last.step} (epoch "
         f"{last.epoch:g}) to epoch {c.epochs}: {size}×{size} pixels, batches of "

@@ -219,7 +219,7 @@ def reopen(config: Config) -> Run:
         key, (then, now) = next(iter(differing.items()))
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         advice = f"Resume with the run's own config, {run.path}/config.yaml, or start a new run."
-        if key == "optim.epochs":
+        if list(differing) == ["optim.epochs"] and now > then:
             advice = f"To train it longer: hjepa-mlx train {quote(str(run.path))} --epochs {now}"
         raise UsageError(
             f"{run.path} was started with another config: {key} was {then!r}, now {now!r}{more}. "

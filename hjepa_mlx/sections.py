@@ -183,13 +183,17 @@ class Optim(Section):
 
 
 class Earlier(Section):
-    """A stage of a run that ended, at `step`, where a longer one began; `lr`: of its last step."""
+    """A stage of a run that ended, at `step`, where a longer one began; `lr`: of its last step.
+
+    accumulate: 1 where an earlier version wrote none.
+    """
 
     step: int
     epoch: float
     lr: float
     epochs: int
     batch_size: int
+    accumulate: int = 1
     image_size: int
 
 

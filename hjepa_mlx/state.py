@@ -104,10 +104,10 @@ def setup(
     """Check all that was asked for, and build the parts of the run; the arguments are `train`'s."""
     config = resolve(config)
     facts = config.model_dump()
-    config, run = _reopened(config, resume)
+    config, run, place = _reopened(config, resume)
     with agreement.together():
         _check_own_parts(config, loss_fn, sampler, model)
-        source, train, test = _sources(config, resume, run)
+        source, train, test = _sources(config, place)
         per_epoch = steps_per_epoch(config, len(source))
         bank, queries, left_out = judged(train, test)
         facts["the images"] = source.fingerprint
@@ -145,17 +145,18 @@ def setup(
     )
 
 
-def _reopened(config: Config, resume: bool) -> tuple[Config, Run | None]:
-    """The config, with what the run that is resumed keeps; on rank 0 also that run."""
+def _reopened(config: Config, resume: bool) -> tuple[Config, Run | None, str | None]:
+    """The config, with what the run that is resumed keeps; on rank 0 that run; its folder."""
     with agreement.together():
         run = runs.reopen(config) if resume and world.rank() == 0 else None
-    return ranks.of_rank_0(config), run
+    config = ranks.of_rank_0(config)
+    place = agreement.values(run and str(run.path))[0]
+    return config, run, place and (config.run.dir or place)
 
 
-def _sources(config: Config, resume: bool, run: Run | None) -> tuple[Source, Source, Source]:
-    """The images to train on, and those to evaluate with: train and test."""
-    place = run.path if run else config.run.dir
-    opened = open_sources(config.data, Path(place) / RECORD if resume and place else None)
+def _sources(config: Config, place: str | None) -> tuple[Source, Source, Source]:
+    """The images to train on, and those to evaluate with: train and test; place: of the run."""
+    opened = open_sources(config.data, Path(place) / RECORD if place else None)
     source = opened["pretrain"]
     config.data.bits = (source.folder and source.bits) or config.data.bits
     return source, opened["train"], opened["test"]

@@ -210,7 +210,11 @@ def evaluate(state: TrainState) -> dict[str, float]:
                 say(state.console, f"step {state.done}: {warning}", style="yellow")
             state.highest = highest([state.highest, row])
         if state.knn and judges:
-            row |= state.knn()
+            try:
+                row |= state.knn()
+            except HJEPAError as error:  # too many unreadable images, for one
+                say(state.console, f"No k-NN from here on: {error}", style="yellow")
+                state.knn = None
     return row
 
 

@@ -46,6 +46,9 @@ def test_the_command_prints_tables_and_keeps_the_scores(
     assert kept.scores == scores
     expected = hj.evaluate(model, protocol=hj.Protocol(7, draws=0, attentive_images=0)).scores
     assert {**scores, "trained": {}} == {**json.loads(json.dumps(expected)), "trained": {}}
+    (tmp_path / "run" / "eval.json").unlink()
+    invoke(run, *FAST, "--data-dir", str(tmp_path / "images"))  # the run's own
+    assert (tmp_path / "run" / "eval.json").exists()
     more = {**scores, "attentive_probe": {"level_0": 50.0}}
     (tmp_path / "run" / "eval.json").write_text(json.dumps(more))
     ended = invoke(run, *FAST)

@@ -51,6 +51,7 @@ def test_an_export_opens_as_a_network_and_tells_where_it_comes_from(prepared, tm
 
 
 def test_scores_are_on_the_card_only_if_they_are_of_this_step(tiny_config):
+    from hjepa_mlx.export import shareable
     from hjepa_mlx.export.card import card
     from hjepa_mlx.models.hjepa import Origin
 
@@ -61,6 +62,8 @@ def test_scores_are_on_the_card_only_if_they_are_of_this_step(tiny_config):
     text = card(model, "timm", "context", scores, "mit")
     assert "| level 0 | 62.5 | 71.2 |" in text
     assert "license: mit" in text
+    model.config.data.labels = "/home/me/labels.csv"
+    assert "/home/me" not in shareable(model.config).to_yaml()
     assert "Cite Coates" in text
     assert "62.5" not in card(model, "timm", "context", scores | {"trained": {"step": 7}})
 

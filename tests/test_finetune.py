@@ -167,6 +167,21 @@ def test_the_commands_save_a_classifier_and_name_the_class_of_each_image(
     assert "is there already. Choose another --out" in refused.stderr
 
 
+def test_where_a_classifier_cannot_be_written_none_is_trained(
+    model: hj.HJEPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("hjepa_mlx.finetune.finetune", trained)
+    run = saved(model, tmp_path / "run")
+    for command, words in (
+        (["finetune", run, "--out", f"{run}/config.yaml/new"], "config.yaml: File exists"),
+        (["finetune", "hf:someone/run"], "Say where to write what is made of hf:someone/run"),
+    ):
+        assert words in CliRunner().invoke(app, command).stderr
+
+
 def test_evaluation_shows_fine_tuned_accuracy_beside_that_from_scratch(
     model: hj.HJEPA, tmp_path: Path
 ) -> None:

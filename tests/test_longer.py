@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import hjepa_mlx as hj
 from hjepa_mlx.cli import app
+from hjepa_mlx.compare import compare
 from hjepa_mlx.longer import longer
 
 RECIPE = """
@@ -90,18 +92,25 @@ def test_another_batch_and_image_size_are_a_stage_of_the_same_run(run: hj.Run) -
     plan = train(run.path, "--epochs", 3, *settings, "--dry-run")
     assert "Stage 2 goes on from step 20 (epoch 2) to epoch 3: 48×48 pixels, batches of 32" in plan
     assert hj.Run(run.path).config == run.config  # a dry run changes nothing
+    first = ("--set", "data.progressive=[[16, 0.7]]")  # 2 of 3 epochs are less
+    assert "to epoch 3: 16×16 pixels" in train(run.path, "--epochs", 3, *first, "--dry-run")
     said = train(run.path, "--epochs", 3, *settings)
     again = hj.Run(run.path)
     assert again.latest.name == "step-00000025"  # 5 steps of 32 images
     assert again.metrics[-1]["epoch"] == 3.0
     assert again.metrics[-1]["lr"] == 1e-6
     assert [row["step"] for row in again.last_stage] == [*range(21, 26)]
+    copy = shutil.copytree(run.path, run.path.parent / "copy")
+    assert compare([run.path, copy]).data["training"]["images"] == [20 * 16 + 5 * 32] * 2
     model = hj.load(run.path)
     assert model.config.masks.context_tokens == 43  # its share of 12×12 patches, before of 8×8
     # positions are still counted in the patches of the first images
     assert model.context_encoder.grid == 8
     assert "Stage 2" in said
-    assert "there is nothing to do" in train(run.path, "--epochs", 3)
+    again = ("--epochs", 3, "--set", "run.final_eval=true")
+    assert "there is nothing to do" in (said := train(run.path, *again))
+    assert "k-NN" in said  # the evaluation that was missing
+    assert "k-NN" not in train(run.path, *again)
 
 
 def test_a_recipe_takes_its_epochs_and_a_run_is_not_changed_by_resuming(
@@ -111,12 +120,15 @@ def test_a_recipe_takes_its_epochs_and_a_run_is_not_changed_by_resuming(
     more = ["--resume", "--run-dir", str(run.path), "--set", "optim.epochs=4"]
     ended = CliRunner().invoke(app, ["train", str(tmp_path / "tiny.yaml"), *more])
     assert f"To train it longer: hjepa-mlx train {run.path} --epochs 4" in ended.stderr
+    less = CliRunner().invoke(
+        app, ["train", str(tmp_path / "tiny.yaml"), *more[:-1], "optim.epochs=1"]
+    )
+    assert f"Resume with the run's own config, {run.path}/config.yaml" in less.stderr
     ended = CliRunner().invoke(app, ["train", str(run.path), "--epochs", "4", "--set", "seed=1"])
     assert "seed was 0, now 1" in ended.stderr
-    ended = CliRunner().invoke(
-        app, ["train", str(run.path), "--epochs", "4", "--set", "optim.kind=adamw"]
-    )
-    assert "optim.kind was 'muon', now 'adamw'" in ended.stderr
+    for dry in [], ["--dry-run"]:
+        other = ["train", str(run.path), "--epochs", "4", "--set", "optim.kind=adamw", *dry]
+        assert "optim.kind was 'muon', now 'adamw'" in CliRunner().invoke(app, other).stderr
     config = longer(run.path, 3)
     config.run.dir, config.optim.epochs = str(tmp_path / "new"), 1
     assert hj.train(config).config.run.history == []

@@ -21,6 +21,7 @@ from hjepa_mlx.data.images import decodable
 from hjepa_mlx.data.listing import extensions, scan
 from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.eval.labels import judged
+from hjepa_mlx.finetune import finetune, predict
 from hjepa_mlx.sections import Data
 
 # What is handed over is used or named
@@ -178,6 +179,27 @@ def test_deep_greys_use_the_range_that_the_data_set_uses(tmp_path, bits):
     assert (f"data.bits={bits}" in ended.stderr) == (bits < 16)
     dark = decodable((tmp_path / "03.png").read_bytes())[-24 * 24 * 3 :]  # as all 16 bits
     assert dark.max() == levels[3].max() >> 8
+
+
+def test_the_range_of_deep_greys_is_that_of_all_classes_also_when_predicting(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, high in (("dark", 900), ("light", 4000)):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for number in range(100):
+            image = rng.integers(high // 2, high, (24, 24)).astype(np.uint16)
+            Image.fromarray(image).save(tmp_path / "deep" / name / f"{number:03}.png")
+    assert sources(tmp_path / "deep")[0].bits == 12
+    config = hj.load_config("demo", ["data.name=folder", f"data.dir={tmp_path / 'deep'}"])
+    classifier, _ = finetune(hj.HJEPA(config), config_without_epochs(config))
+    assert classifier.config.data.bits == 12
+    _, probabilities, _ = predict(classifier, [str(tmp_path / "deep" / "dark")])  # none is lighter
+    assert (probabilities.argmax(1) == 0).mean() > 0.9
+
+
+def config_without_epochs(config: hj.Config) -> hj.Config:
+    other = config.model_copy(deep=True)
+    other.finetune.epochs = 0
+    return other
 
 
 # Checks

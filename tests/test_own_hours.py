@@ -23,6 +23,14 @@ def test_the_recipe_my_folder_chooses_by_size_and_hours_and_the_users_settings_s
     assert "size: nano" in ended.stdout
     assert "image_size: 32" in ended.stdout
     assert "folder pretrain: 36 images" in hjepa("datasets", "check", folder).stdout
+    (tmp_path / "own.yaml").write_text(ended.stdout)
+    assert hj.load_config(tmp_path / "own.yaml").data.dir == str(folder)
+    with monkeypatch.context() as several:
+        several.setattr("hjepa_mlx.world.size", lambda: 2)
+        assert "Let one choose, with --dry-run > own.yaml" in hjepa(*asked).stderr
+    ended = hjepa(*asked, "--run-dir", "run one", "--resume")
+    assert ended.exit_code == 2
+    assert "Resume it by: hjepa-mlx train 'run one' --resume" in ended.stderr
     ended = hjepa(*asked[:-1], "1e-9", "--dry-run")
     assert ended.exit_code == 2
     assert "too short for one step" in ended.stderr

@@ -7,6 +7,7 @@ import shutil
 import layouts
 import pytest
 from layouts import CMC
+from test_own_pictures import hjepa
 
 from hjepa_mlx.data import prepared
 from hjepa_mlx.data.prepare import originals_of, prepare
@@ -15,8 +16,8 @@ from hjepa_mlx.errors import HJEPAError, UsageError
 from hjepa_mlx.sections import Data
 
 
-def sources(root, name):
-    return {s: open_source(Data(name=name, dir=str(root)), s) for s in ("train", "test")}
+def sources(root, name, **keys):
+    return {s: open_source(Data(name=name, dir=str(root), **keys), s) for s in ("train", "test")}
 
 
 def test_shards_that_the_first_version_made_still_open(tmp_path):
@@ -90,3 +91,19 @@ def test_a_prepared_folder_of_ones_own_pictures_trains_as_folder_does(tmp_path):
     assert small["train"].classes == mine["train"].classes
     assert small["train"].labels.tolist() == mine["train"].labels.tolist()
     assert len(small["test"]) == 9
+
+
+def test_a_prepared_folder_has_the_labels_that_were_asked_for_and_no_others(tmp_path):
+    layouts.folders(tmp_path / "mine", layouts.photos(CMC[:2], train=10, val=3))
+    images = sorted((tmp_path / "mine").rglob("*.JPEG"))
+    lines = [f"{image},{'even' if n % 2 == 0 else 'odd'}" for n, image in enumerate(images)]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    command = ["datasets", "prepare", "folder", "--data-dir", tmp_path / "mine"]
+    labels = ["--labels", tmp_path / "own.csv"]
+    ended = hjepa(*command, "--out", tmp_path / "small", *labels)
+    assert ended.exit_code == 0, ended.output
+    assert sources(tmp_path / "small", "folder")["train"].classes == ("even", "odd")
+    assert sources(tmp_path / "small", "folder", labels="none")["train"].classes == ()
+    with pytest.raises(UsageError, match="Prepare the pictures again"):
+        sources(tmp_path / "small", "folder", labels="folders")
+    assert "of your own pictures" in hjepa("datasets", "prepare", "stl10", *labels).stderr

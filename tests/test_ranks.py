@@ -1,6 +1,7 @@
 """Several ranks train the run that one rank does, and end well when one of them does not."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,6 +133,14 @@ def test_a_run_that_loses_ranks_and_is_resumed_is_the_run_that_did_not(place):
     ours, theirs = arrays(place / "run"), arrays(whole)
     assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
     assert column(place / "run", "loss") == column(whole, "loss")
+
+
+def test_ranks_resume_with_the_images_of_the_run_that_rank_0_finds(place):
+    command = [*TRAIN[:-1], "--set", "optim.epochs=1"]
+    for more in [], ["--resume"]:
+        ended = end(start(2, place, [*command, *more]))
+        assert [status for status, _ in ended] == [0, 0], ended
+        shutil.copy(place / "pictures/a/04.jpg", place / "pictures/a/late.jpg")
 
 
 def named(run: Path) -> list[str]:

@@ -27,6 +27,9 @@ datasets = typer.Typer(
 )
 Name = Annotated[str, typer.Argument(help="Name of a data set: see `hjepa-mlx datasets list`.")]
 NameOrFolder = Annotated[str, typer.Argument(help="Name of a data set, or folder.")]
+Labels = Annotated[
+    str, typer.Option(help="Of a folder: auto, folders, none, or a .csv file of path,label.")
+]
 
 
 @datasets.command(name="list")
@@ -94,6 +97,7 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Images worked on at once. Default: all cores.")
     ] = None,
+    labels: Labels = "auto",
 ) -> None:
     """Prepare files that are here already for training: smaller JPEGs in shards, or raw pixels.
 
@@ -106,6 +110,8 @@ def prepare(
 
     if name == "folder" and (out is None or data_dir is None):
         raise UsageError("prepare folder needs --data-dir PICTURES and --out FOLDER.")
+    if name != "folder" and labels != "auto":
+        raise UsageError("--labels is of your own pictures: datasets prepare folder.")
     if "+" in name:
         raise UsageError(f"Prepare one data set at a time: {name.replace('+', ', then ')}.")
     root = data_root(Data(dir=data_dir))
@@ -116,7 +122,7 @@ def prepare(
         how = options.format(**made) if "short_side" in made else ""
         print(f"It is prepared already{how}. Delete {folder} to do it again.")
     else:
-        originals = originals_of(name, root)
+        originals = originals_of(name, root, parse({"data": {"labels": labels}}).data.labels)
         for note in originals["train"].notes:
             print(note)
         run(name, originals, folder, side, quality, workers)
@@ -158,9 +164,7 @@ def verify(name: NameOrFolder, data_dir: DataDir = None, json_file: JsonFile = N
 @awake()
 def check(
     folder: Annotated[str, typer.Argument(help="Folder, or .txt file with a path a line.")],
-    labels: Annotated[
-        str, typer.Option(help="auto, folders, none, or a .csv file of path,label.")
-    ] = "auto",
+    labels: Labels = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Show what `train` would use of your own pictures, and what not, and why.

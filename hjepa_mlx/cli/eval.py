@@ -19,8 +19,9 @@ from hjepa_mlx.cli.common import (
     readable,
     sides,
 )
+from hjepa_mlx.data.folder import record_of
 from hjepa_mlx.errors import HJEPAError
-from hjepa_mlx.eval.evaluation import Protocol
+from hjepa_mlx.eval.evaluation import Protocol, config_for
 from hjepa_mlx.eval.evaluation import evaluate as measure
 from hjepa_mlx.progress import say
 from hjepa_mlx.runs import Run, load
@@ -60,8 +61,11 @@ def report(
     **protocol: Any,
 ) -> None:
     """Evaluate a run, print the tables and keep the scores in its eval.json."""
-    found = measure(load(path), data, data_dir, Protocol(**protocol))
-    plain = data is None and data_dir is None and protocol.get("image_size") is None
+    model = load(path)
+    found = measure(model, data, data_dir, Protocol(**protocol))
+    used = config_for(model.config, None, data_dir).data
+    same = data is None and record_of(path, model.config.data, used) is not None
+    plain = same and protocol.get("image_size") is None
     if plain and protocol.get("fit") != "whole" and (path / "config.yaml").is_file():
         if lost := _lost(path, found.scores, protocol):
             say(Console(stderr=True), f"Not kept: {path / 'eval.json'} has {lost} too.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from hjepa_mlx.cli.common import (
 from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.eval.evaluation import config_for
 from hjepa_mlx.eval.report import add_fine_tuned
-from hjepa_mlx.files import as_unicode, atomic_write
+from hjepa_mlx.files import as_unicode, atomic_write, make_folder
 from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import Run, load
@@ -57,6 +58,8 @@ def finetune(
     """
     from hjepa_mlx import finetune as tuning
 
+    if run.startswith("hf:") and out is None:
+        raise UsageError(f"Say where to write what is made of {run}: --out FOLDER.")
     model = load(run)
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
@@ -65,6 +68,9 @@ def finetune(
     folder = Path(out) if out else own / ("scratch" if scratch else "finetuned")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already. Choose another --out.")
+    make_folder(folder.parent)  # now rather than after the training
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder.parent} is not writable. Choose another --out.")
     config.finetune.epochs = 0 if freeze else config.finetune.epochs
     classifier, scores = tuning.finetune(model, config, scratch)
     tuning.save(classifier, folder, scores)

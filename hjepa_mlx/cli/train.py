@@ -26,7 +26,7 @@ from hjepa_mlx.longer import last_stage, longer
 from hjepa_mlx.losses import prediction_loss
 from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import config_names, find_config, load_config
-from hjepa_mlx.runs import Run
+from hjepa_mlx.runs import Run, reopen
 from hjepa_mlx.state import steps_per_epoch
 from hjepa_mlx.train import Interrupted
 from hjepa_mlx.train import train as start
@@ -35,6 +35,11 @@ Epochs = Annotated[
     int | None,
     typer.Option(metavar="N", help="Epochs in all; CONFIG a run: it goes on to so many."),
 ]
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Take so long; my-folder (default: 8) also chooses the network by it."),
+]
+RunDir = Annotated[str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")]
 Init = Annotated[
     str | None,
     typer.Option(
@@ -48,13 +53,8 @@ def train(
     config: Annotated[str, typer.Argument(help="Name of a recipe, path of a YAML file, or a run.")],
     overrides: Overrides = None,
     data_dir: DataDir = None,
-    run_dir: Annotated[
-        str | None, typer.Option(help="Run folder. Default: runs/CONFIG-TIME.")
-    ] = None,
-    hours: Annotated[
-        float | None,
-        typer.Option(help="Take so long; my-folder (default: 8) also chooses the network by it."),
-    ] = None,
+    run_dir: RunDir = None,
+    hours: Hours = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; CONFIG: the run."),
@@ -73,8 +73,8 @@ def train(
     config = config if config in config_names() else in_runs(config)
     own_run = _own_run(config, run_dir, epochs)
     overrides = overrides or []
-    if hours is not None and epochs is not None:
-        raise UsageError("--hours chooses the epochs itself: give either --hours or --epochs.")
+    if hours is not None:
+        _check_hours(epochs, (own_run or run_dir or "RUN") if resume else None)
     if hours is not None or (config == "my-folder" and not resume):
         overrides = [*_chosen(config, overrides, data_dir, hours), *overrides]
     loaded = _loaded(config, own_run, overrides, epochs)
@@ -82,9 +82,14 @@ def train(
     loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
     if dry_run:
+        if resume:
+            reopen(loaded)  # refuses what differs
         return _print_plan(loaded)
     if own_run is not None and epochs is not None and _has_trained(own_run, epochs):
-        return print(f"{own_run} has trained {epochs} epochs already: there is nothing to do.")
+        print(f"{own_run} has trained {epochs} epochs already: there is nothing to do.")
+        if loaded.run.final_eval and world.rank() == 0 and _unjudged(own_run):
+            _evaluate(Path(own_run))
+        return None
     try:
         run = start(loaded, resume)
     except Interrupted as stopped:
@@ -96,9 +101,24 @@ def train(
         _evaluate(run.path)
 
 
+def _check_hours(epochs: int | None, resumed: str | None) -> None:
+    """Refuse --hours where the length is known: with --epochs, and for a run that is resumed."""
+    if epochs is not None:
+        raise UsageError("--hours chooses the epochs itself: give either --hours or --epochs.")
+    if resumed is not None:
+        how = f"hjepa-mlx train {quote(resumed)} --resume"
+        raise UsageError(f"A run keeps its length. Resume it by: {how}")
+
+
 def _has_trained(run: str, epochs: int) -> bool:
     newest = Run(run).latest
     return newest is not None and read_state(newest)["epoch"] >= epochs
+
+
+def _unjudged(run: str) -> bool:
+    """Whether the scores of the last step are missing, as when the evaluation was interrupted."""
+    kept, newest = Run(run).scores.get("trained"), Run(run).latest
+    return newest is not None and (not kept or kept["step"] != read_state(newest)["step"])
 
 
 def _evaluate(run: Path) -> None:
@@ -121,6 +141,11 @@ def _chosen(
 
     console = Console(stderr=True)
     hours = HOURS if hours is None else hours
+    if world.size() > 1:
+        raise UsageError(
+            "my-folder and --hours measure one process. Let one choose, with --dry-run > own.yaml, "
+            "and train own.yaml on all ranks."
+        )
     settings, lines = fit_hours(config, overrides, data_dir, hours, partial(say, console))
     for line in lines:
         say(console, line)

@@ -24,7 +24,7 @@ HELD_OUT = 10  # a folder without a test split keeps every tenth image of a clas
 FEWEST = 5  # images of a class of which at least one is held out; smaller classes share
 LEAST_MEAN = 2  # images a folder; with fewer, `labels: auto` takes folders for no labels
 DEEP = frozenset({".png", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k", ""})  # may have 16 bits
-LOOKED_AT, DECODED = 64, 16  # files opened, and 16-bit ones decoded, to measure their range
+LOOKED_AT = 64  # files, to measure the range of 16-bit ones
 RECORD = "images.json"  # in a run: the images that it trains on, and those held out
 
 
@@ -191,10 +191,10 @@ def bits_of(paths: list[str]) -> int | None:
     """Bits that 16-bit greys use in a sample, 8 to 16; None when there are none in it."""
     deep = [path for path in paths if os.path.splitext(path)[1].lower() in DEEP]
     largest: list[int] = []
-    for path in deep[:: max(1, len(deep) // LOOKED_AT)]:
+    for number in generator(0, "bits").permutation(len(deep))[:LOOKED_AT]:
         try:
-            with opened(Path(path)) as image:
-                if image.mode.startswith("I") and len(largest) < DECODED:
+            with opened(Path(deep[number])) as image:
+                if image.mode.startswith("I"):
                     largest.append(int(np.asarray(image).max()))
         except ValueError:
             continue  # named when it is read
@@ -211,7 +211,10 @@ def write_record(folder: Folder, path: Path) -> None:
 
 def record_of(run: str | Path | None, own: Data, used: Data) -> Path | None:
     """The record of a run's images, where `used` names the same images as its `own` data."""
-    one, other = ((data.name, os.path.abspath(data.dir or "")) for data in (own, used))
+    one, other = (
+        (data.name, data.name == "folder" and os.path.abspath(data.dir or ""))
+        for data in (own, used)
+    )
     return Path(run) / RECORD if run is not None and one == other else None
 
 

@@ -50,13 +50,15 @@ Advance = Callable[[int], None]
 Reduced = tuple[Item, bytes, str]  # made smaller, or the reason why it is unreadable
 
 
-def originals_of(name: str, root: Path) -> dict[str, Original]:
+def originals_of(name: str, root: Path, labels: str = "auto") -> dict[str, Original]:
     """The splits to prepare of a data set in `root`; `folder`: of the pictures in `root`.
 
+    labels: of those pictures, as `data.labels`.
     Raises HJEPAError with the command that gets the data set when it is not there.
     """
     if name == "folder":
-        sources = open_sources(Data(dir=str(root)), splits=("train", "test"))
+        data = Data(dir=str(root), labels=labels)
+        sources = open_sources(data, splits=("train", "test"))
         return {
             split: replace(
                 of_images(source.images, source.labels, source.classes, source.rows),

@@ -127,6 +127,11 @@ def open_sources(
         train, test = (_of_folder(opened, side) for side in (0, 1))
         both: dict[Split, Source] = {"pretrain": train.some(data.limit, "limit"), "test": test}
         return {split: both["test" if split == "test" else "pretrain"] for split in splits}
+    if names == ["folder"] and data.labels not in ("auto", "none"):
+        raise UsageError(
+            f"data.labels={data.labels}: {data_root(data)} is prepared and has the labels of then. "
+            "Prepare the pictures again: hjepa-mlx datasets prepare folder --labels …"
+        )
     return {split: _open(names, data, split) for split in splits}
 
 
@@ -180,7 +185,10 @@ def _open_one(name: str, data: Data, split: Split) -> Source:
     folder = root if name == "folder" else prepared.find(name, root)
     if folder is None:
         raise HJEPAError(not_ready(name, root))
-    return make_source(name, *prepared.read(folder, split))
+    images, labels, classes = prepared.read(folder, split)
+    if data.labels == "none":
+        return make_source(name, images)
+    return make_source(name, images, labels, classes)
 
 
 def layout(name: str, data: Data) -> str | None:

@@ -87,6 +87,8 @@ def evaluate(
     record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     *sources, left_out = judged(opened["train"], opened["test"], protocol.k)
+    if (folder := opened["test"].folder) and folder.gone:
+        left_out = [folder.gone, *left_out]
     check_evaluable(*sources)
     tokens = bool(sources[0].classes) and protocol.attentive_images != 0
     backend.set_memory_limits()

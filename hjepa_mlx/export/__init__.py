@@ -78,6 +78,8 @@ def shareable(config: Config) -> Config:
     """The config without the names of places on this machine."""
     other = config.model_copy(deep=True)
     other.data.dir = other.run.dir = other.model.init = None
+    if other.data.labels.endswith(".csv"):
+        other.data.labels = "auto"
     return other
 
 
