@@ -126,8 +126,9 @@ def _training(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
 
 def _images(config: Config, step: int) -> int:
     """How many images a run has seen by a step; each stage has batches of its own."""
-    stages = [(one.step, one.batch_size * one.accumulate) for one in config.run.history]
-    stages = [*stages, (step, config.data.batch_size * config.optim.accumulate)]
+    times = config.optim.accumulate
+    stages = [(one.step, one.batch_size * (one.accumulate or times)) for one in config.run.history]
+    stages = [*stages, (step, config.data.batch_size * times)]
     begun = [0, *(end for end, _ in stages)]
     return sum((end - start) * batch for start, (end, batch) in zip(begun, stages, strict=False))
 

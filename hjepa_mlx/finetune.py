@@ -103,7 +103,7 @@ def finetune(
     record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     train, test, left_out = judged(opened["train"], opened["test"])
-    config.data.bits = (train.folder and train.bits) or config.data.bits
+    config.data.bits = train.bits or config.data.bits
     if not train.classes:
         raise UsageError(f"{train.name} has no labels to learn. {' '.join(left_out)}".rstrip())
     check_evaluable(train, test)

@@ -72,11 +72,12 @@ def last_stage(config: Config) -> str:
         return ""
     last, c, share, size = config.run.history[-1], config.optim, 0.0, 0
     for side, part in config.stages:  # the first that is not over
-        size = size if share * c.epochs > last.epoch else side
+        size = size if share * c.epochs > last.epoch + 1e-6 else side
         share += part
+    pixels = f"{size}×{size} pixels" + (" at first" if size != config.data.image_size else "")
     return (
         f"Stage {len(config.run.history) + 1} goes on from step {last.step} (epoch "
-        f"{last.epoch:g}) to epoch {c.epochs}: {size}×{size} pixels, batches of "
+        f"{last.epoch:g}) to epoch {c.epochs}: {pixels}, batches of "
         f"{config.data.batch_size}. All schedules are those of {c.epochs} epochs; the learning "
         f"rate gets there from {last.lr:.3g} in a straight line over {c.warmup_epochs:g} epochs."
     )

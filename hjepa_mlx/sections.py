@@ -185,7 +185,7 @@ class Optim(Section):
 class Earlier(Section):
     """A stage of a run that ended, at `step`, where a longer one began; `lr`: of its last step.
 
-    accumulate: 1 where an earlier version wrote none.
+    accumulate: none in runs of earlier versions.
     """
 
     step: int
@@ -193,7 +193,7 @@ class Earlier(Section):
     lr: float
     epochs: int
     batch_size: int
-    accumulate: int = 1
+    accumulate: int | None = None
     image_size: int
 
 

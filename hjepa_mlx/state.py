@@ -158,7 +158,7 @@ def _sources(config: Config, place: str | None) -> tuple[Source, Source, Source]
     """The images to train on, and those to evaluate with: train and test; place: of the run."""
     opened = open_sources(config.data, Path(place) / RECORD if place else None)
     source = opened["pretrain"]
-    config.data.bits = (source.folder and source.bits) or config.data.bits
+    config.data.bits = source.bits or config.data.bits
     return source, opened["train"], opened["test"]
 
 

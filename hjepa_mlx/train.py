@@ -212,8 +212,10 @@ def evaluate(state: TrainState) -> dict[str, float]:
         if state.knn and judges:
             try:
                 row |= state.knn()
+            except StorageError:
+                raise
             except HJEPAError as error:  # too many unreadable images, for one
-                say(state.console, f"No k-NN from here on: {error}", style="yellow")
+                say(state.console, f"No more k-NN: {error}", style="yellow")
                 state.knn = None
     return row
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 import hjepa_mlx as hj
 from hjepa_mlx.cli.compare import compare as command
-from hjepa_mlx.compare import Comparison, compare
+from hjepa_mlx.compare import Comparison, _images, compare
 from hjepa_mlx.config import Config
+from hjepa_mlx.sections import Earlier
 
 app = typer.Typer()
 app.command()(command)
@@ -136,6 +137,14 @@ def test_training_is_told_by_log_and_checkpoint(runs: Path) -> None:
     assert training["loss"][1] == rows[-1]["loss"] != training["loss"][0]
     speeds = [row["images_per_second"] for row in rows if "loss" in row]
     assert training["images_per_second"][1] == median(speeds)
+
+
+def test_images_of_stages_are_those_of_their_batches() -> None:
+    config = hj.load_config("demo", ["data.batch_size=32", "optim.accumulate=3"])
+    stage = {"step": 20, "epoch": 2.0, "lr": 0.0, "epochs": 2, "batch_size": 16, "image_size": 32}
+    for accumulate, first in ((2, 20 * 16 * 2), (None, 20 * 16 * 3)):  # None: as the run has now
+        config.run.history = [Earlier(**stage, accumulate=accumulate)]
+        assert _images(config, 25) == first + 5 * 32 * 3
 
 
 def test_a_run_that_has_not_begun_can_be_compared(runs: Path) -> None:

@@ -176,7 +176,7 @@ def test_where_a_classifier_cannot_be_written_none_is_trained(
     monkeypatch.setattr("hjepa_mlx.finetune.finetune", trained)
     run = saved(model, tmp_path / "run")
     for command, words in (
-        (["finetune", run, "--out", f"{run}/config.yaml/new"], "config.yaml: File exists"),
+        (["finetune", run, "--out", f"{run}/config.yaml/new"], "Nothing can be written in"),
         (["finetune", "hf:someone/run"], "Say where to write what is made of hf:someone/run"),
     ):
         assert words in CliRunner().invoke(app, command).stderr

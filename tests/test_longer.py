@@ -93,7 +93,9 @@ def test_another_batch_and_image_size_are_a_stage_of_the_same_run(run: hj.Run) -
     assert "Stage 2 goes on from step 20 (epoch 2) to epoch 3: 48×48 pixels, batches of 32" in plan
     assert hj.Run(run.path).config == run.config  # a dry run changes nothing
     first = ("--set", "data.progressive=[[16, 0.7]]")  # 2 of 3 epochs are less
-    assert "to epoch 3: 16×16 pixels" in train(run.path, "--epochs", 3, *first, "--dry-run")
+    assert "to epoch 3: 16×16 pixels at first" in train(
+        run.path, "--epochs", 3, *first, "--dry-run"
+    )
     said = train(run.path, "--epochs", 3, *settings)
     again = hj.Run(run.path)
     assert again.latest.name == "step-00000025"  # 5 steps of 32 images

@@ -228,7 +228,10 @@ def test_a_resumed_run_keeps_its_images_when_others_come_and_says_which_are_gone
     ended = hjepa("train", run, "--resume")
     assert ended.exit_code == 2
     assert "Gone since the run began: 1 image (first: 00.png). Put them back" in ended.stderr
-    assert "Gone since the run began" in hjepa("eval", run).stdout
+    said = hjepa("eval", run).stdout
+    assert "Gone since the run began" in said
+    assert "This data set has no labels" in said
+    assert ", 3 an epoch" in hjepa("train", run, "--resume", "--dry-run").stdout  # not of 54 images
     (tmp_path / "00.png").rename(tmp_path / "data/00.png")  # the advice
     assert hjepa("train", run, "--resume").exit_code == 0
 
@@ -239,7 +242,7 @@ def test_a_run_goes_on_where_too_many_images_are_unreadable_for_k_nn(tmp_path):
     (tmp_path / "data/train/a/00.png").write_bytes(b"torn")
     ended = train(tmp_path, tmp_path / "data", "--run-dir", tmp_path / "run")
     assert ended.exit_code == 0, ended.output
-    assert "No k-NN from here on: k-NN with k=20 needs" in ended.stderr
+    assert "No more k-NN: k-NN with k=20 needs" in ended.stderr
     assert hj.Run(tmp_path / "run").latest
 
 

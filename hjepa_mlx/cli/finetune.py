@@ -24,7 +24,7 @@ from hjepa_mlx.cli.common import (
 from hjepa_mlx.errors import UsageError, counted
 from hjepa_mlx.eval.evaluation import config_for
 from hjepa_mlx.eval.report import add_fine_tuned
-from hjepa_mlx.files import as_unicode, atomic_write, make_folder
+from hjepa_mlx.files import as_unicode, atomic_write
 from hjepa_mlx.progress import say
 from hjepa_mlx.recipes import load_config
 from hjepa_mlx.runs import Run, load
@@ -68,9 +68,10 @@ def finetune(
     folder = Path(out) if out else own / ("scratch" if scratch else "finetuned")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already. Choose another --out.")
-    make_folder(folder.parent)  # now rather than after the training
-    if not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder.parent} is not writable. Choose another --out.")
+    place = Path(os.path.abspath(folder)).parent  # as far as it is there
+    place = next(one for one in (place, *place.parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"Nothing can be written in {place}. Choose another --out.")
     config.finetune.epochs = 0 if freeze else config.finetune.epochs
     classifier, scores = tuning.finetune(model, config, scratch)
     tuning.save(classifier, folder, scores)

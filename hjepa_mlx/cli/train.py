@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 
 from hjepa_mlx import backend, pretrained, world
+from hjepa_mlx.agreement import shared_error
 from hjepa_mlx.checkpoint import read_state
 from hjepa_mlx.cli.common import DataDir, Overrides, in_runs, readable
 from hjepa_mlx.cli.eval import report
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import average_gflop, costs
-from hjepa_mlx.data.source import open_source
+from hjepa_mlx.data.folder import RECORD
+from hjepa_mlx.data.source import open_sources
 from hjepa_mlx.errors import HJEPAError, UsageError, counted
 from hjepa_mlx.eval.labels import NoTestImages
 from hjepa_mlx.longer import last_stage, longer
@@ -82,13 +84,12 @@ def train(
     loaded.data.dir, loaded.model.init = data_dir or loaded.data.dir, init or loaded.model.init
     loaded.run.dir = run_dir or (own_run if resume else None) or loaded.run.dir
     if dry_run:
-        if resume:
-            reopen(loaded)  # refuses what differs
-        return _print_plan(loaded)
+        record = reopen(loaded).path / RECORD if resume else None  # refuses another config
+        return _print_plan(loaded, record)
     if own_run is not None and epochs is not None and _has_trained(own_run, epochs):
         print(f"{own_run} has trained {epochs} epochs already: there is nothing to do.")
         if loaded.run.final_eval and world.rank() == 0 and _unjudged(own_run):
-            _evaluate(Path(own_run))
+            _evaluate(Path(own_run), data_dir)
         return None
     try:
         run = start(loaded, resume)
@@ -121,12 +122,14 @@ def _unjudged(run: str) -> bool:
     return newest is not None and (not kept or kept["step"] != read_state(newest)["step"])
 
 
-def _evaluate(run: Path) -> None:
+def _evaluate(run: Path, data_dir: str | None = None) -> None:
     """The evaluation at the end of a training; without it the run is whole all the same."""
     try:
-        report(run)
-    except NoTestImages as error:
+        report(run, None, data_dir)
+    except HJEPAError as error:
         print(f"hjepa-mlx: trained and saved, but not evaluated: {error}", file=sys.stderr)
+        if not isinstance(error, NoTestImages):
+            raise typer.Exit(error.exit_status) from None
     except KeyboardInterrupt:
         command = f"hjepa-mlx eval {quote(str(run))}"
         print(f"hjepa-mlx: trained and saved. Evaluate with: {command}", file=sys.stderr)
@@ -142,9 +145,10 @@ def _chosen(
     console = Console(stderr=True)
     hours = HOURS if hours is None else hours
     if world.size() > 1:
-        raise UsageError(
+        raise shared_error(
             "my-folder and --hours measure one process. Let one choose, with --dry-run > own.yaml, "
-            "and train own.yaml on all ranks."
+            "and train own.yaml on all ranks.",
+            status=2,
         )
     settings, lines = fit_hours(config, overrides, data_dir, hours, partial(say, console))
     for line in lines:
@@ -178,8 +182,8 @@ def _loaded(given: str, own_run: str | None, overrides: list[str], epochs: int |
     return load_config(given, [*overrides, f"optim.epochs={epochs}"])
 
 
-def _print_plan(config: Config) -> None:
-    """The resolved config as YAML; its costs as YAML comments."""
+def _print_plan(config: Config, record: Path | None) -> None:
+    """The resolved config as YAML; its costs as YAML comments. record: of a run that goes on."""
     prediction_loss(config.loss.kind)
     networks, loaded = pretrained.start(config)
     cost = costs(config, networks)
@@ -203,7 +207,7 @@ def _print_plan(config: Config) -> None:
     ]
     lines += [f"longer       {words}" for words in [last_stage(config)] if words]
     try:
-        source = open_source(config.data, "pretrain")
+        source = open_sources(config.data, record, ("pretrain",))["pretrain"]
         steps = steps_per_epoch(config, len(source))
         total = steps * config.optim.epochs
         lines.append(f"steps        {counted(len(source))}, {steps} an epoch, {total:,} in all")

@@ -191,9 +191,14 @@ def bits_of(paths: list[str]) -> int | None:
     """Bits that 16-bit greys use in a sample, 8 to 16; None when there are none in it."""
     deep = [path for path in paths if os.path.splitext(path)[1].lower() in DEEP]
     largest: list[int] = []
-    for number in generator(0, "bits").permutation(len(deep))[:LOOKED_AT]:
+    shuffled = [deep[number] for number in generator(0, "bits").permutation(len(deep))]
+    turns, turn = Counter[str](), {}
+    for path in shuffled:
+        turns[os.path.dirname(path)] += 1
+        turn[path] = turns[os.path.dirname(path)]
+    for path in sorted(shuffled, key=turn.__getitem__)[:LOOKED_AT]:  # one of each folder, then two
         try:
-            with opened(Path(deep[number])) as image:
+            with opened(Path(path)) as image:
                 if image.mode.startswith("I"):
                     largest.append(int(np.asarray(image).max()))
         except ValueError:

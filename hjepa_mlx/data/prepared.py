@@ -66,6 +66,8 @@ def manifest(folder: Path) -> dict[str, Any]:
                     raise ValueError(f"{file['file']!r} is not in its folder")
         if not all(isinstance(name, str) for name in made["classes"]):
             raise ValueError("a name is no text")
+        if made.get("bits", 16) not in range(8, 17):
+            raise ValueError("its bits are not 8 to 16")
         return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{folder / MANIFEST} cannot be read ({error!r:.300}).") from error

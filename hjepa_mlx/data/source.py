@@ -32,7 +32,8 @@ class Source:
     """Images of one split: those numbered `rows` [N] of a storage.
 
     `labels` [N] int64 index `classes`, -1 for none; both are empty when the data set has no
-    classes. bits: that 16-bit greys use. folder: where the images come from, if from one.
+    classes. bits: that 16-bit greys use. folder: where the images come from, if from one. notes:
+    lines about what was decided.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     classes: tuple[str, ...]
     bits: int | None = None
     folder: Folder | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,11 +52,6 @@ class Source:
     def encoded(self) -> bool:
         """Whether `read` gives the bytes of an image file instead of pixels."""
         return self.images.encoded
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What there is to say of the folder, if the images come from one."""
-        return self.folder.notes if self.folder else ()
 
     @property
     def fingerprint(self) -> str:
@@ -127,11 +124,6 @@ def open_sources(
         train, test = (_of_folder(opened, side) for side in (0, 1))
         both: dict[Split, Source] = {"pretrain": train.some(data.limit, "limit"), "test": test}
         return {split: both["test" if split == "test" else "pretrain"] for split in splits}
-    if names == ["folder"] and data.labels not in ("auto", "none"):
-        raise UsageError(
-            f"data.labels={data.labels}: {data_root(data)} is prepared and has the labels of then. "
-            "Prepare the pictures again: hjepa-mlx datasets prepare folder --labels …"
-        )
     return {split: _open(names, data, split) for split in splits}
 
 
@@ -142,7 +134,8 @@ def _of_folder(opened: Folder, side: int) -> Source:
     root = Path(opened.listing.root, opened.tops[side])
     if opened.tops[0] != opened.tops[1]:
         paths, rows = [paths[row] for row in rows], np.arange(len(rows))
-    return Source("folder", Files(root, paths), rows, labels, opened.classes, opened.bits, opened)
+    files, of = Files(root, paths), (opened.classes, opened.bits, opened, opened.notes)
+    return Source("folder", files, rows, labels, *of)
 
 
 def pictures(places: Sequence[str | Path], bits: Auto | int = "auto") -> tuple[Source, Listing]:
@@ -185,10 +178,13 @@ def _open_one(name: str, data: Data, split: Split) -> Source:
     folder = root if name == "folder" else prepared.find(name, root)
     if folder is None:
         raise HJEPAError(not_ready(name, root))
-    images, labels, classes = prepared.read(folder, split)
-    if data.labels == "none":
-        return make_source(name, images)
-    return make_source(name, images, labels, classes)
+    source = make_source(name, *prepared.read(folder, split))
+    note = (
+        f"data.labels={data.labels} does nothing here: {folder} is a prepared copy, with the "
+        "labels of then. Other labels: datasets prepare folder --labels …"
+    )
+    notes = (note,) if name == "folder" and data.labels != "auto" else ()
+    return replace(source, bits=prepared.manifest(folder).get("bits"), notes=notes)
 
 
 def layout(name: str, data: Data) -> str | None:

@@ -87,8 +87,6 @@ def evaluate(
     record = record_of(run, model.config.data, config.data)
     opened = open_sources(config.data, record, ("train", "test"))
     *sources, left_out = judged(opened["train"], opened["test"], protocol.k)
-    if (folder := opened["test"].folder) and folder.gone:
-        left_out = [folder.gone, *left_out]
     check_evaluable(*sources)
     tokens = bool(sources[0].classes) and protocol.attentive_images != 0
     backend.set_memory_limits()
@@ -112,6 +110,8 @@ def evaluate(
         **frame._asdict(),
         "left_out": left_out,
     }
+    if (folder := opened["test"].folder) and folder.gone:
+        described["gone"] = folder.gone
     usual = data is None and frame == Frame.of(config)
     own["promises"] = promises(own, model.config.data.name) if usual else []
     own |= {"protocol": described, "trained": _trained(model), "baselines": scores}

@@ -56,6 +56,7 @@ class Report(tables.Shown):
         """The figures in words."""
         skipped = self.scores["protocol"].get("skipped_images")
         unread = [f"{counted(skipped)} could not be read."] if skipped else []
+        unread += [self.scores["protocol"]["gone"]] if "gone" in self.scores["protocol"] else []
         unread += (left_out := self.scores["protocol"].get("left_out", []))
         if not self.scores.get("linear_probe"):
             none = "This data set has no labels, so there are no k-NN and no probes."
