@@ -20,7 +20,10 @@ from hjepa_mlx.runs import Run
 from hjepa_mlx.tables import Shown
 from hjepa_mlx.tables.compare import MEASURES, TRAINING, comparison
 
-MAY_DIFFER = "skipped_images", "attentive_bank_images", "attentive_query_images", "features"
+MAY_DIFFER = (
+    *("skipped_images", "attentive_bank_images", "attentive_query_images", "features"),
+    "few_labels",  # which are not compared
+)
 
 Scores = dict[str, dict[str, list[Any]]]  # measure → level → one item a run, None where missing
 

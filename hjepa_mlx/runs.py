@@ -202,7 +202,8 @@ def reopen(config: Config) -> Run:
         found = sorted(Path("runs").glob(f"{config.name}-{'[0-9]' * 8}-{'[0-9]' * 6}/config.yaml"))
         if not found:
             raise UsageError(
-                f"There is no run of '{config.name}' in runs/ to resume. Give its --run-dir."
+                f"There is no run of '{config.name}' in runs/ to resume (named {config.name}-DATE-"
+                "TIME). Give its --run-dir."
             )
         run = Run(found[-1].parent)
     keep_choices(config, run.config)

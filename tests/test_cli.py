@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import hjepa_mlx
+from hjepa_mlx.cli.common import in_runs
 from hjepa_mlx.config import Config
 from hjepa_mlx.costs import costs
 from hjepa_mlx.models.hjepa import HJEPA
@@ -86,3 +87,14 @@ def test_json_is_written_through_a_link(tmp_path: Path) -> None:
     hjepa("datasets", "list", "--json", str(link), folder=tmp_path)
     assert link.is_symlink()
     assert json.loads(target.read_text())["datasets"]
+
+
+def test_a_run_is_found_by_its_name_beside_pictures_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("cats", "runs/cats", "own", "runs/own"):
+        Path(folder).mkdir(parents=True)
+    for run in ("runs/cats", "own", "runs/own"):
+        Path(run, "config.yaml").touch()
+    assert [in_runs(name) for name in ("cats", "own", "dogs")] == ["runs/cats", "own", "dogs"]

@@ -178,6 +178,7 @@ def test_where_a_classifier_cannot_be_written_none_is_trained(
     for command, words in (
         (["finetune", run, "--out", f"{run}/config.yaml/new"], "Nothing can be written in"),
         (["finetune", "hf:someone/run"], "Say where to write what is made of hf:someone/run"),
+        (["finetune", run, "--data", "demo", "--set", "data.limit=9"], "Write them into a YAML"),
     ):
         assert words in CliRunner().invoke(app, command).stderr
 

@@ -84,8 +84,9 @@ def fit_hours(
     left = budget - evaluation - (time.monotonic() - began)
     batch = config.data.batch_size * config.optim.accumulate
     if (steps := (left * rate - looks) / batch / (1 + beside)) < 1:
-        words = f"beside measuring and evaluation ({duration(budget - left)})"
-        raise UsageError(f"--hours {hours:g} is too short for one step {words}; give more.")
+        least = (budget - left + (looks + batch * (1 + beside)) / rate) / 3600
+        words = "too short for measuring, evaluation and one step"
+        raise UsageError(f"--hours {hours:g} is {words}; give at least {1.1 * least:.3f}.")
     passes = steps / steps_per_epoch(config, len(source))
     settings += _length(config, min(passes, MOST if recipe == OWN else math.inf), len(source))
     config = _config(recipe, [*settings, *overrides], data_dir)

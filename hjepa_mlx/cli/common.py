@@ -28,6 +28,9 @@ DataDir = Annotated[
 def in_runs(given: str) -> str:
     """A run's folder that is given by its path or by its name in runs/."""
     inside = os.path.join("runs", given)
+    if os.path.isdir(given):  # pictures, say, that a run is named like
+        there, here = (os.path.isfile(os.path.join(x, "config.yaml")) for x in (inside, given))
+        return inside if there and not here else given
     return inside if not os.path.exists(given) and os.path.isdir(inside) else given
 
 

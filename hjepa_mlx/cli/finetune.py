@@ -31,6 +31,7 @@ from hjepa_mlx.runs import Run, load
 from hjepa_mlx.session import awake
 
 NAMED = 5  # unreadable images that are named
+OTHERS = ("data.name=", "data.dir=", "data.labels=", "data.bits=", "data.listing=", "data.limit=")
 
 
 @readable
@@ -64,6 +65,11 @@ def finetune(
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")
     config = config_for(load_config(model.origin.run, overrides), data, data_dir)
+    if data is not None and any(one.startswith(OTHERS) for one in overrides or ()):
+        raise UsageError(
+            "--data brings labels, bits, limit and folder of its own. Write them into a YAML file: "
+            "--data own.yaml."
+        )
     own = Path(model.origin.run)
     folder = Path(out) if out else own / ("scratch" if scratch else "finetuned")
     if folder.exists() and any(folder.iterdir()):
@@ -116,7 +122,9 @@ def predict(
         writer.writerow([as_unicode(path), classifier.classes[row.argmax()], f"{row.max():.6f}"])
     with atomic_write(Path(out)) as file:
         file.write(text.getvalue().encode())
-    for path, why in list(skipped.items())[:NAMED]:
+    for path, why in list(skipped.items())[::-1][:NAMED]:  # unreadable ones first
         say(Console(stderr=True), f"Left out {path}: {why}")
+    if (more := len(skipped) - NAMED) > 0:
+        say(Console(stderr=True), f"Left out {more:,} more.")
     unread = f" ({len(skipped):,} left out)" if skipped else ""
     say(Console(), f"{counted(len(paths))} named{unread}; in {out}")

@@ -33,9 +33,9 @@ def judged(train: Source, test: Source, k: int = K) -> tuple[Source, Source, lis
         why = f"the {'test' if len(have) else 'training'} images have no labels"
     elif len(have) < 2:
         why = "all training images have one label"
-    elif len(kept[0]) < max(k, HELD_OUT):
+    elif (n := len(kept[0])) < max(k, HELD_OUT):
         why = f"k={k} needs at least {max(k, HELD_OUT)} training images with a label; there are "
-        why += f"{len(kept[0])}"
+        why += f"{n}" + (f". Take `hjepa-mlx eval RUN --k {n}`" if n >= HELD_OUT else "")
     elif 2 * len(common) < len(asked):
         why = f"of the {len(asked)} classes of the test images, training has {len(common)}"
     if why:
