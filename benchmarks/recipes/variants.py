@@ -201,7 +201,7 @@ ALONE = (*VIEW, "loss.level_weights=[0,0,0,2]")
 # Muon for the matrices of the blocks; larger batches, since an update costs matrix products too
 MUON = ("optim.kind=muon", "data.batch_size=32", "optim.lr=1e-3")
 # Of the epochs of small_read_3, for as many FLOP
-MUON_SHARE, MUON_VIEW_SHARE, MUON_ALONE_SHARE = 11 / 15, 9 / 15, 13 / 15
+MUON_SHARE, MUON_VIEW_SHARE, MUON_ALONE_SHARE = 11 / 15, 8.5 / 15, 13 / 15
 
 VARIANTS = {
     "baseline": Variant(PLAIN),
@@ -219,6 +219,9 @@ VARIANTS = {
     "small_muon_flop": Variant((*SMALL, *READ_3, *MUON), share=MUON_SHARE),
     "small_image": Variant((*SMALL, *IMAGE, *MUON), share=MUON_SHARE),
     "small_image_view": Variant((*SMALL, *IMAGE, *MUON, *VIEW), share=MUON_VIEW_SHARE),
+    "small_image_view_32": Variant(
+        (*SMALL, *IMAGE, *MUON, *VIEW, "views.size=32"), share=MUON_VIEW_SHARE
+    ),
     "small_image_alone": Variant((*SMALL, *IMAGE, *MUON, *ALONE), share=MUON_ALONE_SHARE),
     "small_image_alone_32": Variant(
         (*SMALL, *IMAGE, *MUON, *ALONE, "views.size=32"), share=MUON_ALONE_SHARE
