@@ -231,7 +231,7 @@ ADVICE = (
     ("", "datasets list --json no/x.json", "the folder no does not exist",
      "mkdir no; datasets list --json no/x.json"),
     ("", "datasets list --json pictures", "give a file", "datasets list --json list.json"),
-    ("", f"{TINY} --hours 1e-9", "give more", f"{TINY} --hours 1"),
+    ("", f"{TINY} --hours 1e-9", "give at least", f"{TINY} --hours 1"),
     ("", f"{TINY} --hours 0", "must be above 0", f"{TINY} --hours 9"),
     ("", f"{TINY} --hours 8", r"(optim\.epochs)=\d+.* Change any with (--set)",
      f"{TINY} {{1}} {{0}}=7"),

@@ -219,7 +219,7 @@ def test_a_frozen_encoder_is_left_where_fine_tuning_made_it_worse(
 def test_an_evaluation_that_was_interrupted_is_made_by_the_command_it_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(_: Path) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     finished = SimpleNamespace(done=8, total=8, run=hj.Run("run"))
