@@ -34,6 +34,12 @@ def in_runs(given: str) -> str:
     return inside if not os.path.exists(given) and os.path.isdir(inside) else given
 
 
+def check_out(run: str, out: str | None) -> None:
+    """Refuse to write into the Hub's cache, where the run of `hf:USER/NAME` lies."""
+    if run.startswith("hf:") and out is None:
+        raise UsageError(f"Say where to write what is made of {run}: --out FOLDER.")
+
+
 RunOrCheckpoint = Annotated[
     str, typer.Argument(parser=in_runs, help="Run folder, its name in runs/, or a checkpoint.")
 ]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hjepa_mlx.cli.common import JsonFile, RunOrCheckpoint, output_json, readable
-from hjepa_mlx.errors import UsageError
+from hjepa_mlx.cli.common import JsonFile, RunOrCheckpoint, check_out, output_json, readable
 from hjepa_mlx.runs import Run, load
 
 Licence = Annotated[str, typer.Option("--licence", help="Of the weights, for the model card.")]
@@ -33,8 +32,7 @@ def export(
     """
     from hjepa_mlx.export import export as write
 
-    if run.startswith("hf:") and out is None:
-        raise UsageError(f"Say where to write what is made of {run}: --out FOLDER.")
+    check_out(run, out)
     model = load(run)
     own = model.origin.run if model.origin else run
     folder = Path(out) if out else Path(own) / "export" / to

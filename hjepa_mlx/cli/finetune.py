@@ -17,6 +17,7 @@ from hjepa_mlx.cli.common import (
     OtherData,
     Overrides,
     RunOrCheckpoint,
+    check_out,
     in_runs,
     output_json,
     readable,
@@ -59,8 +60,7 @@ def finetune(
     """
     from hjepa_mlx import finetune as tuning
 
-    if run.startswith("hf:") and out is None:
-        raise UsageError(f"Say where to write what is made of {run}: --out FOLDER.")
+    check_out(run, out)
     model = load(run)
     if model.origin is None:
         raise UsageError(f"{run} is no run, so there is no data set with it. Give a run's folder.")

@@ -118,8 +118,8 @@ def _has_trained(run: str, epochs: int) -> bool:
 
 def _unjudged(run: str) -> bool:
     """Whether the scores of the last step are missing, as when the evaluation was interrupted."""
-    kept, newest = Run(run).scores.get("trained"), Run(run).latest
-    return newest is not None and (not kept or kept["step"] != read_state(newest)["step"])
+    judged, newest = Run(run).scores.get("trained") or {}, Run(run).latest
+    return newest is not None and judged.get("step") != read_state(newest)["step"]
 
 
 def _evaluate(run: Path, data_dir: str | None = None) -> None:

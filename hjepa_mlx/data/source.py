@@ -179,11 +179,13 @@ def _open_one(name: str, data: Data, split: Split) -> Source:
     if folder is None:
         raise HJEPAError(not_ready(name, root))
     source = make_source(name, *prepared.read(folder, split))
+    if name != "folder":
+        return source
     note = (
-        f"data.labels={data.labels} does nothing here: {folder} is a prepared copy, with the "
-        "labels of then. Other labels: datasets prepare folder --labels …"
+        f"data.labels={data.labels} does nothing here: {folder} is a prepared copy and keeps the "
+        "labels that it was made with. For others: hjepa-mlx datasets prepare folder --labels …"
     )
-    notes = (note,) if name == "folder" and data.labels != "auto" else ()
+    notes = () if data.labels == "auto" else (note,)
     return replace(source, bits=prepared.manifest(folder).get("bits"), notes=notes)
 
 
